@@ -1,0 +1,263 @@
+//! Every command and flag. Each flag can also be given as an environment variable, `AEIR_` and its name.
+
+use std::path::PathBuf;
+
+use aeir_data::Split;
+use aeir_train::config::{Adversary, SourceLossKind};
+use aeir_train::{MethodName, TrainConfig};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Image-sentence retrieval for data without pairs.
+///
+/// Trains on a public domain whose images have sentences, adapts to your domain, where nobody has written down which
+/// sentence belongs to which image, and finds images by sentence and by image.
+#[derive(Parser)]
+#[command(name = "aeir", version, max_term_width = 100)]
+pub(crate) struct Flags {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    /// No progress and no notes on stderr; warnings and errors stay
+    #[arg(long, short, global = true, env = "AEIR_QUIET")]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Train, adapt, score and search on the data sets in `fixtures/`, and write a report
+    Demo(DemoFlags),
+    /// Train a model on source pairs, adapted to unpaired target images and sentences
+    Train(TrainFlags),
+    /// Score a model on test pairs, both ways
+    Eval(EvalFlags),
+    /// Embed images with a model and store them for search
+    Index(IndexFlags),
+    /// Find images by a sentence or by an image
+    Search(SearchFlags),
+}
+
+#[derive(Args)]
+pub(crate) struct DemoFlags {
+    /// Folder with `datasets/` and `backbones/`
+    #[arg(long, value_name = "DIR", default_value = "fixtures", env = "AEIR_FIXTURES")]
+    pub(crate) fixtures: PathBuf,
+    /// Folder for models, index and report; an earlier demo in it is replaced
+    #[arg(long, short, value_name = "DIR", default_value = "runs/demo", env = "AEIR_OUTPUT")]
+    pub(crate) output: PathBuf,
+    /// Seeds for each row of the table
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100), env = "AEIR_SEEDS")]
+    pub(crate) seeds: u64,
+    /// Settings in TOML, for all rows; `configs/demo.toml` holds the defaults
+    #[arg(long, value_name = "FILE", env = "AEIR_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
+}
+
+#[derive(Args)]
+pub(crate) struct TrainFlags {
+    /// Source pairs: one `{"image": path, "captions": [..], "split"?: "train"|"val"}` a line, paths relative to the
+    /// file. May be repeated; each file is a domain of its own
+    #[arg(long, required = true, value_name = "FILE.jsonl", env = "AEIR_SOURCE")]
+    pub(crate) source: Vec<PathBuf>,
+    /// Target images: a list file with one path a line, or a folder
+    #[arg(long, value_name = "LIST|DIR", env = "AEIR_TARGET_IMAGES")]
+    pub(crate) target_images: Option<PathBuf>,
+    /// Target sentences, one a line; which belongs to which image need not be known
+    #[arg(long, value_name = "FILE", env = "AEIR_TARGET_SENTENCES")]
+    pub(crate) target_sentences: Option<PathBuf>,
+    /// What to train [default: aeir]
+    #[arg(long, value_enum, env = "AEIR_METHOD")]
+    pub(crate) method: Option<MethodFlag>,
+    /// Standardise each domain's features with its own statistics, the target's from its unpaired sets
+    #[arg(long, env = "AEIR_STANDARDISE")]
+    pub(crate) standardise: bool,
+    /// Frozen image encoder: a folder or an id
+    #[arg(long, value_name = "DIR|ID", default_value = "efficientnet-lite0", env = "AEIR_IMAGE_ENCODER")]
+    pub(crate) image_encoder: String,
+    /// Frozen sentence encoder: a folder or an id
+    #[arg(long, value_name = "DIR|ID", default_value = "static-minilm", env = "AEIR_TEXT_ENCODER")]
+    pub(crate) text_encoder: String,
+    /// Settings in TOML; flags go before it
+    #[arg(long, value_name = "FILE", env = "AEIR_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Passes over the source pairs, or the target sets where those are larger [default: 40]
+    #[arg(long, value_name = "N", env = "AEIR_EPOCHS")]
+    pub(crate) epochs: Option<usize>,
+    /// Source pairs a step [default: 128]
+    #[arg(long, value_name = "N", env = "AEIR_BATCH_SIZE")]
+    pub(crate) batch_size: Option<usize>,
+    /// Peak learning rate [default: 0.001]
+    #[arg(long = "lr", value_name = "RATE", env = "AEIR_LR")]
+    pub(crate) learning_rate: Option<f64>,
+    /// Loss on the source pairs [default: info-nce]
+    #[arg(long, value_enum, env = "AEIR_SOURCE_LOSS")]
+    pub(crate) source_loss: Option<SourceLossFlag>,
+    /// How the encoders are set against the domain critics [default: alternating]
+    #[arg(long, value_enum, env = "AEIR_ADVERSARY")]
+    pub(crate) adversary: Option<AdversaryFlag>,
+    /// Decides initial weights, order and dropout [default: 1]
+    #[arg(long, value_name = "N", env = "AEIR_SEED")]
+    pub(crate) seed: Option<u64>,
+    /// Folder for the model; new or empty
+    #[arg(long, short, value_name = "RUN", env = "AEIR_OUTPUT")]
+    pub(crate) output: PathBuf,
+    /// Replace a finished run in the output folder
+    #[arg(long, conflicts_with = "resume", env = "AEIR_OVERWRITE")]
+    pub(crate) overwrite: bool,
+    /// Go on from the newest checkpoint; starts afresh where there is none, leaves a finished run as it is
+    #[arg(long, value_enum, env = "AEIR_RESUME")]
+    pub(crate) resume: Option<ResumeFlag>,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
+}
+
+#[derive(Args)]
+pub(crate) struct EvalFlags {
+    /// Folder of a trained model
+    #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
+    pub(crate) model: PathBuf,
+    /// Test pairs: one `{"image": path, "captions": [..], "split"?: ".."}` a line
+    #[arg(long, value_name = "FILE.jsonl", env = "AEIR_DATA")]
+    pub(crate) data: PathBuf,
+    /// Score this split only [default: the lines marked `test`, or all where none is]
+    #[arg(long, value_enum, env = "AEIR_SPLIT")]
+    pub(crate) split: Option<SplitFlag>,
+    /// Print one JSON object
+    #[arg(long, env = "AEIR_JSON")]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
+}
+
+#[derive(Args)]
+pub(crate) struct IndexFlags {
+    /// Folder of a trained model
+    #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
+    pub(crate) model: PathBuf,
+    /// Images: a folder, a list file with one path a line, or a `.jsonl` file with an `image` a line
+    #[arg(long, value_name = "DIR|LIST|FILE.jsonl", env = "AEIR_IMAGES")]
+    pub(crate) images: PathBuf,
+    /// Folder for the index; an earlier index in it is replaced once the new one is whole
+    #[arg(long, short, value_name = "IDX", env = "AEIR_OUTPUT")]
+    pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("query").required(true).args(["sentence", "image"])))]
+pub(crate) struct SearchFlags {
+    /// Folder of an index
+    #[arg(long, value_name = "IDX", env = "AEIR_INDEX")]
+    pub(crate) index: PathBuf,
+    /// What to look for
+    pub(crate) sentence: Option<String>,
+    /// Look for images like this one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Option<PathBuf>,
+    /// Number of results
+    #[arg(short, value_name = "N", default_value_t = 10, env = "AEIR_K")]
+    pub(crate) k: usize,
+    /// Print one JSON object
+    #[arg(long, env = "AEIR_JSON")]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
+}
+
+#[derive(Args)]
+pub(crate) struct DeviceFlag {
+    /// auto, cpu, cuda, cuda:N or metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto", env = "AEIR_DEVICE")]
+    pub(crate) device: crate::place::DeviceName,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum MethodFlag {
+    /// Source pairs alone
+    SourceOnly,
+    /// Source alignment, semantic transfer and structure transfer
+    Aeir,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum SourceLossFlag {
+    /// Symmetric InfoNCE with a learned temperature
+    InfoNce,
+    /// Triplet ranking, hardest negative of the batch
+    TripletHardest,
+    /// Triplet ranking, all negatives of the batch
+    TripletAll,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum AdversaryFlag {
+    /// The critics step first, then the encoders
+    Alternating,
+    /// Both step at once, the gradient reversed between them
+    GradientReversal,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum ResumeFlag {
+    /// The newest checkpoint that is whole
+    Latest,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum SplitFlag {
+    Train,
+    Val,
+    Test,
+}
+
+impl SplitFlag {
+    pub(crate) fn split(self) -> Split {
+        match self {
+            Self::Train => Split::Train,
+            Self::Val => Split::Validation,
+            Self::Test => Split::Test,
+        }
+    }
+}
+
+impl TrainFlags {
+    /// The settings of the file, or the defaults, with the flags on top.
+    pub(crate) fn apply(&self, mut config: TrainConfig) -> TrainConfig {
+        if let Some(method) = self.method {
+            config.method = match method {
+                MethodFlag::SourceOnly => MethodName::SourceOnly,
+                MethodFlag::Aeir => MethodName::Aeir,
+            };
+        }
+        config.standardise |= self.standardise;
+        config.epochs = self.epochs.unwrap_or(config.epochs);
+        config.batch_size = self.batch_size.unwrap_or(config.batch_size);
+        config.seed = self.seed.unwrap_or(config.seed);
+        config.optimizer.learning_rate = self.learning_rate.unwrap_or(config.optimizer.learning_rate);
+        if let Some(loss) = self.source_loss {
+            config.source_loss.kind = match loss {
+                SourceLossFlag::InfoNce => SourceLossKind::InfoNce,
+                SourceLossFlag::TripletHardest => SourceLossKind::TripletHardest,
+                SourceLossFlag::TripletAll => SourceLossKind::TripletAll,
+            };
+        }
+        if let Some(adversary) = self.adversary {
+            config.aeir.adversary = match adversary {
+                AdversaryFlag::Alternating => Adversary::Alternating,
+                AdversaryFlag::GradientReversal => Adversary::GradientReversal,
+            };
+        }
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        super::Flags::command().debug_assert();
+    }
+}

@@ -1,0 +1,62 @@
+//! What goes to stderr while a command works: notes, warnings, progress bars.
+
+use std::io::IsTerminal;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tracing_subscriber::EnvFilter;
+
+/// Sends the libraries' log to stderr: warnings, or what `AEIR_LOG` asks for.
+pub(crate) fn start_logging(quiet: bool) {
+    let default = if quiet { "error" } else { "warn" };
+    let filter = EnvFilter::try_from_env("AEIR_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+}
+
+/// The stderr side of the terminal. Bars are drawn on a terminal only.
+pub(crate) struct Terminal {
+    bars: MultiProgress,
+    quiet: bool,
+}
+
+impl Terminal {
+    pub(crate) fn new(quiet: bool) -> Self {
+        let target = if quiet { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        Self { bars: MultiProgress::with_draw_target(target), quiet }
+    }
+
+    /// A line that tells what is going on.
+    pub(crate) fn note(&self, message: &str) {
+        if !self.quiet {
+            self.line(message);
+        }
+    }
+
+    /// A line that a user should not miss, also with `--quiet`.
+    pub(crate) fn warn(&self, message: &str) {
+        self.line(&format!("warning: {message}"));
+    }
+
+    #[allow(clippy::print_stderr)]
+    fn line(&self, message: &str) {
+        self.bars.suspend(|| eprintln!("{message}"));
+    }
+
+    /// A bar with a name, a count and the time left.
+    pub(crate) fn bar(&self, name: &str, total: usize) -> ProgressBar {
+        let bar = self.bars.add(ProgressBar::new(total as u64));
+        // The template is constant: a typing error in it would show in every test that draws a bar.
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix:32} {bar:30.cyan/dim} {pos:>6}/{len:<6} {per_sec:>12} {eta:>4} {msg}")
+        {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
+        bar.set_prefix(name.to_owned());
+        bar
+    }
+}

@@ -1,0 +1,63 @@
+//! What was left out of a run, and why.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::durable;
+use crate::error::DataError;
+
+/// One thing that was left out: a line, a caption, an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// What was left out, as a person would look for it (a path, the beginning of a sentence).
+    pub item: String,
+    /// The 1-based line it stood on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<usize>,
+    /// The file it stood in.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "lossy")]
+    pub file: Option<PathBuf>,
+    /// Why.
+    pub reason: String,
+}
+
+impl Skipped {
+    /// A line of a list or of a caption file.
+    pub(crate) fn line(file: &Path, line: usize, item: &str, reason: impl Into<String>) -> Self {
+        // Enough to recognise it by; the line number leads to the rest.
+        const SHOWN: usize = 80;
+        let mut shown: String = item.chars().take(SHOWN).collect();
+        if item.chars().nth(SHOWN).is_some() {
+            shown.push('…');
+        }
+        Self { item: shown, line: Some(line), file: Some(file.to_path_buf()), reason: reason.into() }
+    }
+
+    /// An image that could not be read or decoded.
+    pub fn image(path: &Path, error: &DataError) -> Self {
+        Self { item: path.display().to_string(), line: None, file: None, reason: error.with_causes() }
+    }
+}
+
+/// Names of files need not be UTF-8: a report with a replacement character is better than none.
+fn lossy<S: Serializer>(file: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    match file {
+        Some(file) => serializer.serialize_str(&file.to_string_lossy()),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// Writes the list as JSON lines, replacing the file in one step.
+///
+/// # Errors
+/// [`DataError::Io`] where the file cannot be written.
+pub fn write_skipped(path: &Path, skipped: &[Skipped]) -> Result<(), DataError> {
+    let mut text = Vec::new();
+    for record in skipped {
+        serde_json::to_writer(&mut text, record)
+            .map_err(|error| DataError::io(path, "write", std::io::Error::other(error)))?;
+        text.push(b'\n');
+    }
+    durable::replace(path, &text)
+}

@@ -1,0 +1,218 @@
+//! The crate's one error type.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong while loading an encoder or running one.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncoderError {
+    /// A tensor operation failed inside candle.
+    #[error("tensor operation failed")]
+    Tensor {
+        /// The error as candle gave it.
+        #[from]
+        source: candle_core::Error,
+    },
+    /// A file that belongs to a model folder is not there.
+    #[error("no such file: `{}`", file.display())]
+    MissingFile {
+        /// The file that was looked for.
+        file: PathBuf,
+    },
+    /// A file could not be read.
+    #[error("could not read `{}`", file.display())]
+    Read {
+        /// The file.
+        file: PathBuf,
+        /// The error of the file system.
+        source: std::io::Error,
+    },
+    /// A file could not be written.
+    #[error("could not write `{}`", file.display())]
+    Write {
+        /// The file.
+        file: PathBuf,
+        /// The error of the file system.
+        source: std::io::Error,
+    },
+    /// A JSON file does not parse, or has a key of another type.
+    #[error("could not parse `{}`", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// The error of the parser, with line and column.
+        source: serde_json::Error,
+    },
+    /// A key of a configuration has a value that can't be used.
+    #[error("`{key}`: expected {expected}, got {got} in `{}`", file.display())]
+    Config {
+        /// The file the configuration came from (empty when it did not come from a file).
+        file: PathBuf,
+        /// The key.
+        key: String,
+        /// What was expected.
+        expected: String,
+        /// What was found.
+        got: String,
+    },
+    /// A model folder holds an architecture that this crate does not have.
+    #[error("unsupported `{key}` {got} in `{}` (supported: {})", file.display(), supported.join(", "))]
+    Unsupported {
+        /// The configuration file.
+        file: PathBuf,
+        /// The key, or the keys, that name the architecture.
+        key: String,
+        /// What was found.
+        got: String,
+        /// What this crate can load.
+        supported: &'static [&'static str],
+    },
+    /// A safetensors file is truncated or its header is wrong.
+    #[error("could not read tensors from `{}`", file.display())]
+    Safetensors {
+        /// The file.
+        file: PathBuf,
+        /// The error of the parser.
+        source: safetensors::SafeTensorError,
+    },
+    /// A tensor is not in the file.
+    #[error("no tensor `{key}` (expected shape {expected:?}) in `{}`", file.display())]
+    MissingTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        key: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// A stored tensor has another shape.
+    #[error("tensor `{key}`: expected shape {expected:?}, got {got:?} in `{}`", file.display())]
+    TensorShape {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        key: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+        /// The shape it has.
+        got: Vec<usize>,
+    },
+    /// A stored tensor has an element type that can't be used.
+    #[error("tensor `{key}`: expected {expected}, got {got} in `{}`", file.display())]
+    TensorType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        key: String,
+        /// The types that can be used.
+        expected: &'static str,
+        /// The type it has.
+        got: String,
+    },
+    /// A stored tensor holds NaN or infinite values, or a variance below zero.
+    #[error("tensor `{key}`: expected {expected}, got {got} in `{}`", file.display())]
+    TensorValue {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        key: String,
+        /// What its values should be.
+        expected: &'static str,
+        /// The first value that is not.
+        got: f32,
+    },
+    /// A tokenizer file could not be loaded.
+    #[error("could not load the tokenizer `{}`", file.display())]
+    Tokenizer {
+        /// The file.
+        file: PathBuf,
+        /// The error of the tokenizer library.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A sentence could not be tokenised.
+    #[error("could not tokenise sentence {index}")]
+    Tokenise {
+        /// Position of the sentence in the batch.
+        index: usize,
+        /// The error of the tokenizer library.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A tokenizer gave an id that the embedding table does not have.
+    #[error("token `{token}`: expected an id below {expected}, got {got}")]
+    TokenId {
+        /// The token.
+        token: String,
+        /// Rows of the embedding table.
+        expected: usize,
+        /// The id.
+        got: u32,
+    },
+    /// A tensor passed to a function has the wrong shape.
+    #[error("{what}: expected {expected}, got {got:?}")]
+    Shape {
+        /// The argument.
+        what: &'static str,
+        /// The shape in words.
+        expected: String,
+        /// The shape it has.
+        got: Vec<usize>,
+    },
+    /// An argument is out of range.
+    #[error("{what}: expected {expected}, got {got}")]
+    Argument {
+        /// The argument.
+        what: &'static str,
+        /// What was expected.
+        expected: String,
+        /// What was passed.
+        got: String,
+    },
+    /// A folder is not a model bundle that this version can use.
+    #[error("`{}` can't be used as a model: {reason}", folder.display())]
+    Bundle {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An image can't be resized: it has no pixels, or the result would be too large.
+    #[error("image size: expected {expected}, got {width}x{height}")]
+    ImageSize {
+        /// What was expected.
+        expected: String,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+    },
+    /// The resizing library refused an image.
+    #[error("could not resize an image of {width}x{height}")]
+    Resize {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The error of the resizing library.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// The crate's result type.
+pub type Result<T, E = EncoderError> = std::result::Result<T, E>;
+
+impl EncoderError {
+    /// Turns a file system error on reading `file` into one of this crate.
+    pub(crate) fn read(file: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let file = file.to_owned();
+        move |source| match source.kind() {
+            std::io::ErrorKind::NotFound => Self::MissingFile { file },
+            _ => Self::Read { file, source },
+        }
+    }
+
+    /// Turns a file system error on writing `file` into one of this crate.
+    pub(crate) fn write(file: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let file = file.to_owned();
+        move |source| Self::Write { file, source }
+    }
+}

@@ -1,0 +1,102 @@
+//! Fragments (regions of an image, words of a sentence) and their mask.
+
+use candle_core::{D, DType, Tensor};
+
+use crate::error::{EncoderError, Result};
+
+/// A batch of fragment features that never travels without its mask.
+///
+/// # Shapes
+/// `features [B, T, D]`, `mask [B, T]` f32, 1 for a real fragment and 0 for padding.
+#[derive(Debug, Clone)]
+pub struct Fragments {
+    features: Tensor,
+    mask: Tensor,
+}
+
+impl Fragments {
+    /// Puts features and mask together.
+    ///
+    /// # Shapes
+    /// `features [B, T, D]`; `mask [B, T]` of any number type, 1 real and 0 padding; stored as f32.
+    ///
+    /// # Errors
+    /// [`EncoderError::Shape`] if the shapes do not fit each other.
+    pub fn new(features: Tensor, mask: Tensor) -> Result<Self> {
+        let &[batch, count, _] = features.dims() else {
+            return Err(EncoderError::Shape {
+                what: "fragment features",
+                expected: "[batch, fragments, dimension]".to_owned(),
+                got: features.dims().to_vec(),
+            });
+        };
+        if mask.dims() != [batch, count] {
+            return Err(EncoderError::Shape {
+                what: "fragment mask",
+                expected: format!("[{batch}, {count}]"),
+                got: mask.dims().to_vec(),
+            });
+        }
+        let mask = mask.to_dtype(DType::F32)?;
+        Ok(Self { features, mask })
+    }
+
+    /// Fragments without padding: a mask of ones.
+    ///
+    /// # Errors
+    /// [`EncoderError::Shape`] if `features` is not `[B, T, D]`.
+    pub fn unpadded(features: Tensor) -> Result<Self> {
+        let mask = match features.dims() {
+            &[batch, count, _] => Tensor::ones((batch, count), DType::F32, features.device())?,
+            // `new` says what is wrong with the shape.
+            _ => Tensor::ones((0, 0), DType::F32, features.device())?,
+        };
+        Self::new(features, mask)
+    }
+
+    /// The features, `[B, T, D]`. Rows of padding hold any finite values.
+    #[must_use]
+    pub fn features(&self) -> &Tensor {
+        &self.features
+    }
+
+    /// The mask, `[B, T]` f32, 1 real and 0 padding.
+    #[must_use]
+    pub fn mask(&self) -> &Tensor {
+        &self.mask
+    }
+
+    /// The same mask over other features, such as the projected ones.
+    ///
+    /// # Errors
+    /// [`EncoderError::Shape`] if `features` is not `[B, T, _]` with the batch and fragment count of the mask.
+    pub fn with_features(&self, features: Tensor) -> Result<Self> {
+        Self::new(features, self.mask.clone())
+    }
+
+    /// Mean over the real fragments; padding is never pooled.
+    ///
+    /// Equation: `sum_t mask_t x_t / max(sum_t mask_t, 1)`. A row without any real fragment gives zeros. Values
+    /// under the mask do not count whatever they are, as long as they are finite.
+    ///
+    /// # Shapes
+    /// `[B, D]`; gradients reach the real fragments only.
+    ///
+    /// # Errors
+    /// [`EncoderError::Tensor`] from candle.
+    pub fn mean_pooled(&self) -> Result<Tensor> {
+        let weights = self.mask.to_dtype(self.features.dtype())?;
+        let counts = weights.sum_keepdim(1)?.maximum(1.0)?;
+        // One small matmul a row instead of a sum over the middle axis, which is slow in candle on CPU.
+        let sums = weights.unsqueeze(1)?.contiguous()?.matmul(&self.features.contiguous()?)?.squeeze(1)?;
+        Ok(sums.broadcast_div(&counts)?)
+    }
+
+    /// Number of real fragments a row, `[B]` f32.
+    ///
+    /// # Errors
+    /// [`EncoderError::Tensor`] from candle.
+    pub fn counts(&self) -> Result<Tensor> {
+        Ok(self.mask.sum(D::Minus1)?)
+    }
+}

@@ -1,0 +1,432 @@
+//! From a decoded image to the numbers a network was trained on.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use image::DynamicImage;
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{EncoderError, Result};
+
+/// Largest side of the network input.
+const MAX_SIDE: u32 = 4096;
+/// Largest picture between the two passes of a resize. A one-pixel-wide image, scaled until its short side
+/// fits, can ask for gigabytes.
+const MAX_RESIZED_PIXELS: u64 = 1 << 26;
+const CHANNELS: usize = 3;
+
+/// Width and height in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Size {
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+}
+
+/// How the target size is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resize {
+    /// Straight to this size; the aspect ratio is not kept.
+    Exact(Size),
+    /// The shorter side to this many pixels; the longer side keeps the aspect ratio, rounded down. Needs a crop,
+    /// since images of a batch have one size.
+    ShortestEdge(u32),
+}
+
+/// Resampling filter, antialiased when it shrinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filter {
+    /// Cubic convolution with a = -0.5.
+    Bicubic,
+    /// Triangle.
+    Bilinear,
+}
+
+/// What happens to transparency.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Alpha {
+    /// Composited on white at the original size, before resizing.
+    CompositeOnWhite,
+    /// Left out: the colour under transparent pixels shows (Hugging Face's processors do this).
+    Drop,
+}
+
+/// The settings of an [`ImagePreprocessor`], not checked yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PreprocessorConfig {
+    /// How images are resized.
+    pub resize: Resize,
+    /// The resampling filter.
+    pub filter: Filter,
+    /// Centre crop after resizing, if any.
+    #[serde(default)]
+    pub crop: Option<Size>,
+    /// Factor on the 0..255 values, such as 1/255.
+    pub rescale: f64,
+    /// Subtracted after rescaling, by channel (red, green, blue).
+    pub mean: [f32; 3],
+    /// Divided by after that, by channel.
+    pub std: [f32; 3],
+    /// What happens to transparency.
+    pub alpha: Alpha,
+}
+
+/// Turns decoded, oriented images into network input.
+///
+/// The order is: alpha, RGB, resize, centre crop, rescale, subtract mean, divide by std. Resizing works as Pillow up
+/// to version 12 does: width first, rounded to bytes, then height.
+///
+/// # Parity file
+/// `fixtures/parity/preprocessing`: at most 2 levels off, in at most 1.5 % of the bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "PreprocessorConfig", into = "PreprocessorConfig")]
+pub struct ImagePreprocessor {
+    config: PreprocessorConfig,
+    output: Size,
+    /// The value of each byte, by channel: 256 values are all there is to compute.
+    values: Vec<[f32; CHANNELS]>,
+}
+
+impl TryFrom<PreprocessorConfig> for ImagePreprocessor {
+    type Error = EncoderError;
+
+    fn try_from(config: PreprocessorConfig) -> Result<Self> {
+        Self::new(config)
+    }
+}
+
+impl From<ImagePreprocessor> for PreprocessorConfig {
+    fn from(preprocessor: ImagePreprocessor) -> Self {
+        preprocessor.config
+    }
+}
+
+impl ImagePreprocessor {
+    /// Checks the settings.
+    ///
+    /// # Errors
+    /// [`EncoderError::Config`] for a size of 0 or above 4096, a crop larger than the resized image, shortest-edge
+    /// resizing without a crop, or a rescale, mean or std that is not usable.
+    pub fn new(config: PreprocessorConfig) -> Result<Self> {
+        Self::checked(config, Path::new(""))
+    }
+
+    pub(crate) fn checked(config: PreprocessorConfig, file: &Path) -> Result<Self> {
+        let fail = |key: &str, expected: &str, got: String| EncoderError::Config {
+            file: file.to_path_buf(),
+            key: key.to_owned(),
+            expected: expected.to_owned(),
+            got,
+        };
+        let valid = |side: u32| (1..=MAX_SIDE).contains(&side);
+        let resized = match config.resize {
+            Resize::Exact(size) => size,
+            Resize::ShortestEdge(edge) => Size { width: edge, height: edge },
+        };
+        if !valid(resized.width) || !valid(resized.height) {
+            return Err(fail("resize", "sides of 1 to 4096 pixels", format!("{}x{}", resized.width, resized.height)));
+        }
+        let output = match (config.crop, config.resize) {
+            (Some(crop), _) => crop,
+            (None, Resize::Exact(size)) => size,
+            (None, Resize::ShortestEdge(_)) => {
+                return Err(fail("crop", "a crop size with shortest-edge resizing", "none".to_owned()));
+            }
+        };
+        if !valid(output.width) || output.width > resized.width || !valid(output.height) || output.height > resized.height {
+            let expected = format!("at least 1x1 and at most {}x{}", resized.width, resized.height);
+            return Err(fail("crop", &expected, format!("{}x{}", output.width, output.height)));
+        }
+        if !(config.rescale.is_finite() && config.rescale > 0.0) {
+            return Err(fail("rescale", "a positive number", config.rescale.to_string()));
+        }
+        if let Some(mean) = config.mean.iter().find(|mean| !mean.is_finite()) {
+            return Err(fail("mean", "finite numbers", mean.to_string()));
+        }
+        if let Some(std) = config.std.iter().find(|std| !(std.is_finite() && **std > 0.0)) {
+            return Err(fail("std", "positive numbers", std.to_string()));
+        }
+        let ([mean_r, mean_g, mean_b], [std_r, std_g, std_b]) = (config.mean, config.std);
+        let values = (0..=u8::MAX)
+            .map(|byte| {
+                // In f64 and then rounded, as NumPy does it for the reference values.
+                let scaled = (f64::from(byte) * config.rescale) as f32;
+                [(scaled - mean_r) / std_r, (scaled - mean_g) / std_g, (scaled - mean_b) / std_b]
+            })
+            .collect();
+        Ok(Self { config, output, values })
+    }
+
+    /// Reads a Hugging Face `preprocessor_config.json`.
+    ///
+    /// Understood are the image processors of CLIP, SigLIP, ViT, DeiT and BiT (DINOv2): `size` as a number, as `height` and
+    /// `width`, or as `shortest_edge`; `resample` 2 (bilinear) and 3 (bicubic); centre crop, rescale and normalise.
+    /// Alpha is dropped, as those processors do.
+    ///
+    /// # Errors
+    /// [`EncoderError::MissingFile`], [`EncoderError::Read`], [`EncoderError::Json`], and [`EncoderError::Config`] for a
+    /// setting that would need another computation.
+    pub fn from_hugging_face(file: &Path) -> Result<Self> {
+        let bytes = crate::load::read_file(file)?;
+        let parsed: HuggingFaceConfig = crate::load::parse_json(&bytes, file)?;
+        Self::checked(parsed.into_config(file)?, file)
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &PreprocessorConfig {
+        &self.config
+    }
+
+    /// Size of the network input.
+    #[must_use]
+    pub fn output_size(&self) -> Size {
+        self.output
+    }
+
+    /// The image after resizing and cropping, before any scaling of values.
+    ///
+    /// # Shapes
+    /// `[3, H, W]` u8, on the CPU.
+    ///
+    /// # Errors
+    /// [`EncoderError::ImageSize`] for an image without pixels, or so narrow that its resized form would be huge.
+    pub fn pixels_u8(&self, image: &DynamicImage) -> Result<Tensor> {
+        let interleaved = self.interleaved(image)?;
+        let Size { width, height } = self.output;
+        let hwc = Tensor::from_vec(interleaved, (height as usize, width as usize, CHANNELS), &Device::Cpu)?;
+        Ok(hwc.permute((2, 0, 1))?.contiguous()?)
+    }
+
+    /// The network input of a batch; images are processed in parallel.
+    ///
+    /// # Shapes
+    /// B images to `[B, 3, H, W]` f32 on `device`.
+    ///
+    /// # Errors
+    /// [`EncoderError::ImageSize`] as in [`pixels_u8`](Self::pixels_u8); [`EncoderError::Tensor`] if the device refuses.
+    pub fn pixel_values(&self, images: &[DynamicImage], device: &Device) -> Result<Tensor> {
+        let Size { width, height } = self.output;
+        let plane = width as usize * height as usize;
+        let mut values = vec![0f32; images.len() * CHANNELS * plane];
+        values.par_chunks_mut(CHANNELS * plane).zip(images).try_for_each(|(output, image)| {
+            let bytes = self.interleaved(image)?;
+            for (channel, output) in output.chunks_exact_mut(plane).enumerate() {
+                let bytes = bytes.iter().skip(channel).step_by(CHANNELS);
+                for (output, byte) in output.iter_mut().zip(bytes) {
+                    *output = self.value(*byte, channel);
+                }
+            }
+            Ok::<(), EncoderError>(())
+        })?;
+        let shape = (images.len(), CHANNELS, height as usize, width as usize);
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(device)?)
+    }
+
+    /// The network input of one image, `[H, W, 3]`, for the path that keeps channels last.
+    pub(crate) fn interleaved_values(&self, image: &DynamicImage, output: &mut [f32]) -> Result<()> {
+        let bytes = self.interleaved(image)?;
+        for (output, bytes) in output.chunks_exact_mut(CHANNELS).zip(bytes.chunks_exact(CHANNELS)) {
+            for (channel, (output, byte)) in output.iter_mut().zip(bytes).enumerate() {
+                *output = self.value(*byte, channel);
+            }
+        }
+        Ok(())
+    }
+
+    fn value(&self, byte: u8, channel: usize) -> f32 {
+        self.values.get(usize::from(byte)).and_then(|values| values.get(channel)).copied().unwrap_or(0.0)
+    }
+
+    /// Resized and cropped bytes, `[H, W, 3]`.
+    fn interleaved(&self, image: &DynamicImage) -> Result<Vec<u8>> {
+        let source = Size { width: image.width(), height: image.height() };
+        if source.width == 0 || source.height == 0 {
+            return Err(EncoderError::ImageSize {
+                expected: "at least 1x1".to_owned(),
+                width: source.width,
+                height: source.height,
+            });
+        }
+        let target = self.resized_size(source)?;
+        let rgb = to_rgb(image, self.config.alpha);
+        let resized = self.resize(rgb, source, target)?;
+        Ok(centre_crop(resized, target, self.output))
+    }
+
+    fn resized_size(&self, source: Size) -> Result<Size> {
+        let target = match self.config.resize {
+            Resize::Exact(size) => (u64::from(size.width), u64::from(size.height)),
+            Resize::ShortestEdge(edge) => {
+                let (edge, width, height) = (u64::from(edge), u64::from(source.width), u64::from(source.height));
+                // Rounded down, as the reference processors do.
+                if width <= height { (edge, edge * height / width) } else { (edge * width / height, edge) }
+            }
+        };
+        let between = target.0.saturating_mul(u64::from(source.height));
+        let pixels = target.0.saturating_mul(target.1).max(between);
+        match (u32::try_from(target.0), u32::try_from(target.1)) {
+            (Ok(width), Ok(height)) if pixels <= MAX_RESIZED_PIXELS => Ok(Size { width, height }),
+            _ => Err(EncoderError::ImageSize {
+                expected: format!("a shape that resizes to at most {MAX_RESIZED_PIXELS} pixels"),
+                width: source.width,
+                height: source.height,
+            }),
+        }
+    }
+
+    /// Two one-dimensional passes with bytes in between: one call of the resizing library would start with the
+    /// columns and keep more precision, and differ from the reference at sharp edges.
+    fn resize(&self, rgb: Vec<u8>, source: Size, target: Size) -> Result<Vec<u8>> {
+        let between = Size { width: target.width, height: source.height };
+        let rgb = self.resize_pass(rgb, source, between)?;
+        self.resize_pass(rgb, between, target)
+    }
+
+    fn resize_pass(&self, rgb: Vec<u8>, source: Size, target: Size) -> Result<Vec<u8>> {
+        if source == target {
+            return Ok(rgb);
+        }
+        let filter = match self.config.filter {
+            Filter::Bicubic => FilterType::CatmullRom,
+            Filter::Bilinear => FilterType::Bilinear,
+        };
+        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
+        let fail = |source_error: Box<dyn std::error::Error + Send + Sync>| EncoderError::Resize {
+            width: source.width,
+            height: source.height,
+            source: source_error,
+        };
+        let input = ImageRef::new(source.width, source.height, &rgb, PixelType::U8x3).map_err(|e| fail(Box::new(e)))?;
+        let mut output = Image::new(target.width, target.height, PixelType::U8x3);
+        Resizer::new().resize(&input, &mut output, &options).map_err(|e| fail(Box::new(e)))?;
+        Ok(output.into_vec())
+    }
+}
+
+fn to_rgb(image: &DynamicImage, alpha: Alpha) -> Vec<u8> {
+    if alpha == Alpha::Drop || !image.color().has_alpha() {
+        return image.to_rgb8().into_raw();
+    }
+    let rgba = image.to_rgba8();
+    rgba.pixels()
+        .flat_map(|pixel| {
+            let [red, green, blue, alpha] = pixel.0;
+            [red, green, blue].map(|value| over_white(value, alpha))
+        })
+        .collect()
+}
+
+/// `value * alpha + white * (1 - alpha)` with Pillow's rounding of a division by 255.
+fn over_white(value: u8, alpha: u8) -> u8 {
+    let (value, alpha) = (u32::from(value), u32::from(alpha));
+    let sum = value * alpha + 255 * (255 - alpha) + 128;
+    u8::try_from(((sum >> 8) + sum) >> 8).unwrap_or(u8::MAX)
+}
+
+fn centre_crop(rgb: Vec<u8>, size: Size, crop: Size) -> Vec<u8> {
+    if size == crop {
+        return rgb;
+    }
+    let left = (size.width.saturating_sub(crop.width) / 2) as usize;
+    let top = (size.height.saturating_sub(crop.height) / 2) as usize;
+    rgb.chunks_exact(size.width as usize * CHANNELS)
+        .skip(top)
+        .take(crop.height as usize)
+        .flat_map(|row| row.iter().skip(left * CHANNELS).take(crop.width as usize * CHANNELS).copied())
+        .collect()
+}
+
+#[derive(Deserialize)]
+struct HuggingFaceConfig {
+    #[serde(alias = "feature_extractor_type")]
+    image_processor_type: Option<String>,
+    #[serde(default = "yes")]
+    do_resize: bool,
+    size: Option<HuggingFaceSize>,
+    resample: Option<u32>,
+    #[serde(default)]
+    do_center_crop: Option<bool>,
+    crop_size: Option<HuggingFaceSize>,
+    #[serde(default = "yes")]
+    do_rescale: bool,
+    rescale_factor: Option<f64>,
+    #[serde(default = "yes")]
+    do_normalize: bool,
+    image_mean: Option<[f32; 3]>,
+    image_std: Option<[f32; 3]>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum HuggingFaceSize {
+    Side(u32),
+    Exact(Size),
+    ShortestEdge { shortest_edge: u32 },
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl HuggingFaceConfig {
+    fn into_config(self, file: &Path) -> Result<PreprocessorConfig> {
+        let fail = |key: &str, expected: &str, got: String| EncoderError::Config {
+            file: PathBuf::from(file),
+            key: key.to_owned(),
+            expected: expected.to_owned(),
+            got,
+        };
+        if !self.do_resize {
+            return Err(fail("do_resize", "true", "false".to_owned()));
+        }
+        let kind = self.image_processor_type.unwrap_or_default();
+        // A bare number means the shorter side to these two families and both sides to the others.
+        let family_keeps_ratio = ["CLIP", "Bit"].iter().any(|family| kind.starts_with(family));
+        let resize = match self.size {
+            Some(HuggingFaceSize::Exact(size)) => Resize::Exact(size),
+            Some(HuggingFaceSize::ShortestEdge { shortest_edge }) => Resize::ShortestEdge(shortest_edge),
+            Some(HuggingFaceSize::Side(side)) if family_keeps_ratio => Resize::ShortestEdge(side),
+            Some(HuggingFaceSize::Side(side)) => Resize::Exact(Size { width: side, height: side }),
+            None => return Err(fail("size", "a size", "nothing".to_owned())),
+        };
+        let filter = match self.resample {
+            Some(2) => Filter::Bilinear,
+            Some(3) => Filter::Bicubic,
+            None if family_keeps_ratio || kind.starts_with("Siglip") => Filter::Bicubic,
+            None => Filter::Bilinear,
+            Some(other) => return Err(fail("resample", "2 (bilinear) or 3 (bicubic)", other.to_string())),
+        };
+        let crop = match (self.do_center_crop.unwrap_or(family_keeps_ratio), self.crop_size) {
+            (false, _) => None,
+            (true, Some(HuggingFaceSize::Exact(size))) => Some(size),
+            (true, Some(HuggingFaceSize::Side(side) | HuggingFaceSize::ShortestEdge { shortest_edge: side })) => {
+                Some(Size { width: side, height: side })
+            }
+            (true, None) => return Err(fail("crop_size", "a size with do_center_crop", "nothing".to_owned())),
+        };
+        let normalise = |key: &str, values: Option<[f32; 3]>, neutral: f32| match (self.do_normalize, values) {
+            (false, _) => Ok([neutral; 3]),
+            (true, Some(values)) => Ok(values),
+            (true, None) => Err(fail(key, "three numbers with do_normalize", "nothing".to_owned())),
+        };
+        Ok(PreprocessorConfig {
+            resize,
+            filter,
+            crop,
+            rescale: if self.do_rescale { self.rescale_factor.unwrap_or(1.0 / 255.0) } else { 1.0 },
+            mean: normalise("image_mean", self.image_mean, 0.0)?,
+            std: normalise("image_std", self.image_std, 1.0)?,
+            alpha: Alpha::Drop,
+        })
+    }
+}

@@ -1,0 +1,386 @@
+//! What must not change a loss, and what must change it in a known way.
+
+use aeir_losses::{
+    ConditionalAdversarialLoss, ConditionalMap, CoralLoss, Divergence, DomainAdversarialLoss, DomainCritic,
+    InfoNceLoss, LossError, MaximumMeanDiscrepancy, Negatives, Reduction, SigLipLoss, SinkhornDivergence,
+    StructureTransferLoss, TripletRankingLoss, fragment_similarity, pooled_similarity,
+};
+use candle_core::{DType, Device, Tensor};
+
+use crate::support::{Numbers, assert_close, assert_near, number, var};
+
+const SEEDS: std::ops::Range<u64> = 100..120;
+const CLOSE: (f64, f64) = (1e-10, 1e-10);
+
+fn triplet(negatives: Negatives) -> TripletRankingLoss {
+    TripletRankingLoss { margin: 0.3, negatives, reduction: Reduction::Sum }
+}
+
+#[test]
+fn permuting_pairs_changes_nothing() {
+    for seed in SEEDS {
+        let mut random = Numbers(seed);
+        let scores = random.tensor(&[7, 7]);
+        let order = random.permutation(7);
+        let permuted = scores.index_select(&order, 0).unwrap().index_select(&order, 1).unwrap();
+        for negatives in [Negatives::Hardest, Negatives::All] {
+            let loss = triplet(negatives);
+            assert_close(
+                "triplet",
+                &loss.from_scores(&scores).unwrap(),
+                &loss.from_scores(&permuted).unwrap(),
+                CLOSE,
+            );
+        }
+        let infonce = InfoNceLoss::default();
+        assert_close(
+            "InfoNCE",
+            &infonce.from_scores(&scores).unwrap(),
+            &infonce.from_scores(&permuted).unwrap(),
+            CLOSE,
+        );
+        let siglip = SigLipLoss::default();
+        assert_close(
+            "SigLIP",
+            &siglip.from_logits(&scores).unwrap(),
+            &siglip.from_logits(&permuted).unwrap(),
+            CLOSE,
+        );
+    }
+}
+
+#[test]
+fn permuting_source_pairs_and_target_items_changes_no_structure() {
+    for seed in SEEDS {
+        let mut random = Numbers(seed);
+        let (own, cross) = (random.tensor(&[5, 8]), random.tensor(&[5, 8]));
+        let (rows, columns) = (random.permutation(5), random.permutation(8));
+        let permute = |x: &Tensor| x.index_select(&rows, 0).unwrap().index_select(&columns, 1).unwrap();
+        let loss = StructureTransferLoss::default();
+        let (plain, permuted) = (loss.forward(&own, &cross), loss.forward(&permute(&own), &permute(&cross)));
+        assert_close("structure", &plain.unwrap(), &permuted.unwrap(), CLOSE);
+    }
+}
+
+#[test]
+fn permuting_rows_changes_no_domain_loss() {
+    for seed in SEEDS {
+        let mut random = Numbers(seed);
+        let (source, target) = (random.tensor(&[6, 3]), random.tensor(&[4, 3]));
+        let permuted = source.index_select(&random.permutation(6), 0).unwrap();
+        let mmd = MaximumMeanDiscrepancy::default();
+        assert_close(
+            "MMD",
+            &mmd.forward(&source, &target).unwrap(),
+            &mmd.forward(&permuted, &target).unwrap(),
+            CLOSE,
+        );
+        let coral = CoralLoss;
+        assert_close(
+            "CORAL",
+            &coral.forward(&source, &target).unwrap(),
+            &coral.forward(&permuted, &target).unwrap(),
+            CLOSE,
+        );
+        let sinkhorn = SinkhornDivergence { epsilon: 0.5, iterations: 50 };
+        assert_close(
+            "Sinkhorn",
+            &sinkhorn.forward(&source, &target).unwrap(),
+            &sinkhorn.forward(&permuted, &target).unwrap(),
+            CLOSE,
+        );
+    }
+}
+
+#[test]
+fn transposing_scores_swaps_the_directions() {
+    for seed in SEEDS {
+        let scores = Numbers(seed).tensor(&[6, 6]);
+        let transposed = scores.t().unwrap();
+        let (i2t, t2i) = InfoNceLoss::default().directions(&scores).unwrap();
+        let (swapped_i2t, swapped_t2i) = InfoNceLoss::default().directions(&transposed).unwrap();
+        assert_eq!((number(&i2t), number(&t2i)), (number(&swapped_t2i), number(&swapped_i2t)));
+        for negatives in [Negatives::Hardest, Negatives::All] {
+            let loss = triplet(negatives);
+            assert_close(
+                "triplet",
+                &loss.from_scores(&scores).unwrap(),
+                &loss.from_scores(&transposed).unwrap(),
+                CLOSE,
+            );
+        }
+    }
+}
+
+/// Appends `extra` padding rows, filled with `value`.
+fn padded(x: &Tensor, mask: &Tensor, extra: usize, value: f64) -> (Tensor, Tensor) {
+    let (items, _, dimension) = x.dims3().unwrap();
+    let more = Tensor::full(value, (items, extra, dimension), &Device::Cpu).unwrap();
+    let none = Tensor::zeros((items, extra), mask.dtype(), &Device::Cpu).unwrap();
+    (Tensor::cat(&[x, &more], 1).unwrap(), Tensor::cat(&[mask, &none], 1).unwrap())
+}
+
+#[test]
+fn padding_fragments_changes_nothing() {
+    for seed in SEEDS {
+        let mut random = Numbers(seed);
+        let (target, source) = (random.tensor(&[3, 4, 5]), random.tensor(&[6, 2, 5]));
+        let target_mask =
+            Tensor::new(&[[1f64, 1., 0., 0.], [1., 1., 1., 1.], [1., 0., 0., 0.]], &Device::Cpu);
+        let target_mask = target_mask.unwrap();
+        let source_mask = Tensor::ones((6, 2), DType::U8, &Device::Cpu).unwrap();
+        let plain = fragment_similarity(&target, &target_mask, &source, &source_mask).unwrap();
+        for value in [0.0, 7.0, f64::NAN, f64::INFINITY] {
+            let (more_target, more_target_mask) = padded(&target, &target_mask, 3, value);
+            let (more_source, more_source_mask) = padded(&source, &source_mask, 2, value);
+            let target_var = var(&more_target, DType::F64);
+            let found =
+                fragment_similarity(&target_var, &more_target_mask, &more_source, &more_source_mask).unwrap();
+            assert_close("padded", &found, &plain, CLOSE);
+            let gradients = found.sum_all().unwrap().backward().unwrap();
+            let padding = gradients.get(&target_var).unwrap().narrow(1, 4, 3).unwrap();
+            assert_close("padding's gradient", &padding, &padding.zeros_like().unwrap(), (0.0, 0.0));
+        }
+    }
+}
+
+#[test]
+fn one_fragment_is_the_pooled_case() {
+    let mut random = Numbers(1);
+    let (target, source) = (random.tensor(&[3, 5]), random.tensor(&[6, 5]));
+    let pooled = pooled_similarity(&target, &source).unwrap();
+    let ones = |n: usize| Tensor::ones((n, 1), DType::F64, &Device::Cpu).unwrap();
+    let (target, source) = (target.unsqueeze(1).unwrap(), source.unsqueeze(1).unwrap());
+    let fragments = fragment_similarity(&target, &ones(3), &source, &ones(6)).unwrap();
+    assert_close("pooled", &pooled, &fragments, CLOSE);
+}
+
+#[test]
+fn an_item_without_fragments_is_like_nothing() {
+    let mut random = Numbers(2);
+    let (target, source) = (random.tensor(&[2, 3, 4]), random.tensor(&[5, 2, 4]));
+    let target_mask = Tensor::new(&[[0u8, 0, 0], [1, 1, 0]], &Device::Cpu).unwrap();
+    let source_mask = Tensor::ones((5, 2), DType::U8, &Device::Cpu).unwrap();
+    let found = fragment_similarity(&target, &target_mask, &source, &source_mask).unwrap();
+    assert!(found.to_vec2::<f64>().unwrap()[0].iter().all(|s| *s == 0.0));
+}
+
+#[test]
+fn a_batch_of_one_is_zero_or_defined() {
+    let one = Tensor::new(&[[0.7f64]], &Device::Cpu).unwrap();
+    for negatives in [Negatives::Hardest, Negatives::All] {
+        let scores = var(&one, DType::F64);
+        let loss = triplet(negatives).from_scores(&scores).unwrap();
+        assert_eq!(number(&loss), 0.0);
+        assert_eq!(number(loss.backward().unwrap().get(&scores).unwrap()), 0.0);
+    }
+    assert_eq!(number(&InfoNceLoss::default().from_scores(&one).unwrap()), 0.0);
+    assert_near(
+        "SigLIP",
+        number(&SigLipLoss::default().from_logits(&one).unwrap()),
+        (-0.7f64).exp().ln_1p(),
+        1e-12,
+    );
+    assert_eq!(number(&StructureTransferLoss::default().forward(&one, &one).unwrap()), 0.0);
+    let (x, y) = (Tensor::new(&[[0f64, 0.]], &Device::Cpu), Tensor::new(&[[3f64, 4.]], &Device::Cpu));
+    let apart = SinkhornDivergence::default().forward(&x.unwrap(), &y.unwrap()).unwrap();
+    assert_near("Sinkhorn", number(&apart), 12.5, 1e-9);
+    assert_near("MMD", number(&MaximumMeanDiscrepancy::default().forward(&one, &one).unwrap()), 0.0, 1e-12);
+}
+
+#[test]
+fn more_neighbours_than_items_are_all_items() {
+    let mut random = Numbers(3);
+    let (own, cross) = (random.tensor(&[4, 3]), random.tensor(&[4, 3]));
+    let with = |neighbours| {
+        let loss = StructureTransferLoss { neighbours, ..Default::default() };
+        number(&loss.forward(&own, &cross).unwrap())
+    };
+    assert_eq!(with(3), with(1000));
+    assert_eq!(with(1), 0.0);
+    assert!(with(2) > 0.0);
+}
+
+/// The divergence by its definition, over the K largest entries found by sorting.
+#[test]
+fn structure_by_hand() {
+    for seed in SEEDS {
+        let mut random = Numbers(seed);
+        let (own, cross) = (random.tensor(&[4, 6]), random.tensor(&[4, 6]));
+        let (mut kl_sum, mut js_sum) = (0.0, 0.0);
+        let rows = own.to_vec2::<f64>().unwrap().into_iter().zip(cross.to_vec2::<f64>().unwrap());
+        for (own, cross) in rows {
+            let mut order: Vec<usize> = (0..6).collect();
+            order.sort_by(|a, b| own[*b].total_cmp(&own[*a]));
+            let softmax = |x: &[f64]| {
+                let terms: Vec<f64> = order[..3].iter().map(|k| (x[*k] / 0.7).exp()).collect();
+                let sum: f64 = terms.iter().sum();
+                terms.into_iter().map(|t| t / sum).collect::<Vec<f64>>()
+            };
+            let (p, q) = (softmax(&own), softmax(&cross));
+            let kl = |p: &[f64], q: &[f64]| p.iter().zip(q).map(|(p, q)| p * (p / q).ln()).sum::<f64>();
+            let m: Vec<f64> = p.iter().zip(&q).map(|(p, q)| (p + q) / 2.0).collect();
+            kl_sum += kl(&p, &q);
+            js_sum += (kl(&p, &m) + kl(&q, &m)) / 2.0;
+        }
+        let loss = |divergence| {
+            let loss = StructureTransferLoss { temperature: 0.7, divergence, ..Default::default() };
+            number(&loss.forward(&own, &cross).unwrap())
+        };
+        assert_near("KL", loss(Divergence::KullbackLeibler), kl_sum, 1e-12);
+        assert_near("JS", loss(Divergence::JensenShannon), js_sum, 1e-12);
+    }
+}
+
+#[test]
+fn means_are_sums_over_rows() {
+    let mut random = Numbers(4);
+    let scores = random.tensor(&[5, 5]);
+    let sum = TripletRankingLoss::default();
+    let mean = TripletRankingLoss { reduction: Reduction::Mean, ..sum };
+    assert_near(
+        "triplet",
+        number(&mean.from_scores(&scores).unwrap()) * 5.0,
+        number(&sum.from_scores(&scores).unwrap()),
+        1e-12,
+    );
+    let (own, cross) = (random.tensor(&[4, 6]), random.tensor(&[4, 6]));
+    let sum = StructureTransferLoss::default();
+    let mean = StructureTransferLoss { reduction: Reduction::Mean, ..sum };
+    assert_near(
+        "structure",
+        number(&mean.forward(&own, &cross).unwrap()) * 4.0,
+        number(&sum.forward(&own, &cross).unwrap()),
+        1e-12,
+    );
+}
+
+#[test]
+fn warm_up_goes_from_all_to_hardest() {
+    let loss = TripletRankingLoss::default();
+    assert_eq!(loss.at_step(0, 2).negatives, Negatives::All);
+    assert_eq!(loss.at_step(1, 2).negatives, Negatives::All);
+    assert_eq!(loss.at_step(2, 2).negatives, Negatives::Hardest);
+    assert_eq!(Negatives::warm_up(0, 0), Negatives::Hardest);
+}
+
+#[test]
+fn exchanging_the_domains_turns_critic_into_confusion() {
+    let mut random = Numbers(5);
+    let (a, b) = (random.tensor(&[4]), random.tensor(&[6, 1]));
+    let critic = DomainAdversarialLoss.critic_loss(&a, &b).unwrap();
+    let confusion = DomainAdversarialLoss.confusion_loss(&b, &a).unwrap();
+    assert_eq!(number(&critic), number(&confusion));
+}
+
+#[test]
+fn accuracy_counts_both_domains_alike() {
+    let logits = |x: &[f32]| Tensor::new(x, &Device::Cpu).unwrap();
+    let accuracy = |s: &[f32], t: &[f32]| DomainCritic::accuracy(&logits(s), &logits(t)).unwrap();
+    assert_eq!(accuracy(&[1.0, 2.0, 3.0], &[-1.0]), 1.0);
+    assert_eq!(accuracy(&[1.0, 2.0, 3.0], &[1.0]), 0.5);
+    assert_eq!(accuracy(&[0.0, 0.0], &[0.0]), 0.5);
+    assert_eq!(accuracy(&[1.0, -1.0], &[-1.0, -1.0, 1.0, 1.0]), 0.5);
+}
+
+/// Equal weights: the conditional loss is the plain one; and with its projections the randomised map estimates the exact inner product.
+#[test]
+fn conditional_reduces_to_the_plain_loss() {
+    let mut random = Numbers(6);
+    let (source, target) = (random.tensor(&[4]), random.tensor(&[3]));
+    let uniform = |n: usize| Tensor::full(0.25f64, (n, 4), &Device::Cpu).unwrap();
+    let plain = DomainAdversarialLoss.critic_loss(&source, &target).unwrap();
+    for entropy_conditioning in [true, false] {
+        let loss = ConditionalAdversarialLoss { entropy_conditioning, ..Default::default() };
+        let found = loss.critic_loss(&source, &uniform(4), &target, &uniform(3)).unwrap();
+        assert_close("uniform", &found, &plain, CLOSE);
+    }
+}
+
+#[test]
+fn randomised_map_estimates_the_multilinear_one() {
+    let mut random = Numbers(7);
+    let (features, predictions) = (random.tensor(&[2, 3]), random.tensor(&[2, 4]));
+    let map = ConditionalMap::Randomised {
+        features: random.tensor(&[3, 40_000]),
+        predictions: random.tensor(&[4, 40_000]),
+    };
+    let inner = |map| {
+        let loss = ConditionalAdversarialLoss { map, ..Default::default() };
+        let joint = loss.condition(&features, &predictions).unwrap().to_vec2::<f64>().unwrap();
+        joint[0].iter().zip(&joint[1]).map(|(a, b)| a * b).sum::<f64>()
+    };
+    let (exact, estimate) = (inner(ConditionalMap::Multilinear), inner(map));
+    let size = number(&features.sqr().unwrap().sum_all().unwrap())
+        * number(&predictions.sqr().unwrap().sum_all().unwrap());
+    assert_near("inner product", estimate, exact, 0.05 * size);
+}
+
+#[test]
+fn confident_items_weigh_more() {
+    let logits = Tensor::new(&[0.0f64, 3.0], &Device::Cpu).unwrap();
+    let target = Tensor::new(&[-50.0f64], &Device::Cpu).unwrap();
+    let predictions = Tensor::new(&[[1.0f64, 0.0], [0.5, 0.5]], &Device::Cpu).unwrap();
+    let target_predictions = Tensor::new(&[[0.5f64, 0.5]], &Device::Cpu).unwrap();
+    let loss = ConditionalAdversarialLoss::default();
+    let found = loss.critic_loss(&logits, &predictions, &target, &target_predictions).unwrap();
+    // weights 1 + exp(0) and 1 + exp(-ln 2)
+    let expected = (2.0 * 2f64.ln() + 1.5 * (-3f64).exp().ln_1p()) / 3.5;
+    assert_near("weighted", number(&found), expected, 1e-9);
+}
+
+#[test]
+fn equal_sets_are_zero_apart() {
+    let x = Numbers(8).tensor(&[6, 3]);
+    assert_near("MMD", number(&MaximumMeanDiscrepancy::default().forward(&x, &x).unwrap()), 0.0, 1e-12);
+    assert_near("CORAL", number(&CoralLoss.forward(&x, &x).unwrap()), 0.0, 1e-12);
+    assert_near("Sinkhorn", number(&SinkhornDivergence::default().forward(&x, &x).unwrap()), 0.0, 1e-12);
+}
+
+/// Far from the origin f32 keeps its figures.
+#[test]
+fn distances_far_from_the_origin() {
+    let mut random = Numbers(9);
+    let (x, y) = (random.tensor(&[6, 3]), random.tensor(&[5, 3]));
+    let loss = MaximumMeanDiscrepancy::default();
+    let near = number(&loss.forward(&x, &y).unwrap());
+    let moved = |x: &Tensor| (x + 100.0).unwrap().to_dtype(DType::F32).unwrap();
+    let far = number(&loss.forward(&moved(&x), &moved(&y)).unwrap());
+    assert_near("MMD", far, near, 1e-4);
+}
+
+/// Views with other strides, as a transpose leaves them, are as good as copies: value and gradient.
+#[test]
+fn strides_do_not_matter() {
+    type Loss = fn(&Tensor, &Tensor) -> Result<Tensor, LossError>;
+    let losses: [(&str, Loss); 10] = [
+        ("triplet", |x, _| triplet(Negatives::Hardest).from_scores(x)),
+        ("all triplets", |x, _| triplet(Negatives::All).from_scores(x)),
+        ("InfoNCE", |x, _| InfoNceLoss::default().from_scores(x)),
+        ("SigLIP", |x, _| SigLipLoss::default().from_logits(x)),
+        ("structure", |x, y| StructureTransferLoss::default().forward(x, y)),
+        ("pooled", |x, y| StructureTransferLoss::default().forward(&pooled_similarity(x, y)?, y)),
+        ("MMD", |x, y| MaximumMeanDiscrepancy::default().forward(x, y)),
+        ("CORAL", |x, y| CoralLoss.forward(x, y)),
+        ("Sinkhorn", |x, y| SinkhornDivergence { epsilon: 1.0, iterations: 5 }.forward(x, y)),
+        ("fragments", |x, y| {
+            let mask = Tensor::ones((5, 5), DType::U8, &Device::Cpu).unwrap();
+            let (x, y) = (x.unsqueeze(0).unwrap(), y.unsqueeze(0).unwrap());
+            let x = x.broadcast_as((5, 5, 5)).unwrap();
+            let y = y.broadcast_as((5, 5, 5)).unwrap();
+            let similarity = fragment_similarity(&x, &mask, &y, &mask)?;
+            StructureTransferLoss::default()
+                .forward(&similarity, &y.narrow(0, 0, 1).unwrap().squeeze(0).unwrap())
+        }),
+    ];
+    let mut random = Numbers(10);
+    let (x, y) = (var(&random.tensor(&[5, 5]), DType::F64), var(&random.tensor(&[5, 5]), DType::F64));
+    for (name, loss) in losses {
+        let (xt, yt) = (x.t().unwrap(), y.t().unwrap());
+        let view = loss(&xt, &yt).unwrap();
+        let copy = loss(&xt.contiguous().unwrap(), &yt.contiguous().unwrap()).unwrap();
+        assert_close(name, &view, &copy, CLOSE);
+        let (view, copy) = (view.backward().unwrap(), copy.backward().unwrap());
+        assert_close(name, view.get(&x).unwrap(), copy.get(&x).unwrap(), CLOSE);
+    }
+}

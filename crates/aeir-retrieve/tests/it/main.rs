@@ -1,0 +1,10 @@
+//! Integration tests of the crate, one binary.
+
+// Helpers of tests stand outside the test functions that clippy.toml exempts.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod index_folder;
+mod naive;
+mod parity;
+mod properties;
+mod refusals;

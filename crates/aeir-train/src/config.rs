@@ -1,0 +1,376 @@
+//! The configuration of a training run: versioned TOML in which every setting has a default.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TrainError};
+use crate::optimizer::AdamWConfig;
+
+/// The configuration format this version reads and writes.
+pub const CONFIG_VERSION: u32 = 1;
+
+/// Everything that decides what a run computes, the data apart.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Format version.
+    pub version: u32,
+    /// What is trained.
+    pub method: MethodName,
+    /// Standardise each domain with its own statistics. Otherwise all domains get the source's.
+    pub standardise: bool,
+    /// Decides initial weights, order and dropout.
+    pub seed: u64,
+    /// Passes over the larger of the source pairs and, where the method uses it, the target sets.
+    pub epochs: usize,
+    /// Source pairs a step.
+    pub batch_size: usize,
+    /// Target images and target sentences a step.
+    pub target_batch_size: usize,
+    /// The encoders.
+    pub model: ModelConfig,
+    /// The loss on the source pairs.
+    pub source_loss: SourceLossConfig,
+    /// The paper's two transfer terms.
+    pub aeir: AeirConfig,
+    /// The optimiser of encoders and critics.
+    pub optimizer: OptimizerConfig,
+    /// Which epoch becomes the model.
+    pub selection: Selection,
+    /// Epochs between checkpoints.
+    pub checkpoint_every: usize,
+}
+
+/// Methods that can be trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MethodName {
+    /// Source pairs alone.
+    SourceOnly,
+    /// Source alignment, semantic transfer and structure transfer.
+    Aeir,
+}
+
+impl MethodName {
+    /// As in files and flags.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SourceOnly => "source-only",
+            Self::Aeir => "aeir",
+        }
+    }
+}
+
+/// Sizes of the trained towers.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// D of the joint space.
+    pub embedding_dimension: usize,
+    /// Probability of dropping an input feature.
+    pub input_dropout: f32,
+}
+
+/// The loss on the source pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SourceLossConfig {
+    /// Which loss.
+    pub kind: SourceLossKind,
+    /// Initial temperature of InfoNCE; it is learned.
+    pub temperature: f64,
+    /// Margin of the triplet ranking loss.
+    pub margin: f64,
+}
+
+/// Losses on the source pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceLossKind {
+    /// Symmetric InfoNCE with a learned temperature.
+    InfoNce,
+    /// Triplet ranking with the hardest negative in the batch (VSE++), averaged over the batch.
+    TripletHardest,
+    /// Triplet ranking with all negatives of the batch, averaged over the batch.
+    TripletAll,
+}
+
+/// The paper's transfer terms.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AeirConfig {
+    /// How encoders and critics are set against each other.
+    pub adversary: Adversary,
+    /// Weight of semantic transfer (the adversarial term).
+    pub semantic_weight: f64,
+    /// Weight of structure transfer, lambda in the paper.
+    pub structure_weight: f64,
+    /// K: source neighbours of a target item.
+    pub neighbours: usize,
+    /// tau: divides similarities before the softmax.
+    pub structure_temperature: f64,
+    /// Stop the gradient at the own-modality distribution, so that it only teaches.
+    pub detach_reference: bool,
+    /// Raise the semantic weight from 0 with the DANN schedule, `2 / (1 + exp(-10 p)) - 1`.
+    pub warm_up: bool,
+    /// Learning rate of the critics.
+    pub critic_learning_rate: f64,
+}
+
+/// The adversarial game in paper fidelity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Adversary {
+    /// The critics step on detached embeddings, then the encoders step on the confusion loss.
+    Alternating,
+    /// One step of both, the gradient reversed between them.
+    GradientReversal,
+}
+
+/// The optimiser.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Peak learning rate of the encoders.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Learning rate over time.
+    pub schedule: Schedule,
+    /// Share of all steps in which the rate rises from 0 to its peak.
+    pub warm_up: f64,
+    /// Largest global gradient norm; 0 switches clipping off.
+    pub clip_norm: f64,
+}
+
+/// Learning rate over time, after the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Stays at the peak.
+    Constant,
+    /// Half a cosine down to 0.
+    Cosine,
+}
+
+/// Which epoch becomes the model. None of them sees a target label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// The last.
+    Last,
+    /// The best rSum on the source validation split; the last where there is none.
+    SourceValidation,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            version: CONFIG_VERSION,
+            method: MethodName::Aeir,
+            standardise: false,
+            seed: 1,
+            epochs: 40,
+            batch_size: 128,
+            target_batch_size: 128,
+            model: ModelConfig::default(),
+            source_loss: SourceLossConfig::default(),
+            aeir: AeirConfig::default(),
+            optimizer: OptimizerConfig::default(),
+            selection: Selection::SourceValidation,
+            checkpoint_every: 10,
+        }
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self { embedding_dimension: 256, input_dropout: 0.3 }
+    }
+}
+
+impl Default for SourceLossConfig {
+    fn default() -> Self {
+        Self { kind: SourceLossKind::InfoNce, temperature: 0.07, margin: 0.2 }
+    }
+}
+
+impl Default for AeirConfig {
+    fn default() -> Self {
+        Self {
+            adversary: Adversary::Alternating,
+            semantic_weight: 1.0,
+            structure_weight: 0.001,
+            neighbours: 3,
+            structure_temperature: 3.0,
+            detach_reference: false,
+            warm_up: true,
+            critic_learning_rate: 1e-3,
+        }
+    }
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: 1e-3,
+            weight_decay: 0.05,
+            schedule: Schedule::Cosine,
+            warm_up: 0.05,
+            clip_norm: 0.0,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// The learning rate of step `step` of `steps`, from 0.
+    ///
+    /// Equation: linear from `peak / w` to `peak` over the first `w = warm_up * steps` steps, then constant, or
+    /// `peak (1 + cos(pi p)) / 2` with p from 0 to 1 over the rest.
+    pub fn learning_rate_at(&self, step: usize, steps: usize) -> f64 {
+        let warm_up = (self.warm_up * steps as f64).round();
+        let step = step as f64;
+        if step < warm_up {
+            return self.learning_rate * (step + 1.0) / warm_up;
+        }
+        match self.schedule {
+            Schedule::Constant => self.learning_rate,
+            Schedule::Cosine => {
+                let progress = (step - warm_up) / (steps as f64 - warm_up).max(1.0);
+                self.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+            }
+        }
+    }
+
+    pub(crate) fn adamw(&self) -> AdamWConfig {
+        AdamWConfig { weight_decay: self.weight_decay, ..AdamWConfig::default() }
+    }
+}
+
+impl TrainConfig {
+    /// Reads TOML; `origin` names it in errors.
+    ///
+    /// # Errors
+    /// When it does not parse, has an unknown key (the nearest one is named), another version or an unusable value.
+    pub fn from_toml(text: &str, origin: &str) -> Result<Self> {
+        let syntax = |message: String| TrainError::ConfigSyntax { file: origin.into(), message };
+        let config: Self = toml::from_str(text).map_err(|error| {
+            let message = error.to_string();
+            match nearest_key(error.message()) {
+                Some(nearest) => syntax(format!("{}\n  did you mean `{nearest}`?", message.trim_end())),
+                None => syntax(message.trim_end().to_owned()),
+            }
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// As TOML, every setting written out.
+    ///
+    /// # Errors
+    /// When a value has no TOML form; none has.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self).map_err(|error| TrainError::ConfigSyntax {
+            file: "resolved configuration".into(),
+            message: error.to_string(),
+        })
+    }
+
+    /// Refuses values that can't be trained with.
+    ///
+    /// # Errors
+    /// The first such value, with its key.
+    pub fn check(&self) -> Result<()> {
+        fn demand(holds: bool, key: &'static str, expected: &str, got: impl ToString) -> Result<()> {
+            if holds {
+                return Ok(());
+            }
+            Err(TrainError::Setting { key, expected: expected.into(), got: got.to_string() })
+        }
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        let weight = |value: f64| value.is_finite() && value >= 0.0;
+        demand(self.version == CONFIG_VERSION, "version", "1", self.version)?;
+        demand(self.epochs > 0, "epochs", "at least 1", self.epochs)?;
+        demand(self.batch_size > 1, "batch_size", "at least 2: other pairs are the negatives", self.batch_size)?;
+        demand(self.target_batch_size > 0, "target_batch_size", "at least 1", self.target_batch_size)?;
+        demand(self.checkpoint_every > 0, "checkpoint_every", "at least 1", self.checkpoint_every)?;
+        let ModelConfig { embedding_dimension, input_dropout } = self.model;
+        demand(embedding_dimension > 1, "model.embedding_dimension", "at least 2", embedding_dimension)?;
+        demand((0.0..1.0).contains(&input_dropout), "model.input_dropout", "in 0 .. 1", input_dropout)?;
+        let loss = self.source_loss;
+        demand(positive(loss.temperature), "source_loss.temperature", "above 0", loss.temperature)?;
+        demand(positive(loss.margin), "source_loss.margin", "above 0", loss.margin)?;
+        let aeir = self.aeir;
+        demand(weight(aeir.semantic_weight), "aeir.semantic_weight", "0 or more", aeir.semantic_weight)?;
+        demand(weight(aeir.structure_weight), "aeir.structure_weight", "0 or more", aeir.structure_weight)?;
+        demand(aeir.neighbours > 0, "aeir.neighbours", "at least 1", aeir.neighbours)?;
+        demand(
+            positive(aeir.structure_temperature),
+            "aeir.structure_temperature",
+            "above 0",
+            aeir.structure_temperature,
+        )?;
+        demand(
+            positive(aeir.critic_learning_rate),
+            "aeir.critic_learning_rate",
+            "above 0",
+            aeir.critic_learning_rate,
+        )?;
+        let optimizer = self.optimizer;
+        demand(positive(optimizer.learning_rate), "optimizer.learning_rate", "above 0", optimizer.learning_rate)?;
+        demand(weight(optimizer.weight_decay), "optimizer.weight_decay", "0 or more", optimizer.weight_decay)?;
+        demand((0.0..1.0).contains(&optimizer.warm_up), "optimizer.warm_up", "in 0 .. 1", optimizer.warm_up)?;
+        demand(weight(optimizer.clip_norm), "optimizer.clip_norm", "0 or more", optimizer.clip_norm)
+    }
+}
+
+/// The known key nearest to the unknown one of a parser's message.
+fn nearest_key(message: &str) -> Option<String> {
+    let mut quoted = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let unknown = quoted.next()?;
+    quoted
+        .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
+        .min()
+        .filter(|(distance, known)| *distance <= known.len() / 2)
+        .map(|(_, known)| known.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_survive_a_round_trip() {
+        let config = TrainConfig::default();
+        assert_eq!(TrainConfig::from_toml(&config.to_toml().unwrap(), "test").unwrap(), config);
+        assert_eq!(TrainConfig::from_toml("", "test").unwrap(), config);
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_with_the_nearest() {
+        let error = TrainConfig::from_toml("[optimizer]\nlearnig_rate = 1.0", "my.toml").unwrap_err().to_string();
+        assert!(error.contains("my.toml") && error.contains("did you mean `learning_rate`"), "{error}");
+    }
+
+    #[test]
+    fn unusable_values_are_refused_by_key() {
+        for (text, key) in [
+            ("epochs = 0", "epochs"),
+            ("version = 9", "version"),
+            ("[model]\ninput_dropout = 1.0", "model.input_dropout"),
+            ("[optimizer]\nlearning_rate = nan", "optimizer.learning_rate"),
+            ("[aeir]\nneighbours = 0", "aeir.neighbours"),
+        ] {
+            let error = TrainConfig::from_toml(text, "test").unwrap_err().to_string();
+            assert!(error.contains(&format!("`{key}`")), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_schedule_rises_then_falls() {
+        let config = OptimizerConfig { learning_rate: 1.0, warm_up: 0.1, ..OptimizerConfig::default() };
+        let rates: Vec<f64> = (0..100).map(|step| config.learning_rate_at(step, 100)).collect();
+        assert!((rates[0] - 0.1).abs() < 1e-12 && (rates[9] - 1.0).abs() < 1e-12 && (rates[10] - 1.0).abs() < 1e-12);
+        assert!(rates[10..].windows(2).all(|pair| pair[0] >= pair[1]));
+        assert!(rates[99] < 0.01);
+    }
+}

@@ -1,0 +1,181 @@
+//! The folder of a run: what lies where, and when it counts as finished.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use aeir_encoders::bundle::MANIFEST_FILE;
+use aeir_encoders::write_atomically;
+use serde::Serialize;
+
+use crate::config::TrainConfig;
+use crate::error::{Result, TrainError};
+
+/// The resolved configuration.
+pub const CONFIG_FILE: &str = "config.toml";
+/// One line an epoch, without times.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+/// One line an epoch with its seconds.
+pub const TIMING_FILE: &str = "timing.jsonl";
+/// Items that were left out, with the reason.
+pub const SKIPPED_FILE: &str = "skipped.jsonl";
+/// Holds the checkpoints.
+pub const CHECKPOINT_FOLDER: &str = "checkpoints";
+
+/// What to do where the output folder holds something already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Existing {
+    /// Refuse a finished run; start an unfinished one afresh.
+    Refuse,
+    /// Start afresh even where a run is finished.
+    Overwrite,
+    /// Go on from the newest checkpoint; leave a finished run as it is.
+    Resume,
+}
+
+/// A run folder open for writing.
+pub struct RunFolder {
+    path: PathBuf,
+    resume: bool,
+}
+
+/// What [`RunFolder::open`] found.
+pub enum Opened {
+    /// Train into this.
+    Ready(RunFolder),
+    /// The run is finished already and was to be resumed.
+    Finished,
+}
+
+impl RunFolder {
+    /// Opens `path`, creating it where needed. A folder with other things in it is never touched.
+    ///
+    /// # Errors
+    /// When it holds a finished run that may not be replaced, or something that is not a run, or can't be written.
+    pub fn open(path: &Path, existing: Existing) -> Result<Opened> {
+        let refuse = |reason: &str| TrainError::Output { folder: path.to_owned(), reason: reason.into() };
+        let occupied = match fs::read_dir(path) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+                return Err(refuse("is a file, not a folder"));
+            }
+            Err(source) => return Err(TrainError::Read { file: path.to_owned(), source }),
+        };
+        let (finished, started) = (path.join(MANIFEST_FILE).exists(), path.join(CONFIG_FILE).exists());
+        if occupied && !started {
+            return Err(refuse("holds other things: name a folder that is new or empty"));
+        }
+        if finished {
+            match existing {
+                Existing::Refuse => return Err(refuse("holds a finished run already")),
+                Existing::Resume => return Ok(Opened::Finished),
+                Existing::Overwrite => {}
+            }
+        }
+        fs::create_dir_all(path).map_err(TrainError::write(path))?;
+        let resume = existing == Existing::Resume;
+        if occupied && !resume {
+            // The manifest goes first: without it nothing here passes for a model.
+            for name in [MANIFEST_FILE, METRICS_FILE, TIMING_FILE, SKIPPED_FILE] {
+                remove(&path.join(name))?;
+            }
+            remove(&path.join(CHECKPOINT_FOLDER))?;
+        }
+        Ok(Opened::Ready(Self { path: path.to_owned(), resume }))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether a checkpoint is to be taken up.
+    pub fn resumes(&self) -> bool {
+        self.resume
+    }
+
+    /// Where checkpoints lie.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join(CHECKPOINT_FOLDER)
+    }
+
+    /// Writes the resolved configuration.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn write_config(&self, config: &TrainConfig) -> Result<()> {
+        let file = self.path.join(CONFIG_FILE);
+        write_atomically(&file, config.to_toml()?.as_bytes()).map_err(TrainError::write(&file))
+    }
+
+    /// Cuts the line files back to `epochs` lines, as a checkpoint of that epoch left them.
+    ///
+    /// # Errors
+    /// When a file can't be read or written.
+    pub fn truncate_records(&self, epochs: usize) -> Result<()> {
+        for name in [METRICS_FILE, TIMING_FILE] {
+            let file = self.path.join(name);
+            if !file.exists() {
+                continue;
+            }
+            let text = fs::read_to_string(&file).map_err(TrainError::read(&file))?;
+            let kept: String = text.split_inclusive('\n').take(epochs).collect();
+            write_atomically(&file, kept.as_bytes()).map_err(TrainError::write(&file))?;
+        }
+        Ok(())
+    }
+
+    /// Appends a record as one JSON line.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub fn append(&self, name: &str, record: &impl Serialize) -> Result<()> {
+        let path = self.path.join(name);
+        let mut line = serde_json::to_vec(record)
+            .map_err(|error| TrainError::Write { file: path.clone(), source: error.into() })?;
+        line.push(b'\n');
+        let append = |line: &[u8]| {
+            let mut file: File = OpenOptions::new().create(true).append(true).open(&path)?;
+            file.write_all(line)
+        };
+        append(&line).map_err(TrainError::write(&path))
+    }
+}
+
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(TrainError::Write { file: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn foreign_folders_and_finished_runs_are_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let foreign = folder.path().join("photos");
+        fs::create_dir(&foreign).unwrap();
+        fs::write(foreign.join("a.jpg"), b"x").unwrap();
+        for existing in [Existing::Refuse, Existing::Overwrite, Existing::Resume] {
+            assert!(RunFolder::open(&foreign, existing).is_err());
+        }
+        assert!(foreign.join("a.jpg").exists());
+
+        let run = folder.path().join("runs/one");
+        let Opened::Ready(opened) = RunFolder::open(&run, Existing::Refuse).unwrap() else { panic!() };
+        opened.write_config(&TrainConfig::default()).unwrap();
+        assert!(matches!(RunFolder::open(&run, Existing::Refuse).unwrap(), Opened::Ready(_)), "unfinished");
+        fs::write(run.join(MANIFEST_FILE), b"{}").unwrap();
+        assert!(RunFolder::open(&run, Existing::Refuse).is_err());
+        assert!(matches!(RunFolder::open(&run, Existing::Resume).unwrap(), Opened::Finished));
+        assert!(matches!(RunFolder::open(&run, Existing::Overwrite).unwrap(), Opened::Ready(_)));
+        assert!(!run.join(MANIFEST_FILE).exists(), "an overwritten run is not a model until it is finished again");
+    }
+}

@@ -1,0 +1,516 @@
+//! The training loop.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use aeir_data::ShuffledSampler;
+use aeir_encoders::{DualEncoderConfig, Mode, Standardisation};
+use candle_core::{Device, Tensor};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::Serialize;
+
+use crate::checkpoint::{self, State};
+use crate::config::{MethodName, Selection, TrainConfig};
+use crate::data::{PreparedData, TrainingData};
+use crate::error::{Result, TrainError};
+use crate::method::{self, Batch, Group, Method, TargetBatch};
+use crate::observer::{EpochRecord, Observer};
+use crate::optimizer::{AdamW, Gradients, clip_factor};
+use crate::parameters::ParameterStore;
+use crate::run::{METRICS_FILE, RunFolder, TIMING_FILE};
+use crate::validate::{source_validation_rsum, target_mutual_similarity};
+
+/// Backward passes recurse once a node of the graph; the main thread's stack is too small for deep ones.
+const STACK_BYTES: usize = 256 << 20;
+
+/// Streams of the samplers, so that orders are independent of each other.
+const SOURCE_STREAM: u64 = 0;
+const TARGET_IMAGE_STREAM: u64 = 1;
+const TARGET_SENTENCE_STREAM: u64 = 2;
+
+/// What a run leaves.
+#[derive(Debug)]
+pub struct Trained {
+    /// Sizes of the towers.
+    pub encoder: DualEncoderConfig,
+    /// The towers' parameters at the chosen epoch, by name.
+    pub parameters: BTreeMap<String, Tensor>,
+    /// The statistics of each domain.
+    pub standardisation: Standardisation,
+    /// The chosen epoch, from 1.
+    pub epoch: usize,
+    /// Records of the epochs trained in this process.
+    pub history: Vec<EpochRecord>,
+}
+
+#[derive(Serialize)]
+struct Timing {
+    epoch: usize,
+    seconds: f64,
+    steps_per_second: f64,
+}
+
+/// Trains as `config` says. With a `run`, writes its configuration, metrics and checkpoints, and takes up the newest
+/// checkpoint where the folder was opened for resuming.
+///
+/// The same configuration, data and seed give the same bytes on a CPU, also after an interruption.
+///
+/// # Errors
+/// When the configuration or the data can't be trained with, a loss stops being finite, or a file can't be written.
+pub fn train(
+    config: &TrainConfig,
+    data: &TrainingData,
+    run: Option<&RunFolder>,
+    device: &Device,
+    observer: &mut (dyn Observer + Send),
+) -> Result<Trained> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("train".into())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, || Trainer::new(config, data, run, device, observer)?.run())
+            .map_err(|error| TrainError::Thread { message: error.to_string() })?;
+        thread.join().map_err(|panic| TrainError::Thread {
+            message: panic
+                .downcast_ref::<String>()
+                .cloned()
+                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+                .unwrap_or_else(|| "it panicked".into()),
+        })?
+    })
+}
+
+struct Trainer<'a> {
+    config: &'a TrainConfig,
+    run: Option<&'a RunFolder>,
+    observer: &'a mut (dyn Observer + Send),
+    device: Device,
+    identity: String,
+    data: PreparedData,
+    store: ParameterStore,
+    method: Box<dyn Method>,
+    optimizers: Vec<(Group, AdamW)>,
+    source: ShuffledSampler,
+    target: Option<(ShuffledSampler, ShuffledSampler)>,
+    steps_per_epoch: usize,
+    first_epoch: usize,
+    best: Option<(usize, f64)>,
+    chosen: BTreeMap<String, Tensor>,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(
+        config: &'a TrainConfig,
+        data: &TrainingData,
+        run: Option<&'a RunFolder>,
+        device: &Device,
+        observer: &'a mut (dyn Observer + Send),
+    ) -> Result<Self> {
+        config.check()?;
+        let prepared = data.prepare(config, device)?;
+        let store = ParameterStore::new(config.seed, device);
+        let method = method::build(config, prepared.images.dim(1)?, prepared.sentences.dim(1)?, &store)?;
+        let mut optimizers = Vec::new();
+        for group in [Group::Encoder, Group::Critic] {
+            let parameters = store.with_prefix(group.prefix());
+            if !parameters.is_empty() {
+                optimizers.push((group, AdamW::new(parameters, config.optimizer.adamw())?));
+            }
+        }
+        let pairs = prepared.sentences_of.len();
+        // A last batch of one pair has no negatives: it would be a step without a loss.
+        let lonely_last = pairs > config.batch_size && pairs % config.batch_size == 1;
+        let source = ShuffledSampler::new(pairs, config.seed, SOURCE_STREAM).drop_last(lonely_last);
+        let mut steps_per_epoch = source.batches_per_epoch(config.batch_size);
+        let mut target = None;
+        if let (MethodName::Aeir, Some(sets)) = (config.method, &prepared.target) {
+            let images = ShuffledSampler::new(sets.images.dim(0)?, config.seed, TARGET_IMAGE_STREAM);
+            let sentences = ShuffledSampler::new(sets.sentences.dim(0)?, config.seed, TARGET_SENTENCE_STREAM);
+            for sampler in [&images, &sentences] {
+                steps_per_epoch = steps_per_epoch.max(sampler.batches_per_epoch(config.target_batch_size));
+            }
+            target = Some((images, sentences));
+        }
+        Ok(Self {
+            identity: checkpoint::identity(config, &data.digest())?,
+            config,
+            run,
+            observer,
+            device: device.clone(),
+            data: prepared,
+            store,
+            method,
+            optimizers,
+            source,
+            target,
+            steps_per_epoch: steps_per_epoch as usize,
+            first_epoch: 0,
+            best: None,
+            chosen: BTreeMap::new(),
+        })
+    }
+
+    fn run(mut self) -> Result<Trained> {
+        self.open_run()?;
+        let steps = self.config.epochs * self.steps_per_epoch;
+        self.observer.started(self.first_epoch * self.steps_per_epoch, steps);
+        let mut history = Vec::new();
+        for epoch in self.first_epoch..self.config.epochs {
+            let started = Instant::now();
+            let record = self.epoch(epoch, steps)?;
+            let last = epoch + 1 == self.config.epochs;
+            if let Some(run) = self.run {
+                run.append(METRICS_FILE, &record)?;
+                let seconds = started.elapsed().as_secs_f64();
+                let steps_per_second = self.steps_per_epoch as f64 / seconds.max(1e-9);
+                run.append(TIMING_FILE, &Timing { epoch: epoch + 1, seconds, steps_per_second })?;
+                if last || (epoch + 1) % self.config.checkpoint_every == 0 {
+                    self.save_checkpoint(run, &record)?;
+                }
+            }
+            self.observer.epoch(&record);
+            history.push(record);
+        }
+        let epoch = self.best.map_or(self.config.epochs, |(epoch, _)| epoch);
+        Ok(Trained {
+            encoder: *self.method.encoder().config(),
+            parameters: self.chosen,
+            standardisation: self.data.standardisation,
+            epoch,
+            history,
+        })
+    }
+
+    /// Writes the configuration and takes up a checkpoint where there is one.
+    fn open_run(&mut self) -> Result<()> {
+        let Some(run) = self.run else { return Ok(()) };
+        let mut found = None;
+        if run.resumes() {
+            let observer = &mut self.observer;
+            found = checkpoint::newest(&run.checkpoints(), &self.identity, &self.device, |warning| {
+                observer.warning(warning);
+            })?;
+        }
+        run.write_config(self.config)?;
+        if let Some((state, tensors)) = found {
+            self.store.restore(&checkpoint::under(&tensors, "parameter."))?;
+            for (group, optimizer) in &mut self.optimizers {
+                optimizer.restore(&checkpoint::under(&tensors, &format!("optimizer.{}", group.prefix())))?;
+            }
+            self.chosen = checkpoint::under(&tensors, "best.");
+            self.best = state.best;
+            self.first_epoch = state.epoch;
+        }
+        run.truncate_records(self.first_epoch)
+    }
+
+    fn save_checkpoint(&self, run: &RunFolder, record: &EpochRecord) -> Result<()> {
+        let mut tensors = BTreeMap::new();
+        checkpoint::put(&mut tensors, "parameter.", self.store.snapshot("")?);
+        for (group, optimizer) in &self.optimizers {
+            checkpoint::put(&mut tensors, &format!("optimizer.{}", group.prefix()), optimizer.state()?);
+        }
+        checkpoint::put(&mut tensors, "best.", self.chosen.clone());
+        let state = State::new(record.epoch, record.step, self.best, &self.identity);
+        checkpoint::save(&run.checkpoints(), state, &tensors)
+    }
+
+    /// One epoch from `epoch` (from 0) and its validation.
+    fn epoch(&mut self, epoch: usize, steps: usize) -> Result<EpochRecord> {
+        let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+        let mut norm_sum = 0.0;
+        let first = epoch * self.steps_per_epoch;
+        let mut learning_rate = 0.0;
+        for step in first..first + self.steps_per_epoch {
+            learning_rate = self.config.optimizer.learning_rate_at(step, steps);
+            norm_sum += self.step(step, steps, &mut sums)?;
+            self.observer.stepped(step + 1);
+        }
+        let count = self.steps_per_epoch as f64;
+        sums.values_mut().for_each(|sum| *sum /= count);
+        let encoder = self.method.encoder();
+        let source_validation_rsum = source_validation_rsum(encoder, &self.data.validation)?;
+        let target_mutual_similarity =
+            self.data.target.as_ref().map(|target| target_mutual_similarity(encoder, target)).transpose()?;
+        self.choose(epoch + 1, source_validation_rsum)?;
+        Ok(EpochRecord {
+            epoch: epoch + 1,
+            step: first + self.steps_per_epoch,
+            learning_rate,
+            gradient_norm: norm_sum / count,
+            means: sums,
+            source_validation_rsum,
+            target_mutual_similarity,
+        })
+    }
+
+    /// Keeps the weights where this epoch is the best so far; target labels have no part in it.
+    fn choose(&mut self, epoch: usize, validation: Option<f64>) -> Result<()> {
+        let better = match (self.config.selection, validation) {
+            (Selection::SourceValidation, Some(score)) => {
+                let better = self.best.is_none_or(|(_, best)| score > best);
+                if better {
+                    self.best = Some((epoch, score));
+                }
+                better
+            }
+            (Selection::Last, _) | (Selection::SourceValidation, None) => epoch == self.config.epochs,
+        };
+        if better {
+            let prefix = Group::Encoder.prefix();
+            self.chosen = checkpoint::under(&self.store.snapshot(prefix)?, prefix);
+        }
+        Ok(())
+    }
+
+    /// One step from `step` (from 0); gives the encoders' gradient norm.
+    fn step(&mut self, step: usize, steps: usize, sums: &mut BTreeMap<String, f64>) -> Result<f64> {
+        let batch = self.batch(step)?;
+        let progress = step as f64 / steps as f64;
+        // Dropout is a function of seed and step: nothing of it has to be saved.
+        let mut random = ChaCha8Rng::seed_from_u64(self.config.seed);
+        random.set_stream(step as u64);
+        let mut encoder_norm = 0.0;
+        for phase in 0..self.method.phases() {
+            let outcome = self.method.phase(phase, &batch, progress, &mut Mode::Training(&mut random))?;
+            for (name, value) in outcome.logged {
+                if !value.is_finite() {
+                    return Err(TrainError::NotFinite { tensor: name.into(), step: step + 1 });
+                }
+                *sums.entry(name.to_owned()).or_default() += value;
+            }
+            // All gradients of the phase first: a parameter that was set would change graphs that still hold it.
+            let mut gradients: Vec<Gradients> = self.optimizers.iter().map(|_| Gradients::default()).collect();
+            for objective in &outcome.objectives {
+                let store = objective.loss.backward()?;
+                for ((group, optimizer), gradients) in self.optimizers.iter().zip(&mut gradients) {
+                    if objective.reaches.contains(group) {
+                        gradients.accumulate(&store, optimizer.parameters())?;
+                    }
+                }
+            }
+            let reached = |group: &Group| outcome.objectives.iter().any(|it| it.reaches.contains(group));
+            let limit = Some(self.config.optimizer.clip_norm).filter(|limit| *limit > 0.0);
+            for ((group, optimizer), gradients) in self.optimizers.iter_mut().zip(&gradients) {
+                if !reached(group) {
+                    continue;
+                }
+                let norm = gradients.norm()?;
+                if !norm.is_finite() {
+                    let name = gradients.first_not_finite()?.unwrap_or("all together");
+                    return Err(TrainError::NotFinite {
+                        tensor: format!("gradient of {name}"),
+                        step: step + 1,
+                    });
+                }
+                let rate = match group {
+                    Group::Encoder => {
+                        encoder_norm = norm;
+                        self.config.optimizer.learning_rate_at(step, steps)
+                    }
+                    Group::Critic => self.config.aeir.critic_learning_rate,
+                };
+                optimizer.step(gradients, clip_factor(norm, limit), rate)?;
+            }
+        }
+        Ok(encoder_norm)
+    }
+
+    fn batch(&self, step: usize) -> Result<Batch> {
+        let rows = |indices: Vec<usize>, features: &Tensor| {
+            let indices: Vec<u32> = indices.into_iter().map(|index| index as u32).collect();
+            Ok::<_, TrainError>(features.index_select(&Tensor::new(indices, &self.device)?, 0)?)
+        };
+        let step = step as u64;
+        let pairs = self.source.batch(step, self.config.batch_size);
+        let epoch = self.source.epoch_of(step, self.config.batch_size);
+        // One random sentence an image and epoch.
+        let sentences = pairs
+            .iter()
+            .filter_map(|&pair| {
+                let choices = self.data.sentences_of.get(pair)?;
+                choices.get(self.source.pick(epoch, pair, choices.len())).copied()
+            })
+            .collect();
+        let target = match (&self.target, &self.data.target) {
+            (Some((images, sentences)), Some(features)) => {
+                let size = self.config.target_batch_size;
+                Some(TargetBatch {
+                    images: rows(images.batch(step, size), &features.images)?,
+                    sentences: rows(sentences.batch(step, size), &features.sentences)?,
+                })
+            }
+            _ => None,
+        };
+        Ok(Batch {
+            source_images: rows(pairs, &self.data.images)?,
+            source_sentences: rows(sentences, &self.data.sentences)?,
+            target,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Adversary;
+    use crate::data::tests::toy;
+    use crate::observer::Silent;
+    use crate::run::{Existing, Opened};
+
+    fn small(method: MethodName) -> TrainConfig {
+        let mut config = TrainConfig {
+            method,
+            epochs: 6,
+            batch_size: 8,
+            target_batch_size: 8,
+            checkpoint_every: 2,
+            ..TrainConfig::default()
+        };
+        config.model.embedding_dimension = 8;
+        config
+    }
+
+    fn train_silently(config: &TrainConfig, data: &TrainingData, run: Option<&RunFolder>) -> Result<Trained> {
+        train(config, data, run, &Device::Cpu, &mut Silent)
+    }
+
+    #[test]
+    fn learning_lowers_the_loss_with_every_method() {
+        for (method, adversary) in [
+            (MethodName::SourceOnly, Adversary::Alternating),
+            (MethodName::Aeir, Adversary::Alternating),
+            (MethodName::Aeir, Adversary::GradientReversal),
+        ] {
+            let mut config = TrainConfig { epochs: 30, ..small(method) };
+            config.optimizer.learning_rate = 1e-2;
+            config.aeir.adversary = adversary;
+            let trained = train_silently(&config, &toy(40, 17, 23), None).unwrap();
+            let loss = |record: &EpochRecord| record.means["source_loss"];
+            let (first, last) = (trained.history.first().unwrap(), trained.history.last().unwrap());
+            assert!(loss(last) < 0.7 * loss(first), "{method:?} {adversary:?}");
+            assert!(last.source_validation_rsum.unwrap() > first.source_validation_rsum.unwrap());
+        }
+    }
+
+    /// Every parameter of a group gets a finite gradient that is not all zero, and no other group's does.
+    #[test]
+    fn gradients_reach_their_group_and_no_other() {
+        let data = toy(40, 17, 23);
+        for adversary in [Adversary::Alternating, Adversary::GradientReversal] {
+            let mut config = small(MethodName::Aeir);
+            config.aeir.adversary = adversary;
+            config.aeir.warm_up = false;
+            let mut silent = Silent;
+            let trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+            let batch = trainer.batch(0).unwrap();
+            let mut reached = Vec::new();
+            for phase in 0..trainer.method.phases() {
+                let mut random = ChaCha8Rng::seed_from_u64(1);
+                let outcome =
+                    trainer.method.phase(phase, &batch, 0.5, &mut Mode::Training(&mut random)).unwrap();
+                for objective in outcome.objectives {
+                    let store = objective.loss.backward().unwrap();
+                    for group in objective.reaches {
+                        let parameters = trainer.store.with_prefix(group.prefix());
+                        let mut gradients = Gradients::default();
+                        gradients.accumulate(&store, &parameters).unwrap();
+                        assert!(gradients.norm().unwrap().is_finite());
+                        for name in gradients.names() {
+                            let gradient = gradients.get(name).unwrap();
+                            let size = gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+                            if size > 0.0 {
+                                reached.push(name.to_owned());
+                            }
+                        }
+                    }
+                }
+            }
+            for (name, _) in trainer.store.with_prefix("") {
+                assert!(reached.contains(&name), "{adversary:?}: `{name}` got no gradient");
+            }
+        }
+    }
+
+    #[test]
+    fn critics_do_not_change_where_the_encoders_start() {
+        let data = toy(40, 17, 23);
+        let start = |method| {
+            let config = small(method);
+            let mut silent = Silent;
+            let trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+            let weight = trainer.store.snapshot("encoder.image.projection.weight").unwrap();
+            weight.values().next().unwrap().to_vec2::<f32>().unwrap()
+        };
+        assert_eq!(start(MethodName::SourceOnly), start(MethodName::Aeir));
+    }
+
+    fn bytes(trained: &Trained) -> Vec<u8> {
+        aeir_encoders::bundle::tensor_bytes(&trained.parameters).unwrap()
+    }
+
+    fn open(path: &std::path::Path, existing: Existing) -> RunFolder {
+        match RunFolder::open(path, existing).unwrap() {
+            Opened::Ready(run) => run,
+            Opened::Finished => panic!("finished"),
+        }
+    }
+
+    #[test]
+    fn the_seed_decides_everything_and_an_interruption_changes_nothing() {
+        let data = toy(40, 17, 23);
+        let config = small(MethodName::Aeir);
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
+        let undisturbed = train_silently(&config, &data, Some(&open(&whole, Existing::Refuse))).unwrap();
+
+        struct StopAt(usize);
+        impl Observer for StopAt {
+            fn stepped(&mut self, step: usize) {
+                assert!(step < self.0, "pulled the plug");
+            }
+        }
+        // Before the first checkpoint, just after one, in the middle of an epoch.
+        for stop in [1, 11, 23] {
+            let run = open(&cut, Existing::Overwrite);
+            assert!(train(&config, &data, Some(&run), &Device::Cpu, &mut StopAt(stop)).is_err());
+            let resumed = train_silently(&config, &data, Some(&open(&cut, Existing::Resume))).unwrap();
+            assert_eq!(bytes(&resumed), bytes(&undisturbed), "stopped at {stop}");
+            let metrics = |folder: &std::path::Path| std::fs::read(folder.join(METRICS_FILE)).unwrap();
+            assert_eq!(metrics(&cut), metrics(&whole), "stopped at {stop}");
+        }
+        let other = TrainConfig { seed: 2, ..config };
+        assert!(train_silently(&other, &data, Some(&open(&cut, Existing::Resume))).is_err());
+        assert_ne!(bytes(&train_silently(&other, &data, None).unwrap()), bytes(&undisturbed));
+    }
+
+    #[test]
+    fn target_sets_shorter_than_a_batch_are_used_whole() {
+        let config = small(MethodName::Aeir);
+        for (images, sentences) in [(1, 1), (3, 2), (2, 60)] {
+            train_silently(&config, &toy(20, images, sentences), None).unwrap();
+        }
+        let mut without = toy(20, 3, 3);
+        without.target = None;
+        assert!(train_silently(&config, &without, None).is_err());
+        assert!(train_silently(&config, &toy(1, 3, 3), None).is_err());
+        train_silently(&small(MethodName::SourceOnly), &toy(9, 3, 3), None).unwrap();
+    }
+
+    #[test]
+    fn the_best_epoch_on_source_validation_is_the_model() {
+        let data = toy(40, 17, 23);
+        let trained = train_silently(&small(MethodName::SourceOnly), &data, None).unwrap();
+        let best = trained
+            .history
+            .iter()
+            .max_by(|a, b| {
+                let score = |record: &EpochRecord| record.source_validation_rsum.unwrap();
+                // Of equal ones the first is kept.
+                score(a).total_cmp(&score(b)).then(b.epoch.cmp(&a.epoch))
+            })
+            .unwrap();
+        assert_eq!(trained.epoch, best.epoch);
+    }
+}
