@@ -32,8 +32,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     print_similarities(&SENTENCES, &sentences)?;
 
     let backbone = load_image_backbone(&fixtures.join("backbones/efficientnet-lite0"), &device)?;
-    let images: Vec<DynamicImage> =
-        IMAGES.iter().map(|name| image::open(fixtures.join("datasets").join(name))).collect::<Result<_, _>>()?;
+    let images: Vec<DynamicImage> = IMAGES
+        .iter()
+        .map(|name| image::open(fixtures.join("datasets").join(name)))
+        .collect::<Result<_, _>>()?;
     let features = l2_normalise(&backbone.encode(&images)?)?;
     println!("images: {} values each, cosine similarities", backbone.dimension());
     print_similarities(&IMAGES, &features)?;

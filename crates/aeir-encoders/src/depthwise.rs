@@ -51,9 +51,8 @@ impl Depthwise {
     /// Reorders `weight [channels, kernel, kernel]`.
     pub(crate) fn new(weight: &[f32], bias: &[f32], kernel: usize, stride: usize) -> Self {
         let (channels, taps) = (bias.len(), kernel * kernel);
-        let filter = (0..taps)
-            .flat_map(|tap| weight.iter().skip(tap).step_by(taps).take(channels).copied())
-            .collect();
+        let filter =
+            (0..taps).flat_map(|tap| weight.iter().skip(tap).step_by(taps).take(channels).copied()).collect();
         Self { channels, kernel, stride, filter, bias: bias.to_vec() }
     }
 
@@ -158,7 +157,12 @@ impl<S: Simd> Taps<'_, S> {
 
     /// WIDTH registers of channels from `first` on.
     #[inline(always)]
-    fn block<const COUNT: usize, const WIDTH: usize>(&self, columns: Reach, first: usize, output: &mut [f32]) {
+    fn block<const COUNT: usize, const WIDTH: usize>(
+        &self,
+        columns: Reach,
+        first: usize,
+        output: &mut [f32],
+    ) {
         let simd = self.simd;
         let Depthwise { channels, kernel, stride, .. } = *self.layer;
         let span = WIDTH * S::F32_LANES;
@@ -168,7 +172,8 @@ impl<S: Simd> Taps<'_, S> {
             let line = (self.rows.at + row) * self.width + columns.at;
             let taps = (self.rows.tap + row) * kernel + columns.tap;
             for column in 0..columns.count {
-                let Some(weights) = registers::<S, WIDTH>(&self.layer.filter, (taps + column) * channels + first, span)
+                let Some(weights) =
+                    registers::<S, WIDTH>(&self.layer.filter, (taps + column) * channels + first, span)
                 else {
                     return;
                 };
@@ -213,7 +218,11 @@ impl<S: Simd> Taps<'_, S> {
 }
 
 #[inline(always)]
-fn registers<S: Simd, const WIDTH: usize>(values: &[f32], start: usize, span: usize) -> Option<&[S::f32s; WIDTH]> {
+fn registers<S: Simd, const WIDTH: usize>(
+    values: &[f32],
+    start: usize,
+    span: usize,
+) -> Option<&[S::f32s; WIDTH]> {
     S::as_simd_f32s(values.get(start..start + span)?).0.first_chunk::<WIDTH>()
 }
 
@@ -234,9 +243,14 @@ mod tests {
         let noise = |seed: usize, count: usize| -> Vec<f32> {
             (0..count).map(|i| (((i + seed) * 7919 % 1009) as f32) / 504.5 - 1.0).collect()
         };
-        for (height, width, channels, kernel, stride) in
-            [(7, 7, 16, 5, 1), (9, 14, 24, 3, 2), (1, 1, 8, 5, 1), (2, 3, 5, 5, 2), (12, 11, 40, 3, 1), (16, 16, 33, 5, 2)]
-        {
+        for (height, width, channels, kernel, stride) in [
+            (7, 7, 16, 5, 1),
+            (9, 14, 24, 3, 2),
+            (1, 1, 8, 5, 1),
+            (2, 3, 5, 5, 2),
+            (12, 11, 40, 3, 1),
+            (16, 16, 33, 5, 2),
+        ] {
             let plane = Plane { height, width };
             let (input, bias) = (noise(1, plane.pixels() * channels), noise(2, channels));
             let weight = noise(3, channels * kernel * kernel);
@@ -249,11 +263,13 @@ mod tests {
             assert_eq!(output, parallel);
             let (top, left) = (same_padding(height, kernel, stride).0, same_padding(width, kernel, stride).0);
             for (index, got) in output.iter().enumerate() {
-                let (y, x, channel) = (index / channels / out.width, index / channels % out.width, index % channels);
+                let (y, x, channel) =
+                    (index / channels / out.width, index / channels % out.width, index % channels);
                 let mut sum = bias[channel];
                 for ky in 0..kernel {
                     for kx in 0..kernel {
-                        let (sy, sx) = ((y * stride + ky).wrapping_sub(top), (x * stride + kx).wrapping_sub(left));
+                        let (sy, sx) =
+                            ((y * stride + ky).wrapping_sub(top), (x * stride + kx).wrapping_sub(left));
                         if sy < height && sx < width {
                             let value = input[(sy * width + sx) * channels + channel];
                             sum += value * weight[(channel * kernel + ky) * kernel + kx];

@@ -138,7 +138,15 @@ impl EfficientNet {
         ]);
         let fused = Fused::new(&folded, Plane::square(config.image_size as usize));
         let composed = if device.is_cpu() { None } else { Some(compose_network(&folded, device)?) };
-        Ok(Self { preprocessor, folded, fused, composed, device: device.clone(), fingerprint, files: files.to_vec() })
+        Ok(Self {
+            preprocessor,
+            folded,
+            fused,
+            composed,
+            device: device.clone(),
+            fingerprint,
+            files: files.to_vec(),
+        })
     }
 
     /// Height and width of the feature grid.
@@ -204,7 +212,9 @@ impl EfficientNet {
             Keep::Mean => vec![images.len(), dimension],
         };
         if self.device.is_cpu() {
-            let prepare = |image: &DynamicImage, output: &mut [f32]| self.preprocessor.interleaved_values(image, output);
+            let prepare = |image: &DynamicImage, output: &mut [f32]| {
+                self.preprocessor.interleaved_values(image, output)
+            };
             return Ok(Tensor::from_vec(self.fused.run(images, prepare, keep)?, shape, &self.device)?);
         }
         let batches = images
@@ -291,7 +301,9 @@ impl Config {
                 ("expand", 1..=16, stage.expand),
                 ("out", channels.clone(), stage.outputs),
             ];
-            if let Some((name, range, value)) = limits.into_iter().find(|(_, range, value)| !range.contains(value)) {
+            if let Some((name, range, value)) =
+                limits.into_iter().find(|(_, range, value)| !range.contains(value))
+            {
                 return fail(key(name), &format!("{} to {}", range.start(), range.end()), value.to_string());
             }
             if ![3, 5, 7].contains(&stage.kernel) {
@@ -299,7 +311,11 @@ impl Config {
             }
             let activation = plane.pixels() * stage.expand * inputs.max(stage.outputs);
             if activation > MAX_ACTIVATION {
-                return fail(key("expand"), &format!("at most {MAX_ACTIVATION} values"), activation.to_string());
+                return fail(
+                    key("expand"),
+                    &format!("at most {MAX_ACTIVATION} values"),
+                    activation.to_string(),
+                );
             }
             inputs = stage.outputs;
             plane = plane.strided(stage.stride);
@@ -341,7 +357,8 @@ fn fold_network(config: &Config, weights: &Weights<'_>) -> Result<Network<Folded
     let mut blocks = Vec::new();
     for stage in &config.stages {
         for repeat in 0..stage.repeats {
-            let (inputs, stride) = if repeat == 0 { (stage.inputs, stage.stride) } else { (stage.outputs, 1) };
+            let (inputs, stride) =
+                if repeat == 0 { (stage.inputs, stage.stride) } else { (stage.outputs, 1) };
             let wide = inputs * stage.expand;
             let prefix = format!("_blocks.{}", blocks.len());
             let fold = |convolution: &str, norm: &str, shape| {
@@ -377,7 +394,8 @@ fn fold_batch_norm(
     let [outputs, ..] = shape;
     let mut weight = weights.take(&format!("{convolution}.weight"), &shape)?;
     let take = |name: &str| weights.take(&format!("{norm}.{name}"), &[outputs]);
-    let (gain, shift, mean, variance) = (take("weight")?, take("bias")?, take("running_mean")?, take("running_var")?);
+    let (gain, shift, mean, variance) =
+        (take("weight")?, take("bias")?, take("running_mean")?, take("running_var")?);
     if let Some(value) = variance.iter().find(|value| **value < 0.0) {
         return Err(weights.bad_value(&format!("{norm}.running_var"), "values of 0 and more", *value));
     }
@@ -634,7 +652,9 @@ impl Fused {
         patches.resize(width.div_ceil(STEM_STRIDE) * PATCH, 0.0);
         let line = width * COLOURS;
         for ky in 0..STEM_KERNEL {
-            let Some(row) = (y * STEM_STRIDE + ky).checked_sub(top).filter(|row| *row < height) else { continue };
+            let Some(row) = (y * STEM_STRIDE + ky).checked_sub(top).filter(|row| *row < height) else {
+                continue;
+            };
             let row = image.get(row * line..(row + 1) * line).unwrap_or_default();
             for (x, patch) in patches.chunks_exact_mut(PATCH).enumerate() {
                 let start = x * STEM_STRIDE;

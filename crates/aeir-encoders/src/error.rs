@@ -175,7 +175,7 @@ pub enum EncoderError {
         /// What is wrong with it.
         reason: String,
     },
-    /// An image can't be resized: it has no pixels, or the result would be too large.
+    /// An image has no pixels.
     #[error("image size: expected {expected}, got {width}x{height}")]
     ImageSize {
         /// What was expected.
@@ -184,16 +184,6 @@ pub enum EncoderError {
         width: u32,
         /// Height in pixels.
         height: u32,
-    },
-    /// The resizing library refused an image.
-    #[error("could not resize an image of {width}x{height}")]
-    Resize {
-        /// Width in pixels.
-        width: u32,
-        /// Height in pixels.
-        height: u32,
-        /// The error of the resizing library.
-        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 

@@ -20,6 +20,7 @@ pub mod tower;
 
 mod depthwise;
 mod pointwise;
+mod resample;
 mod weights;
 
 pub use atomic_file::write_atomically;

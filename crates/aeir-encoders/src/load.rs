@@ -1,6 +1,5 @@
 //! A backbone from its folder.
 
-use std::io::ErrorKind;
 use std::path::Path;
 
 use candle_core::Device;
@@ -63,10 +62,7 @@ fn unsupported(folder: &Path, got: &str, supported: &'static [&'static str]) -> 
 }
 
 pub(crate) fn read_file(file: &Path) -> Result<Vec<u8>> {
-    std::fs::read(file).map_err(|source| match source.kind() {
-        ErrorKind::NotFound => EncoderError::MissingFile { file: file.to_path_buf() },
-        _ => EncoderError::Read { file: file.to_path_buf(), source },
-    })
+    std::fs::read(file).map_err(EncoderError::read(file))
 }
 
 pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8], file: &Path) -> Result<T> {

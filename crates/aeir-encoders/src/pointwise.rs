@@ -47,7 +47,13 @@ impl Pointwise {
     /// `output = activation(input W^T + bias + residual)`.
     ///
     /// `input [pixels, inputs]`, `output` and `residual` `[pixels, outputs]`. `parallel` splits the pixels over threads.
-    pub(crate) fn forward(&self, input: &[f32], residual: Option<&[f32]>, output: &mut [f32], parallel: bool) {
+    pub(crate) fn forward(
+        &self,
+        input: &[f32],
+        residual: Option<&[f32]>,
+        output: &mut [f32],
+        parallel: bool,
+    ) {
         let (inputs, outputs) = (self.inputs, self.outputs);
         let run = |(index, output): (usize, &mut [f32])| {
             let pixels = output.len() / outputs;
@@ -97,7 +103,8 @@ impl Band<'_> {
         for (index, bias) in layer.bias.chunks(PANEL).enumerate() {
             let Some((panel, rest)) = panels.split_at_checked(inputs * bias.len()) else { return };
             panels = rest;
-            let columns = Columns { simd, panel, bias, inputs, outputs, first: index * PANEL, clamp: layer.clamp };
+            let columns =
+                Columns { simd, panel, bias, inputs, outputs, first: index * PANEL, clamp: layer.clamp };
             let tiles = input.chunks(TILE * inputs).zip(output.chunks_mut(TILE * outputs)).enumerate();
             for (tile, (input, output)) in tiles {
                 let residual = residual.and_then(|all| all.get(tile * TILE * outputs..)).unwrap_or_default();
@@ -138,56 +145,88 @@ impl<S: Simd> Columns<'_, S> {
     }
 
     #[inline(always)]
-    fn rows<const WIDTH: usize, const ROWS: usize>(&self, input: &[f32], residual: &[f32], output: &mut [f32]) {
-        let simd = self.simd;
+    fn rows<const WIDTH: usize, const ROWS: usize>(
+        &self,
+        input: &[f32],
+        residual: &[f32],
+        output: &mut [f32],
+    ) {
         let inputs = self.inputs;
         let (bias, _) = S::as_simd_f32s(self.bias);
         let (panel, _) = S::as_simd_f32s(self.panel);
         let Some(bias) = bias.first_chunk::<WIDTH>() else { return };
+        let Some(weights) = panel.as_chunks::<WIDTH>().0.get(..inputs) else { return };
         if input.len() < ROWS * inputs {
             return;
         }
-        // All rows have `inputs` values: with that said once, the loop below needs no checks.
         let rows: [&[f32]; ROWS] = std::array::from_fn(|row| &input[row * inputs..][..inputs]);
+        let sums = self.sums(bias, weights, rows);
+        // Written out, since a loop over the rows would index `sums` by a variable and keep it on the stack, which
+        // costs a store beside every multiplication.
+        self.store(sums.first().copied(), 0, residual, output);
+        self.store(sums.get(1).copied(), 1, residual, output);
+        self.store(sums.get(2).copied(), 2, residual, output);
+        self.store(sums.get(3).copied(), 3, residual, output);
+        self.store(sums.get(4).copied(), 4, residual, output);
+        self.store(sums.get(5).copied(), 5, residual, output);
+    }
+
+    /// The sums of one tile, bias included.
+    #[inline(always)]
+    fn sums<const WIDTH: usize, const ROWS: usize>(
+        &self,
+        bias: &[S::f32s; WIDTH],
+        weights: &[[S::f32s; WIDTH]],
+        rows: [&[f32]; ROWS],
+    ) -> [[S::f32s; WIDTH]; ROWS] {
         let mut sums = [*bias; ROWS];
-        for (k, weights) in panel.as_chunks::<WIDTH>().0.iter().enumerate().take(inputs) {
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                let value = simd.splat_f32s(row[k]);
-                for (sum, weight) in sums.iter_mut().zip(weights) {
-                    *sum = simd.mul_add_e_f32s(value, *weight, *sum);
+        // The loops over constants are unrolled, and the sums live in registers.
+        #[allow(clippy::needless_range_loop, reason = "with iterators the sums go to the stack")]
+        for (k, weights) in weights.iter().enumerate() {
+            for row in 0..ROWS {
+                let value = self.simd.splat_f32s(rows[row][k]);
+                for column in 0..WIDTH {
+                    sums[row][column] = self.simd.mul_add_e_f32s(value, weights[column], sums[row][column]);
                 }
             }
         }
-        for (index, sums) in sums.iter().enumerate() {
-            let start = index * self.outputs + self.first;
-            let end = (start + WIDTH * S::F32_LANES).min((index + 1) * self.outputs);
-            let residual = residual.get(start..end);
-            let Some(output) = output.get_mut(start..end) else { return };
-            self.store(sums, residual, output);
-        }
+        sums
     }
 
+    /// Adds the residual, applies ReLU6 and writes row `index` of a tile.
     #[inline(always)]
-    fn store<const WIDTH: usize>(&self, sums: &[S::f32s; WIDTH], residual: Option<&[f32]>, output: &mut [f32]) {
+    fn store<const WIDTH: usize>(
+        &self,
+        sums: Option<[S::f32s; WIDTH]>,
+        index: usize,
+        residual: &[f32],
+        output: &mut [f32],
+    ) {
+        let Some(sums) = sums else { return };
         let simd = self.simd;
         let (zero, six) = (simd.splat_f32s(0.0), simd.splat_f32s(6.0));
         let finish = |sum: S::f32s, residual: Option<S::f32s>| {
             let sum = residual.map_or(sum, |residual| simd.add_f32s(sum, residual));
             if self.clamp { simd.min_f32s(simd.max_f32s(sum, zero), six) } else { sum }
         };
-        if output.len() == WIDTH * S::F32_LANES {
-            let residual = residual.map(|residual| S::as_simd_f32s(residual).0);
-            for (index, (output, sum)) in S::as_mut_simd_f32s(output).0.iter_mut().zip(sums).enumerate() {
-                *output = finish(*sum, residual.and_then(|residual| residual.get(index)).copied());
+        let lanes = S::F32_LANES;
+        let start = index * self.outputs + self.first;
+        let end = (start + WIDTH * lanes).min((index + 1) * self.outputs);
+        let Some(output) = output.get_mut(start..end) else { return };
+        let residual = residual.get(start..end);
+        if let Some(output) = S::as_mut_simd_f32s(output).0.first_chunk_mut::<WIDTH>() {
+            let residual = residual.and_then(|residual| S::as_simd_f32s(residual).0.first_chunk::<WIDTH>());
+            for column in 0..WIDTH {
+                output[column] = finish(sums[column], residual.map(|residual| residual[column]));
             }
             return;
         }
         // Channels that do not fill a panel.
-        for (index, (chunk, sum)) in output.chunks_mut(S::F32_LANES).zip(sums).enumerate() {
-            let residual = residual
-                .and_then(|residual| residual.chunks(S::F32_LANES).nth(index))
-                .map(|residual| simd.partial_load_f32s(residual));
-            simd.partial_store_f32s(chunk, finish(*sum, residual));
+        #[allow(clippy::needless_range_loop, reason = "unrolled, as above")]
+        for column in 0..WIDTH {
+            let (from, to) = ((column * lanes).min(output.len()), ((column + 1) * lanes).min(output.len()));
+            let residual = residual.map(|residual| simd.partial_load_f32s(&residual[from..to]));
+            simd.partial_store_f32s(&mut output[from..to], finish(sums[column], residual));
         }
     }
 }
@@ -198,7 +237,9 @@ mod tests {
 
     #[test]
     fn equals_the_plain_triple_loop_for_every_remainder() {
-        for (pixels, inputs, outputs) in [(1, 3, 5), (7, 27, 32), (13, 16, 24), (97, 40, 41), (200, 8, 7), (5, 1, 16)] {
+        for (pixels, inputs, outputs) in
+            [(1, 3, 5), (7, 27, 32), (13, 16, 24), (97, 40, 41), (200, 8, 7), (5, 1, 16)]
+        {
             let noise = |seed: usize, count: usize| -> Vec<f32> {
                 (0..count).map(|i| (((i + seed) * 7919 % 1009) as f32) / 504.5 - 1.0).collect()
             };
@@ -218,7 +259,10 @@ mod tests {
                         sum += f64::from(input[pixel * inputs + k]) * f64::from(weight[channel * inputs + k]);
                     }
                     let expected = if clamp { sum.clamp(0.0, 6.0) } else { sum };
-                    assert!((f64::from(*got) - expected).abs() < 1e-4, "{pixels} {inputs} {outputs}: {got} {expected}");
+                    assert!(
+                        (f64::from(*got) - expected).abs() < 1e-4,
+                        "{pixels} {inputs} {outputs}: {got} {expected}"
+                    );
                 }
             }
         }

@@ -1,6 +1,6 @@
 //! The linear layer that takes backbone features into the joint space.
 
-use candle_core::{Tensor};
+use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
 use crate::dropout::{check_probability, dropout};

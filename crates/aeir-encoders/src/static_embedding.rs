@@ -97,8 +97,10 @@ impl StaticEmbedding {
     /// # Errors
     /// [`EncoderError::Tokenise`] from the tokenizer.
     pub fn tokenise(&self, sentence: &str) -> Result<Vec<(String, u32)>> {
-        let encoding =
-            self.tokenizer.encode(sentence, false).map_err(|source| EncoderError::Tokenise { index: 0, source })?;
+        let encoding = self
+            .tokenizer
+            .encode(sentence, false)
+            .map_err(|source| EncoderError::Tokenise { index: 0, source })?;
         Ok(encoding.get_tokens().iter().cloned().zip(encoding.get_ids().iter().copied()).collect())
     }
 
@@ -113,7 +115,12 @@ impl StaticEmbedding {
                     .tokenizer
                     .encode_fast(*sentence, false)
                     .map_err(|source| EncoderError::Tokenise { index, source })?;
-                encoding.get_ids().iter().filter(|id| Some(**id) != self.unknown).map(|id| self.row(*id)).collect()
+                encoding
+                    .get_ids()
+                    .iter()
+                    .filter(|id| Some(**id) != self.unknown)
+                    .map(|id| self.row(*id))
+                    .collect()
             })
             .collect()
     }
@@ -136,7 +143,8 @@ impl StaticEmbedding {
         if !self.normalise {
             return;
         }
-        let norm = output.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt() as f32;
+        let norm =
+            output.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt() as f32;
         if norm > 0.0 {
             output.iter_mut().for_each(|value| *value /= norm);
         }
@@ -156,7 +164,8 @@ impl TextBackbone for StaticEmbedding {
         let rows = self.rows_of(sentences)?;
         let mut features = vec![0f32; sentences.len() * self.dimension];
         features.par_chunks_mut(self.dimension).zip(&rows).for_each(|(output, rows)| self.pool(rows, output));
-        Ok(Tensor::from_vec(features, (sentences.len(), self.dimension), &Device::Cpu)?.to_device(&self.device)?)
+        Ok(Tensor::from_vec(features, (sentences.len(), self.dimension), &Device::Cpu)?
+            .to_device(&self.device)?)
     }
 
     fn fragments(&self, sentences: &[&str]) -> Result<Fragments> {
@@ -205,7 +214,9 @@ fn load_table(config: &Config, bytes: &[u8], file: &Path) -> Result<(Vec<f32>, u
     }
     let expected = [config.vocab_size.unwrap_or(0), config.hidden_dim.unwrap_or(0)];
     let shape = weights.shape(EMBEDDINGS, &expected)?;
-    let fits = |got: usize, configured: Option<usize>| got > 0 && configured.is_none_or(|configured| configured == got);
+    let fits = |got: usize, configured: Option<usize>| {
+        got > 0 && configured.is_none_or(|configured| configured == got)
+    };
     match shape.as_slice() {
         &[rows, dimension] if fits(rows, config.vocab_size) && fits(dimension, config.hidden_dim) => {
             Ok((weights.take(EMBEDDINGS, &shape)?, rows, dimension))

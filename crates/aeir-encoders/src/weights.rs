@@ -55,12 +55,18 @@ impl<'a> Weights<'a> {
         let bytes = view.data();
         let values: Vec<f32> = match view.dtype() {
             Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-            Dtype::F16 => {
-                bytes.as_chunks::<2>().0.iter().map(|bytes| half::f16::from_le_bytes(*bytes).to_f32()).collect()
-            }
-            Dtype::BF16 => {
-                bytes.as_chunks::<2>().0.iter().map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32()).collect()
-            }
+            Dtype::F16 => bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|bytes| half::f16::from_le_bytes(*bytes).to_f32())
+                .collect(),
+            Dtype::BF16 => bytes
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32())
+                .collect(),
             other => {
                 return Err(EncoderError::TensorType {
                     file: self.file.clone(),

@@ -6,6 +6,7 @@ use crate::stable::{log_sum_exp, squared_distances};
 
 const LOSS: &str = "SinkhornDivergence";
 const PLAN: &str = "sinkhorn_plan";
+const LARGEST_HALVINGS: usize = 64;
 
 /// An entropic transport plan with its potentials; all constants, without gradients.
 #[derive(Debug, Clone)]
@@ -80,7 +81,11 @@ pub fn sinkhorn_plan(
     let column_sum = marginal_sum(check, "column_marginal", column_marginal, cost, columns)?;
     let same = (row_sum - column_sum).abs() <= 1e-4 * row_sum;
     check.parameter(same, "column_marginal", "the row marginal's sum", column_sum)?;
-    iterate(cost, row_marginal, column_marginal, epsilon, iterations).within(PLAN)
+    let plan = || {
+        let problem = Problem::new(cost, row_marginal, column_marginal)?;
+        problem.iterate(column_marginal.zeros_like()?, epsilon, iterations)
+    };
+    plan().within(PLAN)
 }
 
 /// Sinkhorn divergence: the transport cost between two sets of vectors, corrected so that equal sets are 0 apart.
@@ -106,8 +111,9 @@ pub fn sinkhorn_plan(
 ///
 /// # Numerical notes
 /// The value is the dual objective; the gradient goes through the cost with the plan as a constant, which is exact once the
-/// iterations have converged (the envelope theorem) and keeps the graph short. Smaller `epsilon` needs more iterations. One
-/// row a side is defined: half the squared distance.
+/// iterations have converged (the envelope theorem) and keeps the graph short. Epsilon first falls from the largest cost,
+/// halving a step, before `iterations` run at its own value; still, a smaller `epsilon` needs more. The largest cost is read
+/// back to the host. One row a side is defined: half the squared distance.
 ///
 /// # Errors
 /// [`LossError::Shape`], [`LossError::ElementType`], [`LossError::Parameter`] (`epsilon`, `iterations`), [`LossError::Candle`].
@@ -164,8 +170,8 @@ impl SinkhornDivergence {
     /// The entropic transport cost between two sets of equally weighted rows.
     fn transport(&self, x: &Tensor, y: &Tensor) -> candle_core::Result<Tensor> {
         let cost = (squared_distances(x, y)? * 0.5)?;
-        let (row_marginal, column_marginal) = (uniform(x)?, uniform(y)?);
-        let found = iterate(&cost, &row_marginal, &column_marginal, self.epsilon, self.iterations)?;
+        let problem = Problem::new(&cost, &uniform(x)?, &uniform(y)?)?;
+        let found = problem.iterate(problem.anneal(self.epsilon)?, self.epsilon, self.iterations)?;
         // The potentials hold eps ln(marginal); the divergence from the product of the marginals doesn't want it.
         let entropy = self.epsilon * (x.dim(0)? as f64 * y.dim(0)? as f64).ln();
         let value = ((found.row_potential.mean_all()? + found.column_potential.mean_all()?)? + entropy)?;
@@ -180,35 +186,67 @@ fn uniform(x: &Tensor) -> candle_core::Result<Tensor> {
     Tensor::ones(rows, x.dtype(), x.device())? / rows as f64
 }
 
-fn iterate(
-    cost: &Tensor,
-    row_marginal: &Tensor,
-    column_marginal: &Tensor,
-    epsilon: f64,
-    iterations: usize,
-) -> candle_core::Result<SinkhornPlan> {
-    let cost = (cost.detach() / epsilon)?.contiguous()?;
-    let transposed = cost.t()?.contiguous()?;
-    let log_rows = row_marginal.detach().log()?;
-    let log_columns = column_marginal.detach().log()?;
-    // Potentials divided by epsilon.
-    let mut row = log_rows.zeros_like()?;
-    let mut column = log_columns.zeros_like()?;
-    for _ in 0..iterations {
-        row = (&log_rows - row_log_sum_exp(&column, &cost)?)?;
-        column = (&log_columns - row_log_sum_exp(&row, &transposed)?)?;
-    }
-    let exponent = row.unsqueeze(1)?.broadcast_add(&column.unsqueeze(0)?)?.sub(&cost)?;
-    Ok(SinkhornPlan {
-        plan: exponent.exp()?,
-        row_potential: (row * epsilon)?,
-        column_potential: (column * epsilon)?,
-    })
+/// A cost matrix with its marginals, detached, laid out for both directions.
+struct Problem {
+    cost: Tensor,
+    transposed: Tensor,
+    log_rows: Tensor,
+    log_columns: Tensor,
 }
 
-/// `lse_j(potential_j - cost_ij)` for each row i.
-fn row_log_sum_exp(potential: &Tensor, cost: &Tensor) -> candle_core::Result<Tensor> {
-    log_sum_exp(&cost.neg()?.broadcast_add(potential)?)?.squeeze(1)
+impl Problem {
+    fn new(cost: &Tensor, row_marginal: &Tensor, column_marginal: &Tensor) -> candle_core::Result<Self> {
+        let cost = cost.detach().contiguous()?;
+        Ok(Self {
+            transposed: cost.t()?.contiguous()?,
+            cost,
+            log_rows: row_marginal.detach().log()?,
+            log_columns: column_marginal.detach().log()?,
+        })
+    }
+
+    /// One iteration: both potentials from the columns' one.
+    fn step(&self, column: &Tensor, epsilon: f64) -> candle_core::Result<(Tensor, Tensor)> {
+        let row = update(&self.log_rows, column, &self.cost, epsilon)?;
+        let column = update(&self.log_columns, &row, &self.transposed, epsilon)?;
+        Ok((row, column))
+    }
+
+    /// From the columns' potential `column`, `iterations` (at least 1) steps.
+    fn iterate(&self, column: Tensor, epsilon: f64, iterations: usize) -> candle_core::Result<SinkhornPlan> {
+        let (mut row, mut column) = self.step(&column, epsilon)?;
+        for _ in 1..iterations {
+            (row, column) = self.step(&column, epsilon)?;
+        }
+        let exponent = row.unsqueeze(1)?.broadcast_add(&column.unsqueeze(0)?)?.sub(&self.cost)?;
+        Ok(SinkhornPlan { plan: (exponent / epsilon)?.exp()?, row_potential: row, column_potential: column })
+    }
+
+    /// A columns' potential to start from: one step at each of ever smaller epsilons, from the largest cost down. From zeros, a
+    /// small epsilon would need thousands of iterations.
+    fn anneal(&self, epsilon: f64) -> candle_core::Result<Tensor> {
+        let mut column = self.log_columns.zeros_like()?;
+        let mut current = self.cost.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        for _ in 0..LARGEST_HALVINGS {
+            if !current.is_finite() || current <= epsilon {
+                break;
+            }
+            column = self.step(&column, current)?.1;
+            current /= 2.0;
+        }
+        Ok(column)
+    }
+}
+
+/// `eps (ln marginal_i - lse_j((potential_j - cost_ij) / eps))`
+fn update(
+    log_marginal: &Tensor,
+    potential: &Tensor,
+    cost: &Tensor,
+    epsilon: f64,
+) -> candle_core::Result<Tensor> {
+    let exponent = (cost.neg()?.broadcast_add(potential)? / epsilon)?;
+    (log_marginal - log_sum_exp(&exponent)?.squeeze(1)?)? * epsilon
 }
 
 fn marginal_sum(

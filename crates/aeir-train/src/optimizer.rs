@@ -281,7 +281,7 @@ mod tests {
         let store = ParameterStore::new(3, &Device::Cpu);
         let weight = store.builder().get_with_hints(1, "w", Init::Const(0.7)).unwrap();
         let mut optimizer = AdamW::new(store.with_prefix(""), config).unwrap();
-        let scales = [0.3, -2.0, 1e-4, 5.0, 0.0];
+        let scales = [0.3, -2.0, 1e-4, 5.0, -0.2];
         for (index, scale) in scales.iter().enumerate() {
             let mut gradients = Gradients::default();
             let loss = (&weight * *scale).unwrap().sum_all().unwrap();

@@ -60,7 +60,10 @@ fn missing_files() {
 #[test]
 fn another_architecture_names_those_that_there_are() {
     let error = image_error(&path("backbones/static-minilm"));
-    assert!(error.to_string().contains("model2vec") && error.to_string().contains("efficientnet-lite0"), "{error}");
+    assert!(
+        error.to_string().contains("model2vec") && error.to_string().contains("efficientnet-lite0"),
+        "{error}"
+    );
     let error = text_error(&path("backbones/efficientnet-lite0"));
     assert!(matches!(error, EncoderError::Unsupported { supported: ["model2vec"], .. }), "{error}");
     let folder = tempfile::tempdir().unwrap();
@@ -102,7 +105,9 @@ fn tensors_that_do_not_fit() {
 
     let folder = copy("efficientnet-lite0");
     replace_in_header(&folder.path().join("model.safetensors"), "_conv_head.weight", "_conv_tail.weight");
-    assert!(matches!(image_error(folder.path()), EncoderError::MissingTensor { key, .. } if key == "_conv_head.weight"));
+    assert!(
+        matches!(image_error(folder.path()), EncoderError::MissingTensor { key, .. } if key == "_conv_head.weight")
+    );
 
     let folder = copy("static-minilm");
     replace(&folder.path().join("config.json"), r#""hidden_dim": 256"#, r#""hidden_dim": 300"#);
@@ -132,7 +137,14 @@ fn truncated_and_hostile_weight_files() {
     let mut overflowing = (offsets.len() as u64).to_le_bytes().to_vec();
     overflowing.extend_from_slice(offsets);
     overflowing.extend_from_slice(&[0; 4]);
-    let cases = [Vec::new(), whole[..7].to_vec(), whole[..whole.len() - 1].to_vec(), huge_header, wrong_header, overflowing];
+    let cases = [
+        Vec::new(),
+        whole[..7].to_vec(),
+        whole[..whole.len() - 1].to_vec(),
+        huge_header,
+        wrong_header,
+        overflowing,
+    ];
     for (index, bytes) in cases.iter().enumerate() {
         let folder = copy("static-minilm");
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();

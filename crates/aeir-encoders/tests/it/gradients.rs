@@ -69,7 +69,8 @@ fn projection_and_pooling_pass_gradients_to_real_fragments_only() {
         ("weight".to_owned(), weight.as_tensor().clone()),
         ("bias".to_owned(), bias.as_tensor().clone()),
     ]);
-    let projection = Projection::new(3, 5, 0.0, VarBuilder::from_tensors(named, DType::F32, &device)).unwrap();
+    let projection =
+        Projection::new(3, 5, 0.0, VarBuilder::from_tensors(named, DType::F32, &device)).unwrap();
     let mask = Tensor::new(&[[1f32, 1., 0., 0.], [1., 1., 1., 0.]], &device).unwrap();
     let projected = projection.forward(&x, &mut Mode::Evaluation).unwrap();
     let pooled = Fragments::new(projected, mask.clone()).unwrap().mean_pooled().unwrap();

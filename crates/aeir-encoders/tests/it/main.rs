@@ -1,5 +1,13 @@
 //! One binary for all integration tests: they link once.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests: helpers outside of #[test] functions fail by panicking too"
+)]
+
 mod broken_folders;
 mod fixtures;
 mod gradients;

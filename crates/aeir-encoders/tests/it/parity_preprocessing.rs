@@ -19,16 +19,21 @@ fn processor(name: &str) -> ImagePreprocessor {
 fn files() -> Vec<String> {
     let images = json("parity/preprocessing/preprocessing.json");
     let images = images["images"].as_array().unwrap();
-    images.iter().map(|image| format!("parity/preprocessing/images/{}", image["file"].as_str().unwrap())).collect()
+    images
+        .iter()
+        .map(|image| format!("parity/preprocessing/images/{}", image["file"].as_str().unwrap()))
+        .collect()
 }
 
+/// JPEG decoders differ by a few levels; without that the bytes are the same.
 fn check(name: &str, got: &Tensor, expected: &Tensor) {
     let (got, expected) = (flat(got), flat(expected));
     assert_eq!(got.len(), expected.len());
     let largest = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     let share = got.iter().zip(&expected).filter(|(a, b)| a != b).count() as f32 / got.len() as f32;
     println!("{name}: max {largest}, {:.2} % of bytes", 100.0 * share);
-    assert!(largest <= 2.0 && share <= 0.015, "{name}: max {largest}, share {share}");
+    let limits = if name.ends_with(".jpg") { (2.0, 0.015) } else { (0.0, 0.0) };
+    assert!(largest <= limits.0 && share <= limits.1, "{name}: max {largest}, share {share}");
 }
 
 #[test]
@@ -38,7 +43,11 @@ fn pixels_after_resize_and_crop() {
         let processor = processor(name);
         for (index, file) in files().iter().enumerate() {
             let got = processor.pixels_u8(&image(file)).unwrap();
-            check(&format!("{name} {file}"), &got, &reference[&format!("{name}.pixels_u8")].get(index).unwrap());
+            check(
+                &format!("{name} {file}"),
+                &got,
+                &reference[&format!("{name}.pixels_u8")].get(index).unwrap(),
+            );
         }
         // Without the differences between JPEG decoders.
         let got = processor.pixels_u8(&rgb(&reference["decoded.5"])).unwrap();
@@ -110,9 +119,10 @@ fn alpha_is_composited_before_resizing() {
 }
 
 #[test]
-fn a_shape_that_would_need_gigabytes_is_refused() {
+fn extreme_shapes_need_no_gigabytes() {
+    // Its shorter side scaled to 224 makes the longer one 13 million pixels; only the crop is computed.
     let thread = DynamicImage::new_rgb8(1, 60_000);
-    assert!(matches!(processor("clip").pixels_u8(&thread), Err(aeir_encoders::EncoderError::ImageSize { .. })));
+    assert_eq!(processor("clip").pixels_u8(&thread).unwrap().dims(), [3, 224, 224]);
     assert!(matches!(
         processor("vit").pixels_u8(&DynamicImage::new_rgb8(0, 5)),
         Err(aeir_encoders::EncoderError::ImageSize { width: 0, height: 5, .. })

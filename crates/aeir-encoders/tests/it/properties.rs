@@ -31,8 +31,10 @@ fn an_image_has_the_same_bits_alone_and_in_any_batch() {
     let backbone = image_backbone();
     let images = images();
     let together = flat(&backbone.encode(&images).unwrap());
-    let alone: Vec<f32> =
-        images.iter().flat_map(|image| flat(&backbone.encode(std::slice::from_ref(image)).unwrap())).collect();
+    let alone: Vec<f32> = images
+        .iter()
+        .flat_map(|image| flat(&backbone.encode(std::slice::from_ref(image)).unwrap()))
+        .collect();
     assert_eq!(together, alone);
     let reversed: Vec<_> = images.iter().rev().cloned().collect();
     let reversed = backbone.encode(&reversed).unwrap();
@@ -93,7 +95,9 @@ fn word_fragments_pool_to_the_direction_of_the_feature() {
 #[test]
 fn padding_is_never_pooled() {
     let device = Device::Cpu;
-    let features = Tensor::from_vec(vec![1f32, 2., 3., 4., 99., -99., 5., 6., 7., 8., 9., 10.], (2, 3, 2), &device).unwrap();
+    let features =
+        Tensor::from_vec(vec![1f32, 2., 3., 4., 99., -99., 5., 6., 7., 8., 9., 10.], (2, 3, 2), &device)
+            .unwrap();
     let mask = Tensor::from_vec(vec![1u8, 1, 0, 1, 1, 1], (2, 3), &device).unwrap();
     let pooled = Fragments::new(features.clone(), mask).unwrap().mean_pooled().unwrap();
     assert_eq!(flat(&pooled), [2.0, 3.0, 7.0, 8.0]);
@@ -127,7 +131,10 @@ fn dropout_off_leaves_values_and_generator_alone() {
     dropout(&x, 0.0, &mut Mode::Training(&mut generator)).unwrap();
     assert_eq!(generator.next_u32(), ChaCha8Rng::seed_from_u64(3).next_u32());
     for probability in [1.0, -0.1, f32::NAN] {
-        assert!(matches!(dropout(&x, probability, &mut Mode::Evaluation), Err(EncoderError::Argument { .. })));
+        assert!(matches!(
+            dropout(&x, probability, &mut Mode::Evaluation),
+            Err(EncoderError::Argument { .. })
+        ));
     }
 }
 

@@ -4,7 +4,7 @@ use aeir_losses::{
     DomainAdversarialLoss, DomainCritic, LossError, StructureTransferLoss, TripletRankingLoss,
     fragment_similarity, fragment_similarity_released,
 };
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 
 use crate::support::{Fixture, assert_close, critic, number, numbers, var};
 
@@ -161,12 +161,9 @@ fn confusion() {
 fn padding_changes_the_released_similarity() {
     let file = Fixture::load(FILES[0]);
     let [_, source_texts, _, target_texts] = embeddings(&file);
-    let released = fragment_similarity_released(&target_texts, &source_texts).unwrap();
     // -source: all cosines change sign, so a floor of 0 from padding shows.
     let turned = source_texts.neg().unwrap();
     let masked = fragment_similarity(&target_texts, &mask(&target_texts), &turned, &mask(&turned)).unwrap();
     let with_padding = fragment_similarity_released(&target_texts, &turned).unwrap();
-    assert_eq!(released.dims(), masked.dims());
     assert!(number(&(with_padding - masked).unwrap().abs().unwrap().max_all().unwrap()) > 0.1);
-    assert_eq!(Device::Cpu.location(), released.device().location());
 }

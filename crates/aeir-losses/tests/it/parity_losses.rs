@@ -173,7 +173,7 @@ fn sinkhorn() {
     assert_close("square", &found.plan, &file.get("square_uniform.eps_0.1.iterations_50.plan"), close);
 }
 
-/// f32 is compared while the potentials have not piled up rounding over thousands of iterations.
+/// f32 stays within its tolerance, also after thousands of iterations.
 #[test]
 fn sinkhorn_f32() {
     let file = Fixture::load("losses/sinkhorn.safetensors");

@@ -384,3 +384,18 @@ fn strides_do_not_matter() {
         assert_close(name, view.get(&x).unwrap(), copy.get(&x).unwrap(), CLOSE);
     }
 }
+
+/// Known in closed form: a set moved by t is |t|^2 / 2 away, at any epsilon.
+#[test]
+fn a_moved_set_is_half_the_squared_distance_away() {
+    let x = Numbers(11).tensor(&[12, 4]);
+    let moved = x.broadcast_add(&Tensor::new(&[1.0f64, -2.0, 0.5, 3.0], &Device::Cpu).unwrap()).unwrap();
+    let found = |epsilon, iterations| {
+        number(&SinkhornDivergence { epsilon, iterations }.forward(&x, &moved).unwrap())
+    };
+    for epsilon in [0.05, 0.5, 5.0] {
+        // What is left is a matter of iterations.
+        assert_near("after 100", found(epsilon, 100), 7.125, 1e-5);
+        assert_near("after 3000", found(epsilon, 3000), 7.125, 1e-9);
+    }
+}

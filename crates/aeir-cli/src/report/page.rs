@@ -1,0 +1,301 @@
+//! The report as HTML: no scripts, no network, pictures inside.
+
+use std::path::Path;
+
+use aeir_train::EpochRecord;
+use anyhow::Context;
+use base64::Engine;
+use maud::{DOCTYPE, Markup, PreEscaped, html};
+
+use super::chart::{Series, line_chart};
+use super::{Example, Found, Gallery, Query, RECALLS, Report, Row};
+
+const STYLE: &str = include_str!("style.css");
+/// One colour a row, told apart also without colour vision.
+const COLOURS: [&str; 4] = ["#7b8794", "#d1495b", "#2a7f9e", "#e0a030"];
+
+pub(super) fn html(report: &Report) -> anyhow::Result<String> {
+    let charts = charts(report)?;
+    let searches = report.searches.iter().map(example).collect::<anyhow::Result<Vec<_>>>()?;
+    let galleries = report.galleries.iter().map(gallery).collect::<anyhow::Result<Vec<_>>>()?;
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { "aeir demo" }
+                style { (PreEscaped(STYLE)) }
+            }
+            body { main {
+                (introduction(report))
+                (table(report))
+                section {
+                    h2 { "Search" }
+                    p { "An index of all target images, asked with sentences of its own words and with an image. \
+                         The model is the first of “" (report.shown) "”." }
+                    @for search in &searches { (search) }
+                }
+                section {
+                    h2 { "Right and wrong" }
+                    p { "Test queries of the same model, each group spread evenly over the test set, nothing picked by hand." }
+                    @for gallery in &galleries { (gallery) }
+                }
+                section {
+                    h2 { "Training" }
+                    p.legend {
+                        @for (row, colour) in report.rows.iter().zip(COLOURS) {
+                            span { i style={ "background:" (colour) } {} (row.title) }
+                        }
+                    }
+                    div.charts { @for chart in &charts { (chart) } }
+                }
+                (reproduction(report))
+            } }
+        }
+    };
+    Ok(page.into_string())
+}
+
+fn introduction(report: &Report) -> Markup {
+    let ((source_images, source_sentences), (target_images, target_sentences)) = (report.source, report.target);
+    html! {
+        header {
+            h1 { "Image search without a single pair" }
+            p.lead {
+                "Trained on " (source_images) " emoji with " (source_sentences) " captions. Adapted to clip art: "
+                (target_images) " images and " (target_sentences) " sentences, nobody says which belongs to which. Scored on "
+                (report.test.0) " other clip-art images with their sentences."
+            }
+            ul.verdicts { @for verdict in report.verdicts() { li { (verdict) } } }
+        }
+    }
+}
+
+fn table(report: &Report) -> Markup {
+    let seeds = report.rows.first().map_or(0, |row| row.runs.len());
+    let most = report.rows.iter().map(|row| row.rsum().mean).fold(report.chance.rsum, f64::max).max(1.0);
+    let bar = |rsum: f64, colour: &str| html! {
+        div.bar { div style={ "width:" (format!("{:.1}", 100.0 * rsum / most)) "%;background:" (colour) } {} }
+    };
+    html! {
+        section {
+            h2 { "Retrieval in the target domain" }
+            div.scroll { table {
+                thead {
+                    tr { th {} th colspan="3" { "image to text" } th colspan="3" { "text to image" } th {} th {} th {} }
+                    tr {
+                        th {} @for _ in 0..2 { th { "R@1" } th { "R@5" } th { "R@10" } }
+                        th { "rSum" } th {} th { "gap closed" }
+                    }
+                }
+                tbody {
+                    tr.faint {
+                        th { "Chance" span { "a random order, expected" } }
+                        @for (_, recall) in RECALLS { td { (format!("{:.1}", recall(&report.chance))) } }
+                        td.sum { (format!("{:.1}", report.chance.rsum)) }
+                        td { (bar(report.chance.rsum, "#c3c8cf")) } td { "–" }
+                    }
+                    @for (row, colour) in report.rows.iter().zip(COLOURS) {
+                        tr {
+                            th { (row.title) span { (row.what) } }
+                            @for (_, recall) in RECALLS {
+                                td title=(row.summary(recall).text()) { (format!("{:.1}", row.summary(recall).mean)) }
+                            }
+                            td.sum { (row.rsum().text()) }
+                            td { (bar(row.rsum().mean, colour)) }
+                            td { (report.gap_closed(row).map_or_else(|| "–".to_owned(), |gap| format!("{gap:.0} %"))) }
+                        }
+                    }
+                }
+            } }
+            p.note {
+                "Mean of " (seeds) " seeds, ± sample standard deviation. R@K: per cent of queries with at least one right item "
+                "in the first K; of items with equal scores the wrong ones count first. rSum: the six recalls added. Gap closed: "
+                "(method − source only) / (oracle − source only). The model of a run is its best epoch on the "
+                b { "source" } " validation split; no target label is used for training or choosing, the oracle's training apart."
+            }
+            details {
+                summary { "Every run" }
+                div.scroll { table {
+                    thead { tr { th { "row" } th { "seed" } th { "epoch" } th { "rSum" } th { "median rank i2t" } th { "median rank t2i" } } }
+                    tbody { @for row in &report.rows { @for run in &row.runs { tr {
+                        th { (row.title) } td { (run.seed) } td { (run.epoch) } td { (format!("{:.1}", run.metrics.rsum)) }
+                        td { (run.metrics.i2t.medr) } td { (run.metrics.t2i.medr) }
+                    } } } }
+                } }
+            }
+        }
+    }
+}
+
+fn charts(report: &Report) -> anyhow::Result<Vec<Markup>> {
+    let of_rows = |value: fn(&EpochRecord) -> Option<f64>| -> Vec<Series> {
+        report.rows.iter().zip(COLOURS).map(|(row, colour)| mean_over_seeds(row, row.title, colour, value)).collect()
+    };
+    let mean = |name: &'static str| move |record: &EpochRecord| record.means.get(name).copied();
+    let accuracy = |key: &str, images: &'static str, sentences: &'static str| -> Vec<Series> {
+        let Some(row) = report.row(key) else { return Vec::new() };
+        vec![
+            mean_over_seeds(row, images, COLOURS[1], mean("critic_accuracy_images")),
+            mean_over_seeds(row, sentences, COLOURS[2], mean("critic_accuracy_sentences")),
+        ]
+    };
+    let plots = [
+        ("Source loss", "loss", None, of_rows(|record| record.means.get("source_loss").copied())),
+        ("Source validation", "rSum", None, of_rows(|record| record.source_validation_rsum)),
+        (
+            "Unpaired target sets: mean CSLS similarity of mutual neighbours",
+            "similarity",
+            None,
+            of_rows(|record| record.target_mutual_similarity),
+        ),
+        (
+            "Critic accuracy, AEIR (0.5: the critic can't tell the domains apart)",
+            "accuracy",
+            Some((0.4, 1.0)),
+            accuracy("aeir", "images", "sentences"),
+        ),
+        (
+            "Critic accuracy, AEIR standardised per domain",
+            "accuracy",
+            Some((0.4, 1.0)),
+            accuracy("aeir-standardised", "images", "sentences"),
+        ),
+    ];
+    let mut charts = Vec::new();
+    for (title, y_label, range, series) in plots {
+        if let Some(svg) = line_chart("epoch", y_label, range, &series)? {
+            let critic = title.starts_with("Critic");
+            charts.push(html! {
+                figure {
+                    figcaption { (title) @if critic { span.legend {
+                        @for line in &series { span { i style={ "background:" (line.colour) } {} (line.name) } }
+                    } } }
+                    (PreEscaped(svg))
+                }
+            });
+        }
+    }
+    Ok(charts)
+}
+
+/// The mean over a row's seeds at each epoch that all of them recorded.
+fn mean_over_seeds(
+    row: &Row,
+    name: &str,
+    colour: &'static str,
+    value: impl Fn(&EpochRecord) -> Option<f64>,
+) -> Series {
+    let epochs = row.runs.iter().map(|run| run.history.len()).min().unwrap_or(0);
+    let points = (0..epochs).filter_map(|epoch| {
+        let values: Option<Vec<f64>> = row.runs.iter().map(|run| value(run.history.get(epoch)?)).collect();
+        let values = values.filter(|values| !values.is_empty())?;
+        Some((epoch as f64 + 1.0, values.iter().sum::<f64>() / values.len() as f64))
+    });
+    Series { name: name.to_owned(), colour, points: points.collect() }
+}
+
+fn gallery(gallery: &Gallery) -> anyhow::Result<Markup> {
+    let examples = gallery.examples.iter().map(example).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(html! {
+        h3 { (gallery.title) }
+        p.note { (gallery.what) }
+        @for example in &examples { (example) }
+    })
+}
+
+fn example(example: &Example) -> anyhow::Result<Markup> {
+    let found_right = example.results.iter().any(|found| found.right == Some(true));
+    let sentences = matches!(example.query, Query::Image(_)) && example.results.iter().any(|it| it.right.is_some());
+    let query = match &example.query {
+        Query::Sentence(sentence) => html! { p.query { "“" (sentence) "”" } },
+        Query::Image(path) => html! { (picture(path, "the query")?) },
+    };
+    let rank = example.right_rank.map(|rank| html! { span.rank { "rank " (rank) } });
+    let results = example.results.iter().map(|found| {
+        if sentences { Ok(sentence(found)) } else { tile(found) }
+    });
+    let results = results.collect::<anyhow::Result<Vec<_>>>()?;
+    let missed = match (&example.right_image, found_right, example.right_rank) {
+        (Some(path), false, Some(rank)) => Some(html! {
+            figure.tile.missed { (picture(path, "the right image")?) figcaption { "right: rank " (rank) } }
+        }),
+        _ => None,
+    };
+    Ok(html! {
+        div.example {
+            div.asked { (query) @if let Some(rank) = rank { (rank) } }
+            div class=(if sentences { "sentences" } else { "tiles" }) {
+                @for result in &results { (result) }
+                @if let Some(missed) = missed { (missed) }
+            }
+        }
+    })
+}
+
+fn sentence(found: &Found) -> Markup {
+    html! {
+        p class=(class_of(found)) { (found.path.display()) span.score { (format!("{:.2}", found.score)) } }
+    }
+}
+
+fn tile(found: &Found) -> anyhow::Result<Markup> {
+    Ok(html! {
+        figure.tile.(class_of(found)) {
+            (picture(&found.path, "a result")?)
+            figcaption { (mark(found)) (format!("{:.2}", found.score)) }
+        }
+    })
+}
+
+fn class_of(found: &Found) -> &'static str {
+    match found.right {
+        Some(true) => "right",
+        Some(false) => "wrong",
+        None => "unknown",
+    }
+}
+
+/// Says right and wrong without colour.
+fn mark(found: &Found) -> &'static str {
+    match found.right {
+        Some(true) => "✓ ",
+        Some(false) => "✗ ",
+        None => "",
+    }
+}
+
+/// The picture itself, inside the page. The demo's images are small enough.
+fn picture(path: &Path, what: &str) -> anyhow::Result<Markup> {
+    let bytes = std::fs::read(path).with_context(|| format!("could not read `{}`", path.display()))?;
+    let kind = match path.extension().and_then(|suffix| suffix.to_str()) {
+        Some("png") => "png",
+        Some("jpg" | "jpeg") => "jpeg",
+        Some("gif") => "gif",
+        _ => "webp",
+    };
+    let source =
+        format!("data:image/{kind};base64,{}", base64::engine::general_purpose::STANDARD.encode(bytes));
+    Ok(html! { img src=(source) alt=(what) loading="lazy"; })
+}
+
+fn reproduction(report: &Report) -> Markup {
+    html! {
+        section {
+            h2 { "How this was made" }
+            p {
+                "aeir " (env!("CARGO_PKG_VERSION")) ", " code { "aeir demo" } ": features "
+                (format!("{:.0} s", report.encoding_seconds)) " (a second run takes them from the cache), training "
+                (format!("{:.0} s", report.training_seconds)) ", in all " (format!("{:.0} s", report.total_seconds))
+                ". Each run has its settings, metrics and checkpoints in a folder of its own beside this file. The same "
+                "seeds give the same table."
+            }
+            p {
+                "Images: Noto Emoji (Apache-2.0) with Unicode CLDR captions (Unicode-3.0); Openclipart (public domain). \
+                 Encoders: EfficientNet-lite0 and a static token table distilled from all-MiniLM-L6-v2 (both Apache-2.0), frozen."
+            }
+            details { summary { "Settings of all rows" } pre { (report.config) } }
+        }
+    }
+}
