@@ -35,7 +35,7 @@ pub use mode::Mode;
 pub use normalise::l2_normalise;
 pub use preprocess::{ImagePreprocessor, PreprocessorConfig};
 pub use projection::Projection;
-pub use standardise::Standardisation;
+pub use standardise::{DomainStatistics, Standardisation, Standardiser};
 pub use static_embedding::StaticEmbedding;
 pub use text_backbone::TextBackbone;
 pub use tower::{DualEncoder, DualEncoderConfig};
