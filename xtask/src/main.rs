@@ -1,1 +1,47 @@
-fn main() {}
+//! `cargo xtask`: automation of this workspace.
+
+mod fixtures;
+mod manifest;
+mod rules;
+mod source;
+mod tidy;
+mod tree;
+mod violation;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+Commands:
+  tidy      Check the house rules; exits with 1 and lists what to do where one is broken
+  fixtures  Write fixtures/MANIFEST.sha256 anew from the files that are there
+  help      Print this
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [] | ["help" | "--help" | "-h"] => say(HELP).map(|()| ExitCode::SUCCESS),
+        ["tidy"] => tidy::run(),
+        ["fixtures"] => fixtures::run().map(|()| ExitCode::SUCCESS),
+        other => complain(&format!("error: no command `{}`\n\n{HELP}", other.join(" ")))
+            .map(|()| ExitCode::from(2)),
+    };
+    outcome.unwrap_or_else(|error| {
+        // Nobody is left to tell where stderr is gone.
+        let _ = complain(&format!("error: {error:#}\n"));
+        ExitCode::FAILURE
+    })
+}
+
+/// Writes to stdout.
+fn say(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stdout().lock().write_all(text.as_bytes())?)
+}
+
+/// Writes to stderr.
+fn complain(text: &str) -> anyhow::Result<()> {
+    Ok(std::io::stderr().lock().write_all(text.as_bytes())?)
+}

@@ -47,10 +47,19 @@ fn find(name: &str, flag: &str) -> anyhow::Result<PathBuf> {
             return Ok(found);
         }
     }
+    if !plain {
+        return Err(CliError::Missing {
+            message: format!("no encoder `{name}`: no such folder"),
+            hint: format!("{flag} takes a folder with `config.json`, `model.safetensors` and, for text, `tokenizer.json`"),
+        }
+        .into());
+    }
     Err(CliError::Missing {
-        message: format!("no encoder `{name}`: it is no folder and not in the cache"),
+        message: format!(
+            "no encoder `{name}`: it is no folder, and neither `fixtures/backbones` nor the cache has it"
+        ),
         hint: format!(
-            "put its `config.json`, `model.safetensors` and tokenizer into `{}`, or give {flag} a folder that holds them",
+            "run in a checkout of aeir, put its files into `{}`, or give {flag} a folder that holds them",
             cached.display()
         ),
     }

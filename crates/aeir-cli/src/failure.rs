@@ -1,10 +1,16 @@
 //! How a failure is told: `error:`, its causes, a `hint:`, and an exit code by kind.
 
+use std::io;
+use std::path::Path;
 use std::process::ExitCode;
 
-use aeir_data::DataError;
+use aeir_data::{DataError, IMAGE_SUFFIXES};
 use aeir_encoders::EncoderError;
 use aeir_train::TrainError;
+use aeir_train::run::CONFIG_FILE;
+
+use crate::place::cache_folder;
+use crate::terminal::say;
 
 /// Something general failed.
 const FAILED: u8 = 1;
@@ -41,25 +47,41 @@ impl CliError {
 }
 
 /// Prints a failure to stderr and gives its exit code.
-#[allow(clippy::print_stderr)]
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let mut message = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
+        let text = without_backtrace(&text);
         // Wrappers repeat what they wrap: say it once.
-        if !message.ends_with(&text) {
+        if !message.ends_with(text) {
             if !message.is_empty() {
                 message.push_str(": ");
             }
-            message.push_str(&text);
+            message.push_str(text);
         }
     }
-    eprintln!("error: {message}");
+    say(&format!("error: {message}"));
     let (code, hint) = code_and_hint(error);
-    if let Some(hint) = hint {
-        eprintln!("\nhint: {hint}");
+    if let Some(hint) = hint.or_else(|| hint_of_system(error)) {
+        say(&format!("\nhint: {hint}"));
     }
     ExitCode::from(code)
+}
+
+/// The message without the stack that candle appends where `RUST_BACKTRACE` is set.
+pub(crate) fn without_backtrace(message: &str) -> &str {
+    message.split_once("\n   0: ").map_or(message, |(told, _)| told).trim_end()
+}
+
+/// What to do about a full disk, wherever it was met.
+fn hint_of_system(error: &anyhow::Error) -> Option<String> {
+    let full = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).any(|error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        )
+    });
+    full.then(|| "free some space there, or write to another disk".to_owned())
 }
 
 fn code_and_hint(error: &anyhow::Error) -> (u8, Option<String>) {
@@ -94,13 +116,15 @@ fn of_training(error: &TrainError) -> Option<(u8, Option<String>)> {
             Some("name another --output, add --overwrite, or --resume latest to keep it as it is".into()),
         ),
         TrainError::Output { .. } => (USAGE, None),
-        TrainError::Checkpoint { .. } => {
-            (USAGE, Some("start afresh without --resume, or give the settings and data it was made with".into()))
-        }
+        TrainError::Checkpoint { .. } => (
+            USAGE,
+            Some("start afresh without --resume, or give the settings and data it was made with".into()),
+        ),
         TrainError::Data { .. } => (BAD_DATA, None),
-        TrainError::NotFinite { .. } => {
-            (FAILED, Some("lower --lr, or set `clip_norm` under [optimizer]; the last checkpoint is kept".into()))
-        }
+        TrainError::NotFinite { .. } | TrainError::Retrieve(aeir_retrieve::Error::NotFinite { .. }) => (
+            FAILED,
+            Some("lower --lr, or set `clip_norm` under [optimizer]; the last checkpoint is kept".into()),
+        ),
         TrainError::Reading(inner) => of_data(inner),
         TrainError::Encoder(inner) => of_encoder(inner),
         TrainError::Retrieve(inner) => of_retrieval(inner),
@@ -113,10 +137,24 @@ fn of_data(error: &DataError) -> (u8, Option<String>) {
     match error {
         DataError::CacheFormat { .. } | DataError::CacheManifest { .. } => (
             FAILED,
-            Some("remove that folder: features are computed again; AEIR_CACHE_DIR chooses another cache".into()),
+            Some(
+                "remove that folder: features are computed again; AEIR_CACHE_DIR chooses another cache"
+                    .into(),
+            ),
         ),
         DataError::CacheWrite { .. } => {
             (FAILED, Some("free some space, or set AEIR_CACHE_DIR to a folder on another disk".into()))
+        }
+        DataError::Io { path, operation, .. } if *operation != "read" => {
+            let cached = cache_folder().is_ok_and(|cache| path.starts_with(cache));
+            (FAILED, cached.then(|| "set AEIR_CACHE_DIR to a folder that can be written".into()))
+        }
+        DataError::NothingUsable { path, expected: "image path", .. } if path.is_dir() => {
+            let suffixes = IMAGE_SUFFIXES.join(", .");
+            (
+                BAD_DATA,
+                Some(format!("a folder is searched, with its subfolders, for files that end in .{suffixes}")),
+            )
         }
         _ => (BAD_DATA, None),
     }
@@ -125,12 +163,11 @@ fn of_data(error: &DataError) -> (u8, Option<String>) {
 fn of_encoder(error: &EncoderError) -> (u8, Option<String>) {
     match error {
         EncoderError::Write { .. } => (FAILED, None),
-        EncoderError::Bundle { reason, .. } if reason.contains("did not finish") => {
-            (NO_MODEL, Some("run the same `aeir train` command with --resume latest".into()))
+        EncoderError::Bundle { folder, reason } => (NO_MODEL, hint_of_model(folder, reason)),
+        EncoderError::MissingFile { .. } => {
+            (NO_MODEL, Some("the folder is not whole: copy it again, or name another".into()))
         }
-        EncoderError::Bundle { .. }
-        | EncoderError::MissingFile { .. }
-        | EncoderError::Read { .. }
+        EncoderError::Read { .. }
         | EncoderError::Json { .. }
         | EncoderError::Config { .. }
         | EncoderError::Unsupported { .. }
@@ -144,11 +181,32 @@ fn of_encoder(error: &EncoderError) -> (u8, Option<String>) {
     }
 }
 
+fn hint_of_model(folder: &Path, reason: &str) -> Option<String> {
+    let hint = if folder.join(CONFIG_FILE).is_file() && reason.contains("did not finish") {
+        "run the same `aeir train` command with --resume latest"
+    } else if reason.contains("no such folder") || reason.contains("not a model") {
+        "name the --output folder of an `aeir train` that finished"
+    } else if reason.contains("damaged")
+        || reason.contains("was changed")
+        || reason.contains("is not the one")
+    {
+        "copy the folder again from where it was trained, or train it again"
+    } else {
+        return None;
+    };
+    Some(hint.to_owned())
+}
+
 fn of_retrieval(error: &aeir_retrieve::Error) -> (u8, Option<String>) {
     use aeir_retrieve::Error;
     match error {
-        Error::Setting { .. } => (USAGE, None),
-        Error::Io { .. } | Error::Empty { .. } | Error::Shape { .. } | Error::NotFinite { .. } => (FAILED, None),
+        Error::Setting { .. } | Error::WouldOverwrite { .. } => (USAGE, None),
+        Error::NotAnIndex { .. } => {
+            (NO_MODEL, Some("make one with `aeir index --model RUN --images PHOTOS --output INDEX`".into()))
+        }
+        Error::Io { .. } | Error::Empty { .. } | Error::Shape { .. } | Error::NotFinite { .. } => {
+            (FAILED, None)
+        }
         _ => (NO_MODEL, None),
     }
 }

@@ -5,19 +5,31 @@ use std::path::PathBuf;
 use aeir_data::Split;
 use aeir_train::config::{Adversary, SourceLossKind};
 use aeir_train::{MethodName, TrainConfig};
+use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// What a newcomer types, in this order.
+const WORKFLOW: &str = "\
+See it work:
+  aeir demo
+
+On your own data:
+  aeir train  --source pairs.jsonl --target-images photos --target-sentences sentences.txt --output model
+  aeir eval   --model model --data test.jsonl
+  aeir index  --model model --images photos --output index
+  aeir search --index index \"a red car\"";
 
 /// Image-sentence retrieval for data without pairs.
 ///
 /// Trains on a public domain whose images have sentences, adapts to your domain, where nobody has written down which
 /// sentence belongs to which image, and finds images by sentence and by image.
 #[derive(Parser)]
-#[command(name = "aeir", version, max_term_width = 100)]
+#[command(name = "aeir", bin_name = "aeir", version, max_term_width = 100, after_help = WORKFLOW)]
 pub(crate) struct Flags {
     #[command(subcommand)]
     pub(crate) command: Command,
     /// No progress and no notes on stderr; warnings and errors stay
-    #[arg(long, short, global = true, env = "AEIR_QUIET")]
+    #[arg(long, short, global = true, display_order = 900, value_parser = FalseyValueParser::new(), env = "AEIR_QUIET")]
     pub(crate) quiet: bool,
 }
 
@@ -68,16 +80,16 @@ pub(crate) struct TrainFlags {
     /// What to train [default: aeir]
     #[arg(long, value_enum, env = "AEIR_METHOD")]
     pub(crate) method: Option<MethodFlag>,
-    /// Standardise each domain's features with its own statistics, the target's from its unpaired sets
-    #[arg(long, env = "AEIR_STANDARDISE")]
+    /// Shift and scale the features by each domain's own mean and spread; the target's come from its unpaired sets
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_STANDARDISE")]
     pub(crate) standardise: bool,
-    /// Frozen image encoder: a folder or an id
+    /// Frozen image encoder: a folder, or the name of one in `fixtures/backbones` or in the cache
     #[arg(long, value_name = "DIR|ID", default_value = "efficientnet-lite0", env = "AEIR_IMAGE_ENCODER")]
     pub(crate) image_encoder: String,
-    /// Frozen sentence encoder: a folder or an id
+    /// Frozen sentence encoder: a folder, or the name of one in `fixtures/backbones` or in the cache
     #[arg(long, value_name = "DIR|ID", default_value = "static-minilm", env = "AEIR_TEXT_ENCODER")]
     pub(crate) text_encoder: String,
-    /// Settings in TOML; flags go before it
+    /// Settings in TOML; a flag wins over its line in the file
     #[arg(long, value_name = "FILE", env = "AEIR_CONFIG")]
     pub(crate) config: Option<PathBuf>,
     /// Passes over the source pairs, or the target sets where those are larger [default: 40]
@@ -86,14 +98,14 @@ pub(crate) struct TrainFlags {
     /// Source pairs a step [default: 128]
     #[arg(long, value_name = "N", env = "AEIR_BATCH_SIZE")]
     pub(crate) batch_size: Option<usize>,
-    /// Peak learning rate [default: 0.001]
+    /// Peak learning rate [default: 0.002]
     #[arg(long = "lr", value_name = "RATE", env = "AEIR_LR")]
     pub(crate) learning_rate: Option<f64>,
     /// Loss on the source pairs [default: info-nce]
-    #[arg(long, value_enum, env = "AEIR_SOURCE_LOSS")]
+    #[arg(long, value_enum, value_name = "LOSS", env = "AEIR_SOURCE_LOSS")]
     pub(crate) source_loss: Option<SourceLossFlag>,
     /// How the encoders are set against the domain critics [default: alternating]
-    #[arg(long, value_enum, env = "AEIR_ADVERSARY")]
+    #[arg(long, value_enum, value_name = "HOW", env = "AEIR_ADVERSARY")]
     pub(crate) adversary: Option<AdversaryFlag>,
     /// Decides initial weights, order and dropout [default: 1]
     #[arg(long, value_name = "N", env = "AEIR_SEED")]
@@ -102,10 +114,10 @@ pub(crate) struct TrainFlags {
     #[arg(long, short, value_name = "RUN", env = "AEIR_OUTPUT")]
     pub(crate) output: PathBuf,
     /// Replace a finished run in the output folder
-    #[arg(long, conflicts_with = "resume", env = "AEIR_OVERWRITE")]
+    #[arg(long, conflicts_with = "resume", value_parser = FalseyValueParser::new(), env = "AEIR_OVERWRITE")]
     pub(crate) overwrite: bool,
     /// Go on from the newest checkpoint; starts afresh where there is none, leaves a finished run as it is
-    #[arg(long, value_enum, env = "AEIR_RESUME")]
+    #[arg(long, value_enum, value_name = "WHICH", env = "AEIR_RESUME")]
     pub(crate) resume: Option<ResumeFlag>,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
@@ -116,14 +128,14 @@ pub(crate) struct EvalFlags {
     /// Folder of a trained model
     #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
     pub(crate) model: PathBuf,
-    /// Test pairs: one `{"image": path, "captions": [..], "split"?: ".."}` a line
+    /// Test pairs: one `{"image": path, "captions": [..], "split"?: ".."}` a line, paths relative to the file
     #[arg(long, value_name = "FILE.jsonl", env = "AEIR_DATA")]
     pub(crate) data: PathBuf,
     /// Score this split only [default: the lines marked `test`, or all where none is]
     #[arg(long, value_enum, env = "AEIR_SPLIT")]
     pub(crate) split: Option<SplitFlag>,
     /// Print one JSON object
-    #[arg(long, env = "AEIR_JSON")]
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
@@ -150,16 +162,16 @@ pub(crate) struct SearchFlags {
     /// Folder of an index
     #[arg(long, value_name = "IDX", env = "AEIR_INDEX")]
     pub(crate) index: PathBuf,
-    /// What to look for
+    /// What the images should show
     pub(crate) sentence: Option<String>,
     /// Look for images like this one
     #[arg(long, value_name = "FILE")]
     pub(crate) image: Option<PathBuf>,
     /// Number of results
-    #[arg(short, value_name = "N", default_value_t = 10, env = "AEIR_K")]
+    #[arg(short, value_name = "N", default_value_t = 10, value_parser = at_least_one, allow_negative_numbers = true, env = "AEIR_K")]
     pub(crate) k: usize,
     /// Print one JSON object
-    #[arg(long, env = "AEIR_JSON")]
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
@@ -167,16 +179,16 @@ pub(crate) struct SearchFlags {
 
 #[derive(Args)]
 pub(crate) struct DeviceFlag {
-    /// auto, cpu, cuda, cuda:N or metal
+    /// Where to compute: auto, cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "auto", env = "AEIR_DEVICE")]
     pub(crate) device: crate::place::DeviceName,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum MethodFlag {
-    /// Source pairs alone
+    /// Source pairs alone, without adaptation
     SourceOnly,
-    /// Source alignment, semantic transfer and structure transfer
+    /// Source pairs, and adaptation to the target (semantic and structure transfer)
     Aeir,
 }
 
@@ -209,6 +221,14 @@ pub(crate) enum SplitFlag {
     Train,
     Val,
     Test,
+}
+
+/// Refuses 0 and everything that is no number in one way.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number of at least 1".to_owned()),
+        Ok(count) => Ok(count),
+    }
 }
 
 impl SplitFlag {

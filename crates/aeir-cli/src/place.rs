@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use candle_core::Device;
 
-use crate::failure::CliError;
+use crate::failure::{CliError, without_backtrace};
 use crate::terminal::Terminal;
 
 /// A device as asked for.
@@ -39,8 +39,10 @@ impl DeviceName {
     /// Opens the device. `auto` takes the first that works, a GPU before the CPU.
     pub(crate) fn open(self, terminal: &Terminal) -> anyhow::Result<Device> {
         let explain = |name: &str, feature: &str, error: candle_core::Error| CliError::Usage {
-            message: format!("device {name} can't be used: {error}"),
-            hint: format!("build with `--features {feature}` on a machine that has one, or pass --device cpu"),
+            message: format!("device {name} can't be used: {}", without_backtrace(&error.to_string())),
+            hint: format!(
+                "build with `--features {feature}` on a machine that has one, or pass --device cpu"
+            ),
         };
         match self {
             Self::Cpu => Ok(Device::Cpu),
@@ -72,18 +74,25 @@ pub(crate) fn cache_folder() -> anyhow::Result<PathBuf> {
     if let Some(folder) = std::env::var_os("AEIR_CACHE_DIR").filter(|folder| !folder.is_empty()) {
         return Ok(folder.into());
     }
-    directories::ProjectDirs::from("", "", "aeir").map(|found| found.cache_dir().to_owned()).ok_or_else(|| {
-        CliError::Usage {
-            message: "this user has no home folder to keep a cache in".into(),
-            hint: "set AEIR_CACHE_DIR to a folder".into(),
-        }
-        .into()
-    })
+    directories::ProjectDirs::from("", "", "aeir").map(|found| found.cache_dir().to_owned()).ok_or_else(
+        || {
+            CliError::Usage {
+                message: "this user has no home folder to keep a cache in".into(),
+                hint: "set AEIR_CACHE_DIR to a folder".into(),
+            }
+            .into()
+        },
+    )
 }
 
-/// Where features of frozen encoders are kept.
+/// Where features of frozen encoders are kept, made where it is missing.
 pub(crate) fn feature_cache() -> anyhow::Result<PathBuf> {
-    Ok(cache_folder()?.join("features"))
+    let folder = cache_folder()?.join("features");
+    std::fs::create_dir_all(&folder).map_err(|error| CliError::Usage {
+        message: format!("could not make the cache folder `{}`: {error}", folder.display()),
+        hint: "set AEIR_CACHE_DIR to a folder that can be written".into(),
+    })?;
+    Ok(folder)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What goes to stderr while a command works: notes, warnings, progress bars.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tracing_subscriber::EnvFilter;
@@ -16,6 +16,11 @@ pub(crate) fn start_logging(quiet: bool) {
         .without_time()
         .with_target(false)
         .init();
+}
+
+/// Writes a line to stderr. Where that is closed or full nobody reads it, which is no reason to stop.
+pub(crate) fn say(message: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{message}");
 }
 
 /// The stderr side of the terminal. Bars are drawn on a terminal only.
@@ -42,18 +47,17 @@ impl Terminal {
         self.line(&format!("warning: {message}"));
     }
 
-    #[allow(clippy::print_stderr)]
     fn line(&self, message: &str) {
-        self.bars.suspend(|| eprintln!("{message}"));
+        self.bars.suspend(|| say(message));
     }
 
     /// A bar with a name, a count and the time left.
     pub(crate) fn bar(&self, name: &str, total: usize) -> ProgressBar {
         let bar = self.bars.add(ProgressBar::new(total as u64));
         // The template is constant: a typing error in it would show in every test that draws a bar.
-        if let Ok(style) =
-            ProgressStyle::with_template("{prefix:32} {bar:30.cyan/dim} {pos:>6}/{len:<6} {per_sec:>12} {eta:>4} {msg}")
-        {
+        if let Ok(style) = ProgressStyle::with_template(
+            "{prefix:32} {bar:30.cyan/dim} {pos:>6}/{len:<6} {per_sec:>12} {eta:>4} {msg}",
+        ) {
             bar.set_style(style.progress_chars("━╸─"));
         }
         bar.set_prefix(name.to_owned());

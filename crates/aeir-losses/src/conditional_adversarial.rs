@@ -1,3 +1,5 @@
+//! The conditional adversarial loss (CDAN).
+
 use candle_core::{D, Tensor};
 
 use crate::error::{Check, LossError, Within};

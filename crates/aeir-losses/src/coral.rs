@@ -1,3 +1,5 @@
+//! The CORAL loss.
+
 use candle_core::Tensor;
 
 use crate::error::{Check, LossError, Within};

@@ -1,3 +1,5 @@
+//! The network that tells source from target.
+
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, Linear, Module, VarBuilder};
 

@@ -1,3 +1,5 @@
+//! How alike two sets of fragments are.
+
 use candle_core::{D, Tensor};
 
 use crate::error::{Check, LossError, Within};

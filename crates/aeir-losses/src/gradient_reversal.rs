@@ -1,3 +1,5 @@
+//! Gradient reversal and its schedule.
+
 use candle_core::Tensor;
 
 use crate::error::{Check, LossError, Within};

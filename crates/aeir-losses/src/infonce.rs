@@ -1,3 +1,5 @@
+//! The symmetric InfoNCE loss.
+
 use candle_core::Tensor;
 
 use crate::error::{Check, LossError, Within};

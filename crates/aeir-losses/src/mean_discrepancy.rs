@@ -1,3 +1,5 @@
+//! The maximum mean discrepancy.
+
 use candle_core::Tensor;
 
 use crate::error::{Check, LossError, Within};

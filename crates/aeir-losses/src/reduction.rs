@@ -1,3 +1,5 @@
+//! Sum or mean.
+
 /// How the terms of a loss become one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reduction {

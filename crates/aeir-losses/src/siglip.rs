@@ -1,3 +1,5 @@
+//! The pairwise sigmoid loss of SigLIP.
+
 use candle_core::Tensor;
 
 use crate::error::{Check, LossError, Within};

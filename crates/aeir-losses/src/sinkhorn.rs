@@ -1,3 +1,5 @@
+//! Entropic optimal transport and the Sinkhorn divergence.
+
 use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Check, LossError, Within};

@@ -1,3 +1,5 @@
+//! The structure transfer loss.
+
 use candle_core::{D, DType, Tensor};
 
 use crate::error::{Check, LossError, Within};

@@ -1,3 +1,5 @@
+//! The triplet ranking loss.
+
 use candle_core::Tensor;
 
 use crate::error::{Check, LossError, Within};

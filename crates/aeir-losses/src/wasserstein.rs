@@ -1,3 +1,5 @@
+//! The Wasserstein critic with gradient penalty.
+
 use candle_core::Tensor;
 
 use crate::domain_critic::DomainCritic;

@@ -40,7 +40,14 @@ pub(crate) struct State {
 
 impl State {
     pub(crate) fn new(epoch: usize, step: usize, best: Option<(usize, f64)>, identity: &str) -> Self {
-        Self { version: VERSION, epoch, step, best, identity: identity.to_owned(), tensors_sha256: String::new() }
+        Self {
+            version: VERSION,
+            epoch,
+            step,
+            best,
+            identity: identity.to_owned(),
+            tensors_sha256: String::new(),
+        }
     }
 }
 
@@ -163,7 +170,8 @@ mod tests {
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(&newest_file, bytes).unwrap();
         let mut warnings = Vec::new();
-        let found = newest(folder.path(), "a", &Device::Cpu, |warning| warnings.push(warning.to_owned())).unwrap();
+        let found =
+            newest(folder.path(), "a", &Device::Cpu, |warning| warnings.push(warning.to_owned())).unwrap();
         assert_eq!(value(&found), 3.0);
         assert!(warnings.len() == 1 && warnings[0].contains("damaged"), "{warnings:?}");
     }

@@ -98,6 +98,8 @@ pub enum SourceLossKind {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AeirConfig {
+    /// Share of the epochs that are source alignment alone, before the transfer terms set in.
+    pub source_share: f64,
     /// How encoders and critics are set against each other.
     pub adversary: Adversary,
     /// Weight of semantic transfer (the adversarial term).
@@ -152,7 +154,8 @@ pub enum Schedule {
     Cosine,
 }
 
-/// Which epoch becomes the model. None of them sees a target label.
+/// Which epoch becomes the model. None of them sees a target label. Of a method that adapts, only epochs of the
+/// adaptation are candidates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Selection {
@@ -160,6 +163,8 @@ pub enum Selection {
     Last,
     /// The best rSum on the source validation split; the last where there is none.
     SourceValidation,
+    /// The best mean CSLS similarity of mutual neighbours between the unpaired target sets; the last without them.
+    TargetSimilarity,
 }
 
 impl Default for TrainConfig {
@@ -184,7 +189,7 @@ impl Default for TrainConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { embedding_dimension: 256, input_dropout: 0.3 }
+        Self { embedding_dimension: 256, input_dropout: 0.5 }
     }
 }
 
@@ -197,6 +202,7 @@ impl Default for SourceLossConfig {
 impl Default for AeirConfig {
     fn default() -> Self {
         Self {
+            source_share: 0.75,
             adversary: Adversary::Alternating,
             semantic_weight: 1.0,
             structure_weight: 0.001,
@@ -212,7 +218,7 @@ impl Default for AeirConfig {
 impl Default for OptimizerConfig {
     fn default() -> Self {
         Self {
-            learning_rate: 1e-3,
+            learning_rate: 2e-3,
             weight_decay: 0.05,
             schedule: Schedule::Cosine,
             warm_up: 0.05,
@@ -290,7 +296,12 @@ impl TrainConfig {
         let weight = |value: f64| value.is_finite() && value >= 0.0;
         demand(self.version == CONFIG_VERSION, "version", "1", self.version)?;
         demand(self.epochs > 0, "epochs", "at least 1", self.epochs)?;
-        demand(self.batch_size > 1, "batch_size", "at least 2: other pairs are the negatives", self.batch_size)?;
+        demand(
+            self.batch_size > 1,
+            "batch_size",
+            "at least 2: other pairs are the negatives",
+            self.batch_size,
+        )?;
         demand(self.target_batch_size > 0, "target_batch_size", "at least 1", self.target_batch_size)?;
         demand(self.checkpoint_every > 0, "checkpoint_every", "at least 1", self.checkpoint_every)?;
         let ModelConfig { embedding_dimension, input_dropout } = self.model;
@@ -300,6 +311,7 @@ impl TrainConfig {
         demand(positive(loss.temperature), "source_loss.temperature", "above 0", loss.temperature)?;
         demand(positive(loss.margin), "source_loss.margin", "above 0", loss.margin)?;
         let aeir = self.aeir;
+        demand((0.0..1.0).contains(&aeir.source_share), "aeir.source_share", "in 0 .. 1", aeir.source_share)?;
         demand(weight(aeir.semantic_weight), "aeir.semantic_weight", "0 or more", aeir.semantic_weight)?;
         demand(weight(aeir.structure_weight), "aeir.structure_weight", "0 or more", aeir.structure_weight)?;
         demand(aeir.neighbours > 0, "aeir.neighbours", "at least 1", aeir.neighbours)?;
@@ -316,8 +328,18 @@ impl TrainConfig {
             aeir.critic_learning_rate,
         )?;
         let optimizer = self.optimizer;
-        demand(positive(optimizer.learning_rate), "optimizer.learning_rate", "above 0", optimizer.learning_rate)?;
-        demand(weight(optimizer.weight_decay), "optimizer.weight_decay", "0 or more", optimizer.weight_decay)?;
+        demand(
+            positive(optimizer.learning_rate),
+            "optimizer.learning_rate",
+            "above 0",
+            optimizer.learning_rate,
+        )?;
+        demand(
+            weight(optimizer.weight_decay),
+            "optimizer.weight_decay",
+            "0 or more",
+            optimizer.weight_decay,
+        )?;
         demand((0.0..1.0).contains(&optimizer.warm_up), "optimizer.warm_up", "in 0 .. 1", optimizer.warm_up)?;
         demand(weight(optimizer.clip_norm), "optimizer.clip_norm", "0 or more", optimizer.clip_norm)
     }
@@ -347,7 +369,8 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_with_the_nearest() {
-        let error = TrainConfig::from_toml("[optimizer]\nlearnig_rate = 1.0", "my.toml").unwrap_err().to_string();
+        let error =
+            TrainConfig::from_toml("[optimizer]\nlearnig_rate = 1.0", "my.toml").unwrap_err().to_string();
         assert!(error.contains("my.toml") && error.contains("did you mean `learning_rate`"), "{error}");
     }
 
@@ -369,7 +392,11 @@ mod tests {
     fn the_schedule_rises_then_falls() {
         let config = OptimizerConfig { learning_rate: 1.0, warm_up: 0.1, ..OptimizerConfig::default() };
         let rates: Vec<f64> = (0..100).map(|step| config.learning_rate_at(step, 100)).collect();
-        assert!((rates[0] - 0.1).abs() < 1e-12 && (rates[9] - 1.0).abs() < 1e-12 && (rates[10] - 1.0).abs() < 1e-12);
+        assert!(
+            (rates[0] - 0.1).abs() < 1e-12
+                && (rates[9] - 1.0).abs() < 1e-12
+                && (rates[10] - 1.0).abs() < 1e-12
+        );
         assert!(rates[10..].windows(2).all(|pair| pair[0] >= pair[1]));
         assert!(rates[99] < 0.01);
     }

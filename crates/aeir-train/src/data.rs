@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use aeir_encoders::standardise::{DomainStatistics, Standardiser};
 use aeir_encoders::Standardisation;
+use aeir_encoders::standardise::{DomainStatistics, Standardiser};
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
@@ -23,7 +23,7 @@ impl FeatureTable {
     /// # Errors
     /// When that is not a whole number, or a value is not finite.
     pub fn new(values: Vec<f32>, dimension: usize) -> Result<Self> {
-        if dimension == 0 || values.len() % dimension != 0 {
+        if dimension == 0 || !values.len().is_multiple_of(dimension) {
             return Err(TrainError::Data {
                 what: "feature table".into(),
                 expected: format!("a multiple of {dimension} values, {dimension} above 0"),
@@ -206,7 +206,8 @@ impl TrainingData {
     fn domain_names(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::with_capacity(self.sources.len());
         for source in &self.sources {
-            let taken = |name: &str| name == TARGET || name == SOURCE || names.iter().any(|other| other == name);
+            let taken =
+                |name: &str| name == TARGET || name == SOURCE || names.iter().any(|other| other == name);
             let mut name = source.name.clone();
             let mut number = 2;
             while taken(&name) {
@@ -244,7 +245,8 @@ impl TrainingData {
             expected: "target images and target sentences to take statistics of".into(),
             got: "none".into(),
         })?;
-        let mut domains = BTreeMap::from([(TARGET.to_owned(), fit(&[&target.images], &[&target.sentences])?)]);
+        let mut domains =
+            BTreeMap::from([(TARGET.to_owned(), fit(&[&target.images], &[&target.sentences])?)]);
         for (source, name) in self.sources.iter().zip(self.domain_names()) {
             domains.insert(name, fit(&[&source.images], &[&source.sentences])?);
         }

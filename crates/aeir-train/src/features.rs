@@ -192,7 +192,12 @@ impl<'a> FeatureExtractor<'a> {
         for batch in missing.chunks(SENTENCE_BATCH) {
             let texts: Vec<&str> = batch.iter().map(|(_, text)| *text).collect();
             let rows = self.sentences.encode(&texts)?.to_vec2::<f32>()?;
-            store(self.sentence_cache.as_ref(), batch.iter().map(|(key, _)| *key).collect(), rows, &mut found)?;
+            store(
+                self.sentence_cache.as_ref(),
+                batch.iter().map(|(key, _)| *key).collect(),
+                rows,
+                &mut found,
+            )?;
             (self.progress)(Progress { what, done: found.len(), total, cached });
         }
         let mut values = Vec::with_capacity(keys.len() * self.sentences.dimension());
@@ -212,7 +217,8 @@ impl<'a> FeatureExtractor<'a> {
         if !domain.validation.is_empty() {
             let what = format!("{} validation", domain.name);
             let (images, sentences, sentences_of, more) = self.captioned(&what, &domain.validation)?;
-            let owners = sentences_of.iter().enumerate().flat_map(|(image, of)| of.iter().map(move |_| image));
+            let owners =
+                sentences_of.iter().enumerate().flat_map(|(image, of)| of.iter().map(move |_| image));
             validation = Some(EvaluationPairs { owners: owners.collect(), images, sentences });
             skipped.extend(more);
         }
@@ -224,7 +230,11 @@ impl<'a> FeatureExtractor<'a> {
     ///
     /// # Errors
     /// When no image is left.
-    pub fn aligned_target(&mut self, name: &str, target: &AlignedTarget) -> Result<(SourceData, Vec<Skipped>)> {
+    pub fn aligned_target(
+        &mut self,
+        name: &str,
+        target: &AlignedTarget,
+    ) -> Result<(SourceData, Vec<Skipped>)> {
         let (images, sentences, sentences_of, skipped) = self.captioned(name, target.items())?;
         Ok((SourceData { name: name.into(), images, sentences, sentences_of, validation: None }, skipped))
     }

@@ -151,7 +151,8 @@ impl AdamW {
             })
         };
         for ((name, variable), moments) in self.parameters.iter().zip(&mut self.moments) {
-            let (saved_first, saved_second) = (find(format!("first.{name}"))?, find(format!("second.{name}"))?);
+            let (saved_first, saved_second) =
+                (find(format!("first.{name}"))?, find(format!("second.{name}"))?);
             for saved in [saved_first, saved_second] {
                 if saved.shape() != variable.shape() {
                     return Err(TrainError::Data {

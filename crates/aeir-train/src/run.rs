@@ -176,6 +176,9 @@ mod tests {
         assert!(RunFolder::open(&run, Existing::Refuse).is_err());
         assert!(matches!(RunFolder::open(&run, Existing::Resume).unwrap(), Opened::Finished));
         assert!(matches!(RunFolder::open(&run, Existing::Overwrite).unwrap(), Opened::Ready(_)));
-        assert!(!run.join(MANIFEST_FILE).exists(), "an overwritten run is not a model until it is finished again");
+        assert!(
+            !run.join(MANIFEST_FILE).exists(),
+            "an overwritten run is not a model until it is finished again"
+        );
     }
 }

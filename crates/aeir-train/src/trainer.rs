@@ -218,7 +218,8 @@ impl<'a> Trainer<'a> {
 
     /// One epoch from `epoch` (from 0) and its validation.
     fn epoch(&mut self, epoch: usize, steps: usize) -> Result<EpochRecord> {
-        let mut sums: BTreeMap<String, f64> = BTreeMap::new();
+        // A figure of some steps only is averaged over those.
+        let mut sums: BTreeMap<String, (f64, usize)> = BTreeMap::new();
         let mut norm_sum = 0.0;
         let first = epoch * self.steps_per_epoch;
         let mut learning_rate = 0.0;
@@ -228,36 +229,45 @@ impl<'a> Trainer<'a> {
             self.observer.stepped(step + 1);
         }
         let count = self.steps_per_epoch as f64;
-        sums.values_mut().for_each(|sum| *sum /= count);
+        let means = sums.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect();
         let encoder = self.method.encoder();
         let source_validation_rsum = source_validation_rsum(encoder, &self.data.validation)?;
         let target_mutual_similarity =
             self.data.target.as_ref().map(|target| target_mutual_similarity(encoder, target)).transpose()?;
-        self.choose(epoch + 1, source_validation_rsum)?;
+        // Where the epoch's last step adapts: an epoch before that is not what was asked for.
+        let adapted = (first + self.steps_per_epoch - 1) as f64 / steps as f64;
+        let candidate = self.config.method == MethodName::SourceOnly || self.method.uses_target(adapted);
+        self.choose(epoch + 1, candidate, source_validation_rsum, target_mutual_similarity)?;
         Ok(EpochRecord {
             epoch: epoch + 1,
             step: first + self.steps_per_epoch,
             learning_rate,
             gradient_norm: norm_sum / count,
-            means: sums,
+            means,
             source_validation_rsum,
             target_mutual_similarity,
         })
     }
 
     /// Keeps the weights where this epoch is the best so far; target labels have no part in it.
-    fn choose(&mut self, epoch: usize, validation: Option<f64>) -> Result<()> {
-        let better = match (self.config.selection, validation) {
-            (Selection::SourceValidation, Some(score)) => {
-                let better = self.best.is_none_or(|(_, best)| score > best);
-                if better {
-                    self.best = Some((epoch, score));
-                }
-                better
-            }
-            (Selection::Last, _) | (Selection::SourceValidation, None) => epoch == self.config.epochs,
+    fn choose(
+        &mut self,
+        epoch: usize,
+        candidate: bool,
+        source_validation: Option<f64>,
+        target_similarity: Option<f64>,
+    ) -> Result<()> {
+        let score = match self.config.selection {
+            Selection::Last => None,
+            Selection::SourceValidation => source_validation,
+            Selection::TargetSimilarity => target_similarity,
+        };
+        let better = match score {
+            Some(score) => candidate && self.best.is_none_or(|(_, best)| score > best),
+            None => epoch == self.config.epochs,
         };
         if better {
+            self.best = score.map(|score| (epoch, score));
             let prefix = Group::Encoder.prefix();
             self.chosen = checkpoint::under(&self.store.snapshot(prefix)?, prefix);
         }
@@ -265,23 +275,27 @@ impl<'a> Trainer<'a> {
     }
 
     /// One step from `step` (from 0); gives the encoders' gradient norm.
-    fn step(&mut self, step: usize, steps: usize, sums: &mut BTreeMap<String, f64>) -> Result<f64> {
+    fn step(&mut self, step: usize, steps: usize, sums: &mut BTreeMap<String, (f64, usize)>) -> Result<f64> {
         let batch = self.batch(step)?;
         let progress = step as f64 / steps as f64;
         // Dropout is a function of seed and step: nothing of it has to be saved.
         let mut random = ChaCha8Rng::seed_from_u64(self.config.seed);
         random.set_stream(step as u64);
         let mut encoder_norm = 0.0;
-        for phase in 0..self.method.phases() {
-            let outcome = self.method.phase(phase, &batch, progress, &mut Mode::Training(&mut random))?;
+        let embeddings = self.method.embed(&batch, progress, &mut Mode::Training(&mut random))?;
+        for phase in 0..self.method.phases(progress) {
+            let outcome = self.method.phase(phase, &embeddings, progress)?;
             for (name, value) in outcome.logged {
                 if !value.is_finite() {
                     return Err(TrainError::NotFinite { tensor: name.into(), step: step + 1 });
                 }
-                *sums.entry(name.to_owned()).or_default() += value;
+                let (sum, count) = sums.entry(name.to_owned()).or_default();
+                *sum += value;
+                *count += 1;
             }
             // All gradients of the phase first: a parameter that was set would change graphs that still hold it.
-            let mut gradients: Vec<Gradients> = self.optimizers.iter().map(|_| Gradients::default()).collect();
+            let mut gradients: Vec<Gradients> =
+                self.optimizers.iter().map(|_| Gradients::default()).collect();
             for objective in &outcome.objectives {
                 let store = objective.loss.backward()?;
                 for ((group, optimizer), gradients) in self.optimizers.iter().zip(&mut gradients) {
@@ -402,16 +416,22 @@ mod tests {
             let mut config = small(MethodName::Aeir);
             config.aeir.adversary = adversary;
             config.aeir.warm_up = false;
+            config.aeir.source_share = 0.0;
             let mut silent = Silent;
             let trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
             let batch = trainer.batch(0).unwrap();
             let mut reached = Vec::new();
-            for phase in 0..trainer.method.phases() {
-                let mut random = ChaCha8Rng::seed_from_u64(1);
-                let outcome =
-                    trainer.method.phase(phase, &batch, 0.5, &mut Mode::Training(&mut random)).unwrap();
+            let mut random = ChaCha8Rng::seed_from_u64(1);
+            let embeddings = trainer.method.embed(&batch, 0.5, &mut Mode::Training(&mut random)).unwrap();
+            for phase in 0..trainer.method.phases(0.5) {
+                let outcome = trainer.method.phase(phase, &embeddings, 0.5).unwrap();
                 for objective in outcome.objectives {
                     let store = objective.loss.backward().unwrap();
+                    if !objective.reaches.contains(&Group::Encoder) {
+                        for (name, variable) in trainer.store.with_prefix(Group::Encoder.prefix()) {
+                            assert!(store.get(&variable).is_none(), "the critics' loss reaches `{name}`");
+                        }
+                    }
                     for group in objective.reaches {
                         let parameters = trainer.store.with_prefix(group.prefix());
                         let mut gradients = Gradients::default();
@@ -431,6 +451,45 @@ mod tests {
                 assert!(reached.contains(&name), "{adversary:?}: `{name}` got no gradient");
             }
         }
+    }
+
+    /// The encoders' loss goes through the critics: its gradient must not move them.
+    #[test]
+    fn a_group_that_no_loss_names_stays_as_it_is() {
+        struct Encoders(Box<dyn Method>);
+        impl Method for Encoders {
+            fn encoder(&self) -> &aeir_encoders::DualEncoder {
+                self.0.encoder()
+            }
+            fn uses_target(&self, progress: f64) -> bool {
+                self.0.uses_target(progress)
+            }
+            fn phases(&self, _progress: f64) -> usize {
+                1
+            }
+            fn phase(
+                &self,
+                _index: usize,
+                embeddings: &method::Embeddings,
+                progress: f64,
+            ) -> Result<method::PhaseOutcome> {
+                self.0.phase(1, embeddings, progress)
+            }
+        }
+        let data = toy(40, 17, 23);
+        let mut config = small(MethodName::Aeir);
+        config.aeir.source_share = 0.0;
+        config.aeir.warm_up = false;
+        let mut silent = Silent;
+        let mut trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+        trainer.method = Box::new(Encoders(method::build(&config, 8, 6, &trainer.store).unwrap()));
+        let state = |trainer: &Trainer<'_>, group: Group| {
+            aeir_encoders::bundle::tensor_bytes(&trainer.store.snapshot(group.prefix()).unwrap()).unwrap()
+        };
+        let (encoders, critics) = (state(&trainer, Group::Encoder), state(&trainer, Group::Critic));
+        trainer.step(0, 10, &mut BTreeMap::new()).unwrap();
+        assert_ne!(state(&trainer, Group::Encoder), encoders);
+        assert_eq!(state(&trainer, Group::Critic), critics);
     }
 
     #[test]
@@ -496,6 +555,20 @@ mod tests {
         assert!(train_silently(&config, &without, None).is_err());
         assert!(train_silently(&config, &toy(1, 3, 3), None).is_err());
         train_silently(&small(MethodName::SourceOnly), &toy(9, 3, 3), None).unwrap();
+    }
+
+    #[test]
+    fn only_adapted_epochs_are_candidates() {
+        let config = small(MethodName::Aeir);
+        let trained = train_silently(&config, &toy(40, 17, 23), None).unwrap();
+        let adapted: Vec<usize> = trained
+            .history
+            .iter()
+            .filter(|record| record.means.contains_key("structure_loss"))
+            .map(|record| record.epoch)
+            .collect();
+        assert!(adapted.contains(&6) && !adapted.contains(&3), "the last part adapts: {adapted:?}");
+        assert!(adapted.contains(&trained.epoch), "{} of {adapted:?}", trained.epoch);
     }
 
     #[test]

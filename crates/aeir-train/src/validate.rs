@@ -78,7 +78,8 @@ pub fn target_mutual_similarity(encoder: &DualEncoder, target: &PreparedTarget) 
         let picked: Vec<u32> = order.iter().take(TARGET_SAMPLE).map(|row| *row as u32).collect();
         features.index_select(&Tensor::new(picked, features.device())?, 0)
     };
-    let images = embed_in_blocks(&sample(&target.images)?, |x| encoder.embed_images(x, &mut Mode::Evaluation))?;
+    let images =
+        embed_in_blocks(&sample(&target.images)?, |x| encoder.embed_images(x, &mut Mode::Evaluation))?;
     let sentences =
         embed_in_blocks(&sample(&target.sentences)?, |x| encoder.embed_sentences(x, &mut Mode::Evaluation))?;
     let scores = aeir_retrieve::similarity(&images, &sentences)?;

@@ -5,9 +5,9 @@ use std::fmt::Write;
 use aeir_data::TestPairs;
 use aeir_encoders::Bundle;
 use aeir_retrieve::{DirectionMetrics, Relevance, RetrievalMetrics};
+use aeir_train::EvaluationPairs;
 use aeir_train::features::FeatureExtractor;
 use aeir_train::validate::embed_in_blocks;
-use aeir_train::EvaluationPairs;
 
 use super::{print, print_json, tell_skipped};
 use crate::flags::EvalFlags;
@@ -35,8 +35,9 @@ pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> 
 
 /// The metrics of a model on features of test pairs.
 pub(crate) fn score(bundle: &Bundle, test: &EvaluationPairs) -> anyhow::Result<RetrievalMetrics> {
-    let images =
-        embed_in_blocks(&test.images.tensor(bundle.device())?, |features| bundle.embed_image_features(features))?;
+    let images = embed_in_blocks(&test.images.tensor(bundle.device())?, |features| {
+        bundle.embed_image_features(features)
+    })?;
     let sentences = embed_in_blocks(&test.sentences.tensor(bundle.device())?, |features| {
         bundle.embed_sentence_features(features)
     })?;

@@ -80,13 +80,15 @@ pub(crate) fn build(
 
 /// The images that a folder, a list or a `.jsonl` file names, each once.
 fn image_paths(input: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
-    let jsonl = input.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("jsonl")) && input.is_file();
+    let jsonl =
+        input.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("jsonl")) && input.is_file();
     if !jsonl {
         let images = TargetImages::read(input)?;
         return Ok((images.paths().to_vec(), images.skipped().to_vec()));
     }
     let file = read_captions(input)?;
     let mut seen = std::collections::HashSet::new();
-    let paths = file.items.into_iter().map(|item| item.image).filter(|image| seen.insert(image.clone())).collect();
+    let paths =
+        file.items.into_iter().map(|item| item.image).filter(|image| seen.insert(image.clone())).collect();
     Ok((paths, file.skipped))
 }

@@ -42,8 +42,10 @@ fn tell_skipped(terminal: &Terminal, skipped: &[Skipped], list: Option<&Path>) {
             (Some(file), Some(line)) => format!("{}:{line}: ", file.display()),
             _ => String::new(),
         };
-        let item = if item.is_empty() { "(empty)" } else { item };
-        terminal.warn(&format!("  {place}{item}: {reason}"));
+        // The reason an image was left out names it already, and an empty line has no name.
+        let named = item.is_empty() || reason.contains(&format!("`{item}`"));
+        let item = if named { String::new() } else { format!("{item}: ") };
+        terminal.warn(&format!("  {place}{item}{reason}"));
     }
     if skipped.len() > SHOWN {
         terminal.warn(&format!("  and {} more", skipped.len() - SHOWN));

@@ -26,9 +26,6 @@ struct Result<'a> {
 
 /// Answers one query.
 pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()> {
-    if flags.k == 0 {
-        return Err(CliError::Usage { message: "-k must be at least 1, got 0".into(), hint: String::new() }.into());
-    }
     let sentence = flags.sentence.as_deref().map(str::trim);
     if sentence == Some("") {
         return Err(CliError::Usage {
@@ -47,8 +44,11 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
     };
     let hits = index.search(&query.flatten_all()?.to_vec1::<f32>()?, flags.k)?;
     if flags.json {
-        let results =
-            hits.iter().map(|Hit { rank, score, item, .. }| Result { rank: *rank, score: *score, path: item });
+        let results = hits.iter().map(|Hit { rank, score, item, .. }| Result {
+            rank: *rank,
+            score: *score,
+            path: item,
+        });
         return print_json(&Answer { results: results.collect() });
     }
     let mut text = String::new();

@@ -110,7 +110,11 @@ impl Inputs {
         Ok(Self { sources, target })
     }
 
-    fn encode(self, backbones: &Backbones, terminal: &Terminal) -> anyhow::Result<(TrainingData, Vec<Skipped>)> {
+    fn encode(
+        self,
+        backbones: &Backbones,
+        terminal: &Terminal,
+    ) -> anyhow::Result<(TrainingData, Vec<Skipped>)> {
         let mut extractor = FeatureExtractor::new(backbones.image.as_ref(), backbones.sentence.as_ref())
             .with_cache(&feature_cache()?)?
             .with_progress(extraction(terminal));
@@ -228,10 +232,9 @@ fn validation_of(trained: &Trained) -> Option<f64> {
 
 fn summary(folder: &Path, config: &TrainConfig, trained: &Trained) -> String {
     let epoch = match validation_of(trained) {
-        Some(rsum) => format!(
-            "{} of {}, the best on source validation (rSum {rsum:.1})",
-            trained.epoch, config.epochs
-        ),
+        Some(rsum) => {
+            format!("{} of {}, the best on source validation (rSum {rsum:.1})", trained.epoch, config.epochs)
+        }
         None => format!("{} of {}", trained.epoch, config.epochs),
     };
     let standardised = if config.standardise { ", standardised per domain" } else { "" };

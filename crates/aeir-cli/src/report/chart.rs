@@ -34,25 +34,31 @@ pub(super) fn line_chart(
         let text = |error: &dyn std::fmt::Display| anyhow!("could not draw a chart: {error}");
         let mut chart = ChartBuilder::on(&area)
             .margin(8)
-            .x_label_area_size(36)
-            .y_label_area_size(52)
+            .x_label_area_size(44)
+            .y_label_area_size(60)
             .build_cartesian_2d(first..last.max(first + 1.0), low..high)
             .map_err(|error| text(&error))?;
         let grey = parse("#8a8f98")?;
         chart
             .configure_mesh()
+            .x_labels(8)
+            .y_labels(6)
+            .x_label_formatter(&|x| format!("{x:.0}"))
+            .y_label_formatter(&|y| if high > 20.0 { format!("{y:.0}") } else { format!("{y:.1}") })
             .x_desc(x_label)
             .y_desc(y_label)
             .axis_style(grey)
             .light_line_style(TRANSPARENT)
             .bold_line_style(grey.mix(0.25))
-            .label_style(("sans-serif", 12).into_font().color(&grey))
-            .axis_desc_style(("sans-serif", 12).into_font().color(&grey))
+            .label_style(("sans-serif", 15).into_font().color(&grey))
+            .axis_desc_style(("sans-serif", 15).into_font().color(&grey))
             .draw()
             .map_err(|error| text(&error))?;
         for Series { colour, points, .. } in series {
             let style = parse(colour)?.stroke_width(2);
-            chart.draw_series(LineSeries::new(points.iter().copied(), style)).map_err(|error| text(&error))?;
+            chart
+                .draw_series(LineSeries::new(points.iter().copied(), style))
+                .map_err(|error| text(&error))?;
         }
         area.present().map_err(|error| text(&error))?;
     }

@@ -112,13 +112,13 @@ impl Row {
 }
 
 /// The six recalls of a table row, in order.
-const RECALLS: [(&str, fn(&RetrievalMetrics) -> f64); 6] = [
-    ("i2t R@1", |metrics| metrics.i2t.r1),
-    ("i2t R@5", |metrics| metrics.i2t.r5),
-    ("i2t R@10", |metrics| metrics.i2t.r10),
-    ("t2i R@1", |metrics| metrics.t2i.r1),
-    ("t2i R@5", |metrics| metrics.t2i.r5),
-    ("t2i R@10", |metrics| metrics.t2i.r10),
+const RECALLS: [fn(&RetrievalMetrics) -> f64; 6] = [
+    |metrics| metrics.i2t.r1,
+    |metrics| metrics.i2t.r5,
+    |metrics| metrics.i2t.r10,
+    |metrics| metrics.t2i.r1,
+    |metrics| metrics.t2i.r5,
+    |metrics| metrics.t2i.r10,
 ];
 
 impl Report {
@@ -145,7 +145,9 @@ impl Report {
                 let change = 100.0 * (rsum.mean / source.mean - 1.0);
                 let spread = source.deviation.unwrap_or(0.0).max(rsum.deviation.unwrap_or(0.0));
                 let word = match rsum.mean - source.mean {
-                    difference if difference.abs() <= spread => "makes no difference beyond the spread between seeds",
+                    difference if difference.abs() <= spread => {
+                        "makes no difference beyond the spread between seeds"
+                    }
                     difference if difference > 0.0 => "helps",
                     _ => "does not help here: it lowers recall",
                 };
@@ -178,9 +180,9 @@ impl Report {
                 "{title:31}{a:7.1} {b:7.1} {c:7.1} {d:8.1} {e:7.1} {f:7.1} {rsum:>15} {gap:>11}\n"
             ));
         };
-        line("Chance", RECALLS.map(|(_, recall)| recall(&self.chance)), format!("{:.1}", self.chance.rsum), None);
+        line("Chance", RECALLS.map(|recall| recall(&self.chance)), format!("{:.1}", self.chance.rsum), None);
         for row in &self.rows {
-            let recalls = RECALLS.map(|(_, recall)| row.summary(recall).mean);
+            let recalls = RECALLS.map(|recall| row.summary(recall).mean);
             line(row.title, recalls, row.rsum().text(), self.gap_closed(row));
         }
         text.push('\n');
@@ -197,10 +199,15 @@ impl Report {
         for example in &self.searches {
             match &example.query {
                 Query::Sentence(sentence) => text.push_str(&format!("\"{sentence}\"\n")),
-                Query::Image(path) => text.push_str(&format!("{}\n", path.display())),
+                Query::Image(path) => text.push_str(&format!("{}\n", from_here(path).display())),
             }
             for (index, found) in example.results.iter().take(3).enumerate() {
-                text.push_str(&format!("{:>4}  {:.4}  {}\n", index + 1, found.score, found.path.display()));
+                text.push_str(&format!(
+                    "{:>4}  {:.4}  {}\n",
+                    index + 1,
+                    found.score,
+                    from_here(&found.path).display()
+                ));
             }
         }
         text
@@ -212,6 +219,11 @@ impl Report {
     }
 }
 
+/// The path as seen from the working folder, where it lies below it.
+fn from_here(path: &Path) -> &Path {
+    std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok()).unwrap_or(path)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -220,13 +232,7 @@ pub(crate) mod tests {
     fn metrics(recall: f64) -> RetrievalMetrics {
         let direction =
             DirectionMetrics { r1: recall, r5: recall, r10: recall, medr: 3.0, meanr: 4.0, map: None };
-        RetrievalMetrics {
-            n_images: 9,
-            n_sentences: 9,
-            i2t: direction.clone(),
-            t2i: direction,
-            rsum: 6.0 * recall,
-        }
+        RetrievalMetrics { n_images: 9, n_sentences: 9, i2t: direction, t2i: direction, rsum: 6.0 * recall }
     }
 
     fn row(key: &'static str, title: &'static str, recalls: &[f64]) -> Row {
@@ -273,7 +279,8 @@ pub(crate) mod tests {
     fn the_page_escapes_what_it_quotes() {
         let page = report(&[15.0, 16.0]).html().unwrap();
         assert!(!page.contains("# <script>") && page.contains("# &lt;script&gt;"));
-        assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("http://www.w3.org").count());
-        assert!(!page.contains("https://"), "the page must not need the network");
+        // Namespaces of the charts are names, not places.
+        let elsewhere = page.matches("http://").count() - page.matches("http://www.w3.org").count();
+        assert!(elsewhere == 0 && !page.contains("https://"), "the page must not need the network");
     }
 }

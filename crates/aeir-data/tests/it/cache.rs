@@ -1,3 +1,5 @@
+//! The feature cache, damage and other writers included.
+
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! Caption files.
+
 use aeir_data::{DataError, Skipped, Split, read_captions, write_skipped};
 use proptest::prelude::*;
 use tempfile::tempdir;

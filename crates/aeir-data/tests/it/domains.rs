@@ -1,3 +1,5 @@
+//! Source, target and test domains.
+
 use std::path::PathBuf;
 
 use aeir_data::{

@@ -1,3 +1,5 @@
+//! The data sets of the repository.
+
 use std::collections::HashSet;
 
 use aeir_data::{

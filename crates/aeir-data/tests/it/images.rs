@@ -1,3 +1,5 @@
+//! Decoding, with every odd kind of image.
+
 use aeir_data::{DataError, ImageLimits, decode_bytes, decode_file, hash_bytes, hash_file};
 use image::{ColorType, DynamicImage, Rgba};
 use proptest::prelude::*;

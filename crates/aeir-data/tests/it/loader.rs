@@ -1,3 +1,5 @@
+//! Decoding in parallel.
+
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -1,3 +1,5 @@
+//! Shuffled batches.
+
 use std::collections::HashSet;
 
 use aeir_data::ShuffledSampler;

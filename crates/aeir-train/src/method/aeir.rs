@@ -1,6 +1,6 @@
 //! AEIR: source alignment, semantic transfer and structure transfer together.
 
-use aeir_encoders::{DualEncoder, Mode};
+use aeir_encoders::DualEncoder;
 use aeir_losses::{
     Divergence, DomainAdversarialLoss, DomainCritic, Reduction, StructureTransferLoss, dann_schedule,
     gradient_reversal, pooled_similarity,
@@ -8,16 +8,17 @@ use aeir_losses::{
 use candle_core::Tensor;
 
 use super::alignment::SourceAlignment;
-use super::{Batch, Group, Method, Objective, PhaseOutcome, value};
+use super::{Embeddings, Group, Method, Objective, PhaseOutcome, TargetEmbeddings, value};
 use crate::config::{Adversary, AeirConfig, TrainConfig};
 use crate::error::{Result, TrainError};
 use crate::parameters::ParameterStore;
 
 /// The method of the paper, on one pooled vector an item.
 ///
-/// The encoders minimise `alignment + w(p) semantic_weight confusion + structure_weight structure`, one critic a
+/// The first part of the training, `source_share`, is source alignment alone: the paper starts from such a model. Then
+/// the encoders minimise `alignment + w(p) semantic_weight confusion + structure_weight structure`, and one critic a
 /// modality its own loss. With [`Adversary::Alternating`] the critics step first, on detached embeddings; with
-/// [`Adversary::GradientReversal`] both step at once. w(p) is the DANN schedule, or 1.
+/// [`Adversary::GradientReversal`] both step at once. w(p) is the DANN schedule over the second part, or 1.
 ///
 /// Source: Yang et al., Frontiers of Computer Science 18(1):181335, 2024; the schedule: Ganin et al., JMLR 17, 2016.
 ///
@@ -32,14 +33,6 @@ pub struct Aeir {
     config: AeirConfig,
 }
 
-/// Unit vectors of one step, `[B, D]`, `[B, D]`, `[T, D]`, `[U, D]`.
-struct Embeddings {
-    source_images: Tensor,
-    source_sentences: Tensor,
-    target_images: Tensor,
-    target_sentences: Tensor,
-}
-
 impl Aeir {
     /// Trains `encoder` with `config`, its critics in `store`.
     ///
@@ -47,8 +40,7 @@ impl Aeir {
     /// When the critics can't be made.
     pub fn new(encoder: DualEncoder, config: &TrainConfig, store: &ParameterStore) -> Result<Self> {
         let dimension = config.model.embedding_dimension;
-        let critic =
-            |modality: &str| DomainCritic::new(dimension, store.builder().pp("critic").pp(modality));
+        let critic = |modality: &str| DomainCritic::new(dimension, store.builder().pp("critic").pp(modality));
         Ok(Self {
             encoder,
             alignment: SourceAlignment::new(&config.source_loss),
@@ -64,24 +56,22 @@ impl Aeir {
         })
     }
 
-    fn embed(&self, batch: &Batch, mode: &mut Mode<'_>) -> Result<Embeddings> {
-        let target = batch.target.as_ref().ok_or_else(|| TrainError::Data {
-            what: "method `aeir`".into(),
-            expected: "target images and target sentences".into(),
-            got: "none".into(),
-        })?;
-        Ok(Embeddings {
-            source_images: self.encoder.embed_images(&batch.source_images, mode)?,
-            source_sentences: self.encoder.embed_sentences(&batch.source_sentences, mode)?,
-            target_images: self.encoder.embed_images(&target.images, mode)?,
-            target_sentences: self.encoder.embed_sentences(&target.sentences, mode)?,
-        })
+    /// How far the second part is, where it has begun.
+    fn adaptation(&self, progress: f64) -> Option<f64> {
+        let first = self.config.source_share;
+        (progress >= first).then(|| (progress - first) / (1.0 - first))
+    }
+
+    fn source_loss(&self, embeddings: &Embeddings) -> Result<Tensor> {
+        let Embeddings { source_images, source_sentences, .. } = embeddings;
+        self.alignment.loss(source_images, source_sentences, self.encoder.log_scale())
     }
 
     /// What the critics say of source and target, a pair a modality; `pass` goes over the embeddings first.
     fn logits(
         &self,
         embeddings: &Embeddings,
+        target: &TargetEmbeddings,
         pass: impl Fn(&Tensor) -> Result<Tensor>,
     ) -> Result<[(Tensor, Tensor); 2]> {
         let [image_critic, sentence_critic] = &self.critics;
@@ -89,8 +79,8 @@ impl Aeir {
             Ok::<_, TrainError>((critic.forward(&pass(source)?)?, critic.forward(&pass(target)?)?))
         };
         Ok([
-            judge(image_critic, &embeddings.source_images, &embeddings.target_images)?,
-            judge(sentence_critic, &embeddings.source_sentences, &embeddings.target_sentences)?,
+            judge(image_critic, &embeddings.source_images, &target.images)?,
+            judge(sentence_critic, &embeddings.source_sentences, &target.sentences)?,
         ])
     }
 
@@ -109,39 +99,39 @@ impl Aeir {
     }
 
     /// Structure transfer, target images against source images and their sentences, and the mirror image.
-    fn structure_loss(&self, embeddings: &Embeddings) -> Result<Tensor> {
-        let Embeddings { source_images, source_sentences, target_images, target_sentences } = embeddings;
+    fn structure_loss(&self, embeddings: &Embeddings, target: &TargetEmbeddings) -> Result<Tensor> {
+        let Embeddings { source_images, source_sentences, .. } = embeddings;
         let images = self.structure.forward(
-            &pooled_similarity(target_images, source_images)?,
-            &pooled_similarity(target_images, source_sentences)?,
+            &pooled_similarity(&target.images, source_images)?,
+            &pooled_similarity(&target.images, source_sentences)?,
         )?;
         let sentences = self.structure.forward(
-            &pooled_similarity(target_sentences, source_sentences)?,
-            &pooled_similarity(target_sentences, source_images)?,
+            &pooled_similarity(&target.sentences, source_sentences)?,
+            &pooled_similarity(&target.sentences, source_images)?,
         )?;
         Ok((images + sentences)?)
     }
 
-    fn semantic_weight(&self, progress: f64) -> f64 {
-        let schedule = if self.config.warm_up { dann_schedule(progress) } else { 1.0 };
+    /// `adaptation` runs from 0 to 1 over the second part.
+    fn semantic_weight(&self, adaptation: f64) -> f64 {
+        let schedule = if self.config.warm_up { dann_schedule(adaptation) } else { 1.0 };
         self.config.semantic_weight * schedule
     }
 
-    fn critic_phase(&self, batch: &Batch, mode: &mut Mode<'_>) -> Result<PhaseOutcome> {
-        let embeddings = self.embed(batch, mode)?;
-        let (loss, logged) = Self::critic_loss(&self.logits(&embeddings, |x| Ok(x.detach()))?)?;
+    fn critic_phase(&self, embeddings: &Embeddings, target: &TargetEmbeddings) -> Result<PhaseOutcome> {
+        let (loss, logged) = Self::critic_loss(&self.logits(embeddings, target, |x| Ok(x.detach()))?)?;
         Ok(PhaseOutcome { objectives: vec![Objective { loss, reaches: vec![Group::Critic] }], logged })
     }
 
-    fn encoder_phase(&self, batch: &Batch, progress: f64, mode: &mut Mode<'_>) -> Result<PhaseOutcome> {
-        let embeddings = self.embed(batch, mode)?;
-        let alignment = self.alignment.loss(
-            &embeddings.source_images,
-            &embeddings.source_sentences,
-            self.encoder.log_scale(),
-        )?;
-        let structure = self.structure_loss(&embeddings)?;
-        let [images, sentences] = self.logits(&embeddings, |x| Ok(x.clone()))?;
+    fn encoder_phase(
+        &self,
+        embeddings: &Embeddings,
+        target: &TargetEmbeddings,
+        adaptation: f64,
+    ) -> Result<PhaseOutcome> {
+        let alignment = self.source_loss(embeddings)?;
+        let structure = self.structure_loss(embeddings, target)?;
+        let [images, sentences] = self.logits(embeddings, target, |x| Ok(x.clone()))?;
         let confusion = (DomainAdversarialLoss.confusion_loss(&images.0, &images.1)?
             + DomainAdversarialLoss.confusion_loss(&sentences.0, &sentences.1)?)?;
         let logged = vec![
@@ -149,21 +139,21 @@ impl Aeir {
             ("confusion_loss", value(&confusion)?),
             ("structure_loss", value(&structure)?),
         ];
-        let loss = ((alignment + (confusion * self.semantic_weight(progress))?)?
+        let loss = ((alignment + (confusion * self.semantic_weight(adaptation))?)?
             + (structure * self.config.structure_weight)?)?;
         Ok(PhaseOutcome { objectives: vec![Objective { loss, reaches: vec![Group::Encoder] }], logged })
     }
 
-    fn reversal_phase(&self, batch: &Batch, progress: f64, mode: &mut Mode<'_>) -> Result<PhaseOutcome> {
-        let embeddings = self.embed(batch, mode)?;
-        let alignment = self.alignment.loss(
-            &embeddings.source_images,
-            &embeddings.source_sentences,
-            self.encoder.log_scale(),
-        )?;
-        let structure = self.structure_loss(&embeddings)?;
-        let strength = self.semantic_weight(progress);
-        let reversed = self.logits(&embeddings, |x| Ok(gradient_reversal(x, strength)?))?;
+    fn reversal_phase(
+        &self,
+        embeddings: &Embeddings,
+        target: &TargetEmbeddings,
+        adaptation: f64,
+    ) -> Result<PhaseOutcome> {
+        let alignment = self.source_loss(embeddings)?;
+        let structure = self.structure_loss(embeddings, target)?;
+        let strength = self.semantic_weight(adaptation);
+        let reversed = self.logits(embeddings, target, |x| Ok(gradient_reversal(x, strength)?))?;
         let (critic_loss, mut logged) = Self::critic_loss(&reversed)?;
         logged.extend([("source_loss", value(&alignment)?), ("structure_loss", value(&structure)?)]);
         let encoder_loss = (alignment + (structure * self.config.structure_weight)?)?;
@@ -178,22 +168,32 @@ impl Aeir {
 }
 
 impl Method for Aeir {
-    fn phases(&self) -> usize {
-        match self.config.adversary {
-            Adversary::Alternating => 2,
-            Adversary::GradientReversal => 1,
-        }
-    }
-
-    fn phase(&self, index: usize, batch: &Batch, progress: f64, mode: &mut Mode<'_>) -> Result<PhaseOutcome> {
-        match (self.config.adversary, index) {
-            (Adversary::GradientReversal, _) => self.reversal_phase(batch, progress, mode),
-            (Adversary::Alternating, 0) => self.critic_phase(batch, mode),
-            (Adversary::Alternating, _) => self.encoder_phase(batch, progress, mode),
-        }
-    }
-
     fn encoder(&self) -> &DualEncoder {
         &self.encoder
+    }
+
+    fn uses_target(&self, progress: f64) -> bool {
+        self.adaptation(progress).is_some()
+    }
+
+    fn phases(&self, progress: f64) -> usize {
+        match (self.adaptation(progress), self.config.adversary) {
+            (Some(_), Adversary::Alternating) => 2,
+            (Some(_), Adversary::GradientReversal) | (None, _) => 1,
+        }
+    }
+
+    fn phase(&self, index: usize, embeddings: &Embeddings, progress: f64) -> Result<PhaseOutcome> {
+        let (Some(adaptation), Some(target)) = (self.adaptation(progress), &embeddings.target) else {
+            let loss = self.source_loss(embeddings)?;
+            let logged = vec![("source_loss", value(&loss)?)];
+            let objectives = vec![Objective { loss, reaches: vec![Group::Encoder] }];
+            return Ok(PhaseOutcome { objectives, logged });
+        };
+        match (self.config.adversary, index) {
+            (Adversary::GradientReversal, _) => self.reversal_phase(embeddings, target, adaptation),
+            (Adversary::Alternating, 0) => self.critic_phase(embeddings, target),
+            (Adversary::Alternating, _) => self.encoder_phase(embeddings, target, adaptation),
+        }
     }
 }

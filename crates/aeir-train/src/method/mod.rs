@@ -11,7 +11,7 @@ use aeir_encoders::{DualEncoder, DualEncoderConfig, Mode};
 use candle_core::Tensor;
 
 use crate::config::{MethodName, TrainConfig};
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::parameters::ParameterStore;
 
 pub use aeir::Aeir;
@@ -70,25 +70,68 @@ pub struct PhaseOutcome {
     pub logged: Vec<(&'static str, f64)>,
 }
 
-/// A training method.
-pub trait Method: Send {
-    /// Phases of one step; the parameters are updated after each.
-    fn phases(&self) -> usize;
+/// Unit vectors of one step, rows `[.., D]`, with their graph.
+pub struct Embeddings {
+    /// `[B, D]`.
+    pub source_images: Tensor,
+    /// `[B, D]`, row i belongs to image i.
+    pub source_sentences: Tensor,
+    /// The target's, where this step uses it.
+    pub target: Option<TargetEmbeddings>,
+}
 
-    /// The losses of a phase. `progress` runs from 0 to 1 over the training.
+/// Unit vectors of the target batch.
+pub struct TargetEmbeddings {
+    /// `[T, D]`.
+    pub images: Tensor,
+    /// `[U, D]`.
+    pub sentences: Tensor,
+}
+
+/// A training method.
+///
+/// A step embeds the batch once, then goes through the phases. Only the last phase may reach the encoders: what the
+/// earlier ones change must not be a part of the embeddings' graph.
+pub trait Method: Send {
+    /// The encoders being trained.
+    fn encoder(&self) -> &DualEncoder;
+
+    /// Whether a step at `progress`, from 0 to 1 over the training, uses the target batch.
+    fn uses_target(&self, progress: f64) -> bool;
+
+    /// Phases of a step at `progress`; the parameters are updated after each.
+    fn phases(&self, progress: f64) -> usize;
+
+    /// The losses of a phase.
     ///
     /// # Errors
     /// When a tensor operation fails or the batch lacks what the method needs.
-    fn phase(
-        &self,
-        index: usize,
-        batch: &Batch,
-        progress: f64,
-        mode: &mut Mode<'_>,
-    ) -> Result<PhaseOutcome>;
+    fn phase(&self, index: usize, embeddings: &Embeddings, progress: f64) -> Result<PhaseOutcome>;
 
-    /// The encoders being trained.
-    fn encoder(&self) -> &DualEncoder;
+    /// Embeds a batch, the target's only where it is used.
+    ///
+    /// # Errors
+    /// When the target is used and missing, or an operation fails.
+    fn embed(&self, batch: &Batch, progress: f64, mode: &mut Mode<'_>) -> Result<Embeddings> {
+        let encoder = self.encoder();
+        let source_images = encoder.embed_images(&batch.source_images, mode)?;
+        let source_sentences = encoder.embed_sentences(&batch.source_sentences, mode)?;
+        let target = match (&batch.target, self.uses_target(progress)) {
+            (_, false) => None,
+            (Some(target), true) => Some(TargetEmbeddings {
+                images: encoder.embed_images(&target.images, mode)?,
+                sentences: encoder.embed_sentences(&target.sentences, mode)?,
+            }),
+            (None, true) => {
+                return Err(TrainError::Data {
+                    what: "the target domain".into(),
+                    expected: "target images and target sentences to adapt to".into(),
+                    got: "none".into(),
+                });
+            }
+        };
+        Ok(Embeddings { source_images, source_sentences, target })
+    }
 }
 
 /// Builds the method that `config` names, with its parameters in `store`.

@@ -1,9 +1,9 @@
 //! Training on the source pairs alone: the baseline every adaptation is measured against.
 
-use aeir_encoders::{DualEncoder, Mode};
+use aeir_encoders::DualEncoder;
 
 use super::alignment::SourceAlignment;
-use super::{Batch, Group, Method, Objective, PhaseOutcome, value};
+use super::{Embeddings, Group, Method, Objective, PhaseOutcome, value};
 use crate::config::TrainConfig;
 use crate::error::Result;
 
@@ -21,19 +21,25 @@ impl SourceOnly {
 }
 
 impl Method for SourceOnly {
-    fn phases(&self) -> usize {
+    fn encoder(&self) -> &DualEncoder {
+        &self.encoder
+    }
+
+    fn uses_target(&self, _progress: f64) -> bool {
+        false
+    }
+
+    fn phases(&self, _progress: f64) -> usize {
         1
     }
 
-    fn phase(&self, _index: usize, batch: &Batch, _progress: f64, mode: &mut Mode<'_>) -> Result<PhaseOutcome> {
-        let images = self.encoder.embed_images(&batch.source_images, mode)?;
-        let sentences = self.encoder.embed_sentences(&batch.source_sentences, mode)?;
-        let loss = self.alignment.loss(&images, &sentences, self.encoder.log_scale())?;
+    fn phase(&self, _index: usize, embeddings: &Embeddings, _progress: f64) -> Result<PhaseOutcome> {
+        let loss = self.alignment.loss(
+            &embeddings.source_images,
+            &embeddings.source_sentences,
+            self.encoder.log_scale(),
+        )?;
         let logged = vec![("source_loss", value(&loss)?)];
         Ok(PhaseOutcome { objectives: vec![Objective { loss, reaches: vec![Group::Encoder] }], logged })
-    }
-
-    fn encoder(&self) -> &DualEncoder {
-        &self.encoder
     }
 }
