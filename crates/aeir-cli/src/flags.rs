@@ -14,9 +14,9 @@ See it work:
   aeir demo
 
 On your own data:
-  aeir train  --source pairs.jsonl --target-images photos --target-sentences sentences.txt --output model
+  aeir train  --source pairs.jsonl --target-images photos --target-sentences lines.txt -o model
   aeir eval   --model model --data test.jsonl
-  aeir index  --model model --images photos --output index
+  aeir index  --model model --images photos -o index
   aeir search --index index \"a red car\"";
 
 /// Image-sentence retrieval for data without pairs.
@@ -110,7 +110,7 @@ pub(crate) struct TrainFlags {
     /// Decides initial weights, order and dropout [default: 1]
     #[arg(long, value_name = "N", env = "AEIR_SEED")]
     pub(crate) seed: Option<u64>,
-    /// Folder for the model; new or empty
+    /// Folder for the model: new, empty, or with an unfinished run
     #[arg(long, short, value_name = "RUN", env = "AEIR_OUTPUT")]
     pub(crate) output: PathBuf,
     /// Replace a finished run in the output folder

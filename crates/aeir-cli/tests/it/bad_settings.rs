@@ -1,6 +1,6 @@
 //! Flags and settings that can't be used.
 
-use crate::{BOTH, SHORT, Scene, program};
+use crate::{SHORT, Scene, program};
 
 #[test]
 fn flags_that_do_not_go_together() {
@@ -233,7 +233,8 @@ fn flags_from_the_environment() {
     command.args(["search", "dog"]).env("AEIR_INDEX", "index").env("AEIR_K", "3");
     assert_eq!(scene.outcome(command).ok().stdout.lines().count(), 3);
     let mut command = program();
-    command.args(format!("train {BOTH} --output run").split_whitespace()).env("AEIR_EPOCHS", "1");
+    command.args("train --method source-only --source source.jsonl --output run".split_whitespace());
+    command.env("AEIR_EPOCHS", "1");
     scene.outcome(command).ok();
     assert_eq!(scene.lines("run/metrics.jsonl").len(), 1);
 }

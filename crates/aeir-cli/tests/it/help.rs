@@ -50,10 +50,9 @@ fn aeir() {
       aeir demo
 
     On your own data:
-      aeir train  --source pairs.jsonl --target-images photos --target-sentences sentences.txt --output
-      model
+      aeir train  --source pairs.jsonl --target-images photos --target-sentences lines.txt -o model
       aeir eval   --model model --data test.jsonl
-      aeir index  --model model --images photos --output index
+      aeir index  --model model --images photos -o index
       aeir search --index index "a red car"
     "#);
 }
@@ -179,7 +178,7 @@ fn train() {
               [env: AEIR_SEED=]
 
       -o, --output <RUN>
-              Folder for the model; new or empty
+              Folder for the model: new, empty, or with an unfinished run
 
               [env: AEIR_OUTPUT=]
 
