@@ -111,6 +111,12 @@ fn code_and_hint(error: &anyhow::Error) -> (u8, Option<String>) {
 fn of_training(error: &TrainError) -> Option<(u8, Option<String>)> {
     let found = match error {
         TrainError::Setting { .. } | TrainError::ConfigSyntax { .. } => (USAGE, None),
+        TrainError::Output { reason, .. } if reason.contains("unfinished") => (
+            USAGE,
+            Some(
+                "go on with --resume latest, start afresh with --overwrite, or name another --output".into(),
+            ),
+        ),
         TrainError::Output { reason, .. } if reason.contains("finished") => (
             USAGE,
             Some("name another --output, add --overwrite, or --resume latest to keep it as it is".into()),

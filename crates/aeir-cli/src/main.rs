@@ -35,7 +35,6 @@ fn set_threads() {
 fn main() -> ExitCode {
     set_threads();
     let flags = Flags::parse();
-    terminal::start_logging(flags.quiet);
     let terminal = terminal::Terminal::new(flags.quiet);
     let outcome = match flags.command {
         Command::Demo(flags) => commands::demo::run(&flags, &terminal),

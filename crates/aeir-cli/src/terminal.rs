@@ -1,22 +1,8 @@
 //! What goes to stderr while a command works: notes, warnings, progress bars.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-use tracing_subscriber::EnvFilter;
-
-/// Sends the libraries' log to stderr: warnings, or what `AEIR_LOG` asks for.
-pub(crate) fn start_logging(quiet: bool) {
-    let default = if quiet { "error" } else { "warn" };
-    let filter = EnvFilter::try_from_env("AEIR_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .without_time()
-        .with_target(false)
-        .init();
-}
 
 /// Writes a line to stderr. Where that is closed or full nobody reads it, which is no reason to stop.
 pub(crate) fn say(message: &str) {

@@ -124,13 +124,14 @@ struct Record {
 ///
 /// # Errors
 /// [`DataError::CaptionRecord`], [`DataError::NotUtf8`] or [`DataError::LineTooLong`] with the line;
-/// [`DataError::WrongKind`] for UTF-16;
+/// [`DataError::WrongKind`] for UTF-16 and for an image;
 /// [`DataError::EmptyFile`]; [`DataError::NothingUsable`] where no line gave an item; [`DataError::NotAFile`] and
 /// [`DataError::Io`].
 pub fn read_captions(path: &Path) -> Result<CaptionFile, DataError> {
-    const EXPECTED: &str = "image with captions";
+    const EXPECTED: &str = "an image with captions a line";
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut lines = open_lines(path, MAX_RECORD_BYTES, EXPECTED)?;
+    lines.refuse_image(path, EXPECTED)?;
     let mut items: Vec<CaptionedImage> = Vec::new();
     let mut skipped = Vec::new();
     let mut position: HashMap<(PathBuf, Option<Split>), usize> = HashMap::new();
@@ -149,10 +150,10 @@ pub fn read_captions(path: &Path) -> Result<CaptionFile, DataError> {
         if text.trim().is_empty() {
             continue;
         }
-        let record = parse(&text).map_err(|source| DataError::CaptionRecord {
+        let record = parse(&text).map_err(|error| DataError::CaptionRecord {
             path: path.to_path_buf(),
             line,
-            source,
+            reason: inside_a_line(&error),
         })?;
         if record.image.trim().is_empty() {
             skipped.push(Skipped::line(path, line, &text, "the image path is empty"));
@@ -180,7 +181,7 @@ pub fn read_captions(path: &Path) -> Result<CaptionFile, DataError> {
     if items.is_empty() {
         return Err(DataError::NothingUsable {
             path: path.to_path_buf(),
-            expected: EXPECTED,
+            expected: "image with captions",
             skipped: skipped.len(),
         });
     }
@@ -191,6 +192,15 @@ pub fn read_captions(path: &Path) -> Result<CaptionFile, DataError> {
 fn parse(text: &str) -> Result<Record, serde_json::Error> {
     let object: Map<String, Value> = serde_json::from_str(text)?;
     serde_json::from_value(Value::Object(object))
+}
+
+/// The parser's answer without its line number, which counts inside the line.
+fn inside_a_line(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.strip_suffix(&format!(" at line {} column {}", error.line(), error.column())) {
+        Some(answer) => format!("{answer} at column {}", error.column()),
+        None => text,
+    }
 }
 
 fn usable_captions(path: &Path, line: usize, record: &Record, skipped: &mut Vec<Skipped>) -> Vec<String> {

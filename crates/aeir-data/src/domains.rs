@@ -94,7 +94,7 @@ impl TargetImages {
     /// exists and decodes is seen when it is decoded.
     ///
     /// # Errors
-    /// [`DataError::Io`], [`DataError::EmptyFile`], [`DataError::WrongKind`] where the list is a caption file,
+    /// [`DataError::Io`], [`DataError::EmptyFile`], [`DataError::WrongKind`] where the list is a caption file or an image,
     /// [`DataError::NothingUsable`] where no path is left.
     pub fn read(path: &Path) -> Result<Self, DataError> {
         let metadata = fs::metadata(path).map_err(|error| DataError::io(path, "read", error))?;
@@ -114,6 +114,7 @@ impl TargetImages {
         let mut images = Self { paths: Vec::new(), skipped: Vec::new() };
         let mut first_line: HashMap<PathBuf, usize> = HashMap::new();
         let mut lines = open_lines(path, MAX_PATH_BYTES, "an image path a line")?;
+        lines.refuse_image(path, "a folder or a list with an image path a line")?;
         while let Some((line, content)) =
             lines.next_line().map_err(|error| DataError::io(path, "read", error))?
         {
@@ -220,7 +221,7 @@ fn refuse_json_lines(path: &Path, line: usize, text: &str, expected: &'static st
     if !looks_like_json {
         return Ok(());
     }
-    Err(DataError::WrongKind { path: path.to_path_buf(), line, expected, got: "a line of JSON" })
+    Err(DataError::WrongKind { path: path.to_path_buf(), line: Some(line), expected, got: "a line of JSON" })
 }
 
 /// The sentences of the target domain, without any image.
@@ -238,11 +239,12 @@ impl TargetSentences {
     ///
     /// # Errors
     /// [`DataError::Io`], [`DataError::NotAFile`], [`DataError::EmptyFile`], [`DataError::WrongKind`] where it is a
-    /// caption file, [`DataError::NothingUsable`] where no sentence is left.
+    /// caption file or an image, [`DataError::NothingUsable`] where no sentence is left.
     pub fn read(path: &Path) -> Result<Self, DataError> {
         let mut sentences = Vec::new();
         let mut skipped = Vec::new();
         let mut lines = open_lines(path, MAX_SENTENCE_BYTES, "a sentence a line")?;
+        lines.refuse_image(path, "a sentence a line")?;
         while let Some((line, content)) =
             lines.next_line().map_err(|error| DataError::io(path, "read", error))?
         {

@@ -24,7 +24,7 @@ pub enum DataError {
         source: io::Error,
     },
     /// A file was expected and the path leads to something else.
-    #[error("`{}` is a {got}: expected a file", path.display())]
+    #[error("`{}`: expected a file, got a {got}", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum DataError {
         expected: &'static str,
     },
     /// Everything was read and nothing of it can be used.
-    #[error("`{}` has no usable {expected} ({skipped} skipped)", path.display())]
+    #[error("`{}` has no usable {expected}{}", path.display(), how_many(*skipped))]
     NothingUsable {
         /// The file or folder.
         path: PathBuf,
@@ -68,25 +68,25 @@ pub enum DataError {
         limit: usize,
     },
     /// A line that is no caption record.
-    #[error("`{}` line {line}: expected {{\"image\": path, \"captions\": [..], \"split\"?: ..}}", path.display())]
+    #[error("`{}` line {line}: expected {{\"image\": path, \"captions\": [..], \"split\"?: ..}}: {reason}", path.display())]
     CaptionRecord {
         /// The file.
         path: PathBuf,
         /// 1-based.
         line: usize,
-        /// Where the parser stopped; its line number counts inside this line.
-        source: serde_json::Error,
+        /// What the parser met, with the column where it stopped if it did.
+        reason: String,
     },
     /// A file of another kind than the reader's, which would otherwise be read without complaint.
-    #[error("`{}` line {line}: expected {expected}, got {got}", path.display())]
+    #[error("`{}`{}: expected {expected}, got {got}", path.display(), at_line(*line))]
     WrongKind {
         /// The file.
         path: PathBuf,
-        /// 1-based.
-        line: usize,
+        /// 1-based; `None` where it is the file as a whole.
+        line: Option<usize>,
         /// What the reader takes.
         expected: &'static str,
-        /// What the line looks like.
+        /// What the line or the file looks like.
         got: &'static str,
     },
     /// A name that is none of the allowed ones.
@@ -252,15 +252,28 @@ impl DataError {
         match self {
             Self::NotUtf8 { line, .. }
             | Self::LineTooLong { line, .. }
-            | Self::CaptionRecord { line, .. }
-            | Self::WrongKind { line, .. } => Some(*line),
+            | Self::CaptionRecord { line, .. } => Some(*line),
+            Self::WrongKind { line, .. } => *line,
             _ => None,
         }
     }
 
     /// The message and those of its causes in one line, `a: b: c`.
     pub fn with_causes(&self) -> String {
-        let mut text = self.to_string();
+        self.followed_by_causes(self.to_string())
+    }
+
+    /// [`DataError::with_causes`] without the name of `file`, for where it is said already.
+    pub(crate) fn with_causes_about(&self, file: &Path) -> String {
+        let (text, name) = (self.to_string(), format!("`{}`", file.display()));
+        let text = match text.strip_prefix(&name) {
+            Some(rest) => rest.trim_start_matches([':', ' ']).to_owned(),
+            None => text.replacen(&format!(" {name}"), "", 1),
+        };
+        self.followed_by_causes(text)
+    }
+
+    fn followed_by_causes(&self, mut text: String) -> String {
         let mut cause = self.source();
         while let Some(error) = cause {
             text.push_str(": ");
@@ -288,6 +301,14 @@ impl DataError {
     pub(crate) fn io(path: &Path, operation: &'static str, source: io::Error) -> Self {
         Self::Io { path: path.to_path_buf(), operation, source }
     }
+}
+
+fn how_many(skipped: usize) -> String {
+    if skipped == 0 { String::new() } else { format!(" ({skipped} skipped)") }
+}
+
+fn at_line(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!(" line {line}"))
 }
 
 fn shown(path: &Option<PathBuf>) -> String {

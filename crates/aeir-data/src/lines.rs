@@ -1,7 +1,7 @@
 //! Lines of a text file, numbered, each held in bounded memory however long it is in the file.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use crate::error::DataError;
@@ -81,6 +81,19 @@ impl<R: BufRead> NumberedLines<R> {
     }
 }
 
+impl<R: Read> NumberedLines<BufReader<R>> {
+    /// Refuses an image given in place of a text: some of its lines might pass. To be called before the first line.
+    pub(crate) fn refuse_image(&self, path: &Path, expected: &'static str) -> Result<(), DataError> {
+        // Sentences may begin as a GIF or a BMP does, but hold no NUL.
+        const HEADER_BYTES: usize = 64;
+        let start = self.reader.buffer();
+        if !start.iter().take(HEADER_BYTES).any(|byte| *byte == 0) || image::guess_format(start).is_err() {
+            return Ok(());
+        }
+        Err(DataError::WrongKind { path: path.to_path_buf(), line: None, expected, got: "an image" })
+    }
+}
+
 /// Opens a text file for reading by lines. Pipes are welcome (`--sentences <(...)`), folders are not.
 pub(crate) fn open_lines(
     path: &Path,
@@ -101,7 +114,7 @@ pub(crate) fn open_lines(
     if matches!(reader.fill_buf().map_err(failed)?, [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
         return Err(DataError::WrongKind {
             path: path.to_path_buf(),
-            line: 1,
+            line: None,
             expected: "UTF-8 text",
             got: "UTF-16 text",
         });

@@ -34,9 +34,14 @@ impl Skipped {
         Self { item: shown, line: Some(line), file: Some(file.to_path_buf()), reason: reason.into() }
     }
 
-    /// An image that could not be read or decoded.
+    /// An image that could not be read or decoded. The item names it, the reason does not.
     pub fn image(path: &Path, error: &DataError) -> Self {
-        Self { item: path.display().to_string(), line: None, file: None, reason: error.with_causes() }
+        Self {
+            item: path.display().to_string(),
+            line: None,
+            file: None,
+            reason: error.with_causes_about(path),
+        }
     }
 }
 

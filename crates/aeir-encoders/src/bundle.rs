@@ -176,7 +176,11 @@ pub fn tensor_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>, Encod
 
 impl Manifest {
     fn computed_fingerprint(&self) -> String {
+        let DualEncoderConfig { image_dimension, sentence_dimension, embedding_dimension, input_dropout: _ } =
+            self.encoder;
+        let sizes = format!("{image_dimension} {sentence_dimension} {embedding_dimension}");
         sha256_parts([
+            ("sizes", sizes.as_bytes()),
             ("image", self.image_backbone.fingerprint.as_bytes()),
             ("sentence", self.sentence_backbone.fingerprint.as_bytes()),
             ("weights", self.weights.sha256.as_bytes()),

@@ -74,7 +74,7 @@ pub enum Error {
         image: usize,
     },
     /// The operating system refused to read, write, rename or lock.
-    #[error("{file}: {source}", file = file.display())]
+    #[error("`{file}`: {source}", file = file.display())]
     Io {
         /// The file or folder.
         file: PathBuf,
@@ -82,7 +82,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The folder holds no finished index.
-    #[error("{folder}: not an index, or not finished: {reason}", folder = folder.display())]
+    #[error("`{folder}` can't be used as an index: {reason}", folder = folder.display())]
     NotAnIndex {
         /// The folder that was opened.
         folder: PathBuf,
@@ -90,13 +90,13 @@ pub enum Error {
         reason: String,
     },
     /// The folder exists and is no index: it is not replaced.
-    #[error("{folder}: exists and is not an index (no {manifest} of one): choose another folder, or remove it first", folder = folder.display(), manifest = crate::MANIFEST_FILE)]
+    #[error("`{folder}` exists and is not an index (no `{manifest}` of one): choose another folder, or remove it first", folder = folder.display(), manifest = crate::MANIFEST_FILE)]
     WouldOverwrite {
         /// The folder that was to be written.
         folder: PathBuf,
     },
     /// An index of another format version.
-    #[error("{file}: expected index version {expected}, got {got}: rebuild the index", file = file.display())]
+    #[error("`{file}`: expected index version {expected}, got {got}: rebuild the index", file = file.display())]
     Version {
         /// The manifest.
         file: PathBuf,
@@ -106,19 +106,17 @@ pub enum Error {
         got: u64,
     },
     /// A file of the index is not what was written.
-    #[error("{file}: damaged: {what}: expected {expected}, got {got}: rebuild the index", file = file.display())]
+    #[error("`{file}` is damaged: expected {expected}, got {got}: rebuild the index", file = file.display())]
     Damaged {
         /// The file.
         file: PathBuf,
-        /// What was compared.
-        what: &'static str,
-        /// What the manifest says.
+        /// What the manifest says, with its unit.
         expected: String,
         /// What the file has.
         got: String,
     },
     /// A file name that an index does not hold: the index's own, or a link.
-    #[error("{file}: {reason}", file = file.display())]
+    #[error("`{file}`: {reason}", file = file.display())]
     ExtraFile {
         /// The file.
         file: PathBuf,
@@ -126,7 +124,7 @@ pub enum Error {
         reason: &'static str,
     },
     /// The index was built with another model than the one that encodes the query.
-    #[error("{folder}: built with model {expected}, the query's model is {got}: rebuild the index with this model, or search it with the one that built it", folder = folder.display())]
+    #[error("`{folder}` was built with model `{expected}`, the query's model is `{got}`: rebuild the index with this model, or search it with the one that built it", folder = folder.display())]
     ModelMismatch {
         /// The index's folder.
         folder: PathBuf,

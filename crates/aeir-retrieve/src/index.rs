@@ -638,20 +638,27 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
     let not_an_index = |reason: String| Error::NotAnIndex { folder: folder.to_path_buf(), reason };
     let bytes = match fs::metadata(&file) {
         Ok(metadata) if metadata.len() > MOST_MANIFEST_BYTES => {
-            return Err(not_an_index(format!("{MANIFEST_FILE} has {} bytes", metadata.len())));
+            return Err(not_an_index(format!(
+                "expected at most {MOST_MANIFEST_BYTES} bytes in `{MANIFEST_FILE}`, got {}",
+                metadata.len()
+            )));
         }
         Ok(_) => fs::read(&file).map_err(at(&file))?,
         Err(error)
             if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
         {
-            return Err(not_an_index(format!("it has no {MANIFEST_FILE}")));
+            return Err(not_an_index(match fs::metadata(folder) {
+                Ok(metadata) if !metadata.is_dir() => "expected a folder, got a file".to_string(),
+                Ok(_) => format!("no `{MANIFEST_FILE}` in it: not an index, or not finished"),
+                Err(_) => "no such folder".to_string(),
+            }));
         }
         Err(error) => return Err(at(&file)(error)),
     };
-    let unreadable = |error: serde_json::Error| not_an_index(format!("{MANIFEST_FILE}: {error}"));
+    let unreadable = |error: serde_json::Error| not_an_index(format!("`{MANIFEST_FILE}`: {error}"));
     let header: ManifestHeader = serde_json::from_slice(&bytes).map_err(unreadable)?;
     if header.format != FORMAT {
-        return Err(not_an_index(format!("its format is {:?}, not {FORMAT:?}", header.format)));
+        return Err(not_an_index(format!("expected format `{FORMAT}`, got `{}`", header.format)));
     }
     if header.version != VERSION {
         return Err(Error::Version { file, expected: VERSION, got: header.version });
@@ -659,7 +666,7 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
     let manifest: Manifest = serde_json::from_slice(&bytes).map_err(unreadable)?;
     let computed = manifest.own_checksum(&file)?;
     if manifest.checksum != computed || manifest.to_bytes(&file)? != bytes {
-        return Err(damaged(&file, "manifest checksum", &manifest.checksum, &computed));
+        return Err(damaged(&file, format!("checksum {}", manifest.checksum), computed));
     }
     for name in manifest.files.keys() {
         if !is_plain(name) {
@@ -669,8 +676,8 @@ fn read_manifest(folder: &Path) -> Result<Manifest> {
     Ok(manifest)
 }
 
-fn damaged(file: &Path, what: &'static str, expected: &impl ToString, got: &impl ToString) -> Error {
-    Error::Damaged { file: file.to_path_buf(), what, expected: expected.to_string(), got: got.to_string() }
+fn damaged(file: &Path, expected: String, got: impl ToString) -> Error {
+    Error::Damaged { file: file.to_path_buf(), expected, got: got.to_string() }
 }
 
 /// The manifest's entry of one of the index's own files.
@@ -678,17 +685,18 @@ fn entry<'m>(folder: &Path, manifest: &'m Manifest, name: &'static str) -> Resul
     manifest
         .files
         .get(name)
-        .ok_or_else(|| damaged(&folder.join(MANIFEST_FILE), "files listed", &name, &"nothing of that name"))
+        .ok_or_else(|| damaged(&folder.join(MANIFEST_FILE), format!("`{name}` among its files"), "none"))
 }
 
 fn check_length(file: &Path, entry: &FileEntry) -> Result<()> {
+    let expected = || format!("{} bytes", entry.bytes);
     let length = match fs::metadata(file) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(damaged(file, "bytes", &entry.bytes, &"no such file"));
+            return Err(damaged(file, expected(), "no file"));
         }
         other => other.map_err(at(file))?.len(),
     };
-    if length == entry.bytes { Ok(()) } else { Err(damaged(file, "bytes", &entry.bytes, &length)) }
+    if length == entry.bytes { Ok(()) } else { Err(damaged(file, expected(), length)) }
 }
 
 fn verify(folder: &Path, name: &str, entry: &FileEntry) -> Result<()> {
@@ -699,7 +707,7 @@ fn verify(folder: &Path, name: &str, entry: &FileEntry) -> Result<()> {
 }
 
 fn check_crc(file: &Path, entry: &FileEntry, found: &str) -> Result<()> {
-    if found == entry.crc32 { Ok(()) } else { Err(damaged(file, "crc32", &entry.crc32, &found)) }
+    if found == entry.crc32 { Ok(()) } else { Err(damaged(file, format!("CRC-32 {}", entry.crc32), found)) }
 }
 
 fn open_embeddings(folder: &Path, manifest: &Manifest) -> Result<Embeddings> {
@@ -708,7 +716,7 @@ fn open_embeddings(folder: &Path, manifest: &Manifest) -> Result<Embeddings> {
     check_length(&path, entry)?;
     let bytes = (manifest.items as u128) * (manifest.dimension as u128) * 4;
     if bytes != u128::from(entry.bytes) || bytes == 0 {
-        return Err(damaged(&path, "bytes for all items and dimensions", &bytes, &entry.bytes));
+        return Err(damaged(&path, format!("{bytes} bytes for all items and dimensions"), entry.bytes));
     }
     let file = File::open(&path).map_err(at(&path))?;
     // SAFETY: mapped read-only; the type's documentation says what a later writer into the file would do.
@@ -720,7 +728,7 @@ fn open_embeddings(folder: &Path, manifest: &Manifest) -> Result<Embeddings> {
     }
     let count = bytemuck::try_cast_slice::<u8, f32>(&map).map_or(0, <[f32]>::len);
     if count as u128 * 4 != bytes {
-        return Err(damaged(&path, "mapped bytes", &bytes, &map.len()));
+        return Err(damaged(&path, format!("{bytes} mapped bytes"), map.len()));
     }
     Ok(Embeddings::Mapped(map))
 }
@@ -734,9 +742,9 @@ fn read_items(folder: &Path, manifest: &Manifest) -> Result<Vec<String>> {
     let items: Vec<String> = (bytes.split_inclusive(|byte| *byte == b'\n'))
         .map(serde_json::from_slice)
         .collect::<std::result::Result<_, _>>()
-        .map_err(|error| damaged(&file, "JSON string a line", &"a string", &error))?;
+        .map_err(|error| damaged(&file, "a JSON string a line".to_string(), error))?;
     if items.len() != manifest.items {
-        return Err(damaged(&file, "lines", &manifest.items, &items.len()));
+        return Err(damaged(&file, format!("{} lines", manifest.items), items.len()));
     }
     Ok(items)
 }

@@ -341,7 +341,7 @@ impl TableBuilder {
     fn finish(self, what: &str, kind: &str) -> Result<Extracted> {
         if self.values.is_empty() {
             let first = self.skipped.first().map_or_else(String::new, |first| {
-                format!("; the first of {}: `{}` {}", self.skipped.len(), first.item, first.reason)
+                format!("; the first of {}: `{}`: {}", self.skipped.len(), first.item, first.reason)
             });
             return Err(TrainError::Data {
                 what: what.into(),

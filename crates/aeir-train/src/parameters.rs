@@ -75,6 +75,20 @@ impl ParameterStore {
         Ok(())
     }
 
+    /// The first parameter that holds a value which is not finite.
+    ///
+    /// # Errors
+    /// When a reduction fails on the device.
+    pub fn first_not_finite(&self) -> Result<Option<String>> {
+        for (name, variable) in self.with_prefix("") {
+            // An infinite sum of finite squares means weights beyond use as well.
+            if !variable.as_detached_tensor().sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
     fn initial(&self, shape: &Shape, name: &str, init: Init) -> candle_core::Result<Tensor> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
         let digest = Sha256::digest(name.as_bytes());

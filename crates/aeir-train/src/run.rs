@@ -25,7 +25,7 @@ pub const CHECKPOINT_FOLDER: &str = "checkpoints";
 /// What to do where the output folder holds something already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
-    /// Refuse a finished run; start an unfinished one afresh.
+    /// Refuse a finished run and one with checkpoints; start one that got to neither afresh.
     Refuse,
     /// Start afresh even where a run is finished.
     Overwrite,
@@ -72,6 +72,9 @@ impl RunFolder {
                 Existing::Resume => return Ok(Opened::Finished),
                 Existing::Overwrite => {}
             }
+        }
+        if existing == Existing::Refuse && path.join(CHECKPOINT_FOLDER).is_dir() {
+            return Err(refuse("holds the checkpoints of an unfinished run"));
         }
         fs::create_dir_all(path).map_err(TrainError::write(path))?;
         let resume = existing == Existing::Resume;
@@ -171,7 +174,12 @@ mod tests {
         let run = folder.path().join("runs/one");
         let Opened::Ready(opened) = RunFolder::open(&run, Existing::Refuse).unwrap() else { panic!() };
         opened.write_config(&TrainConfig::default()).unwrap();
-        assert!(matches!(RunFolder::open(&run, Existing::Refuse).unwrap(), Opened::Ready(_)), "unfinished");
+        assert!(
+            matches!(RunFolder::open(&run, Existing::Refuse).unwrap(), Opened::Ready(_)),
+            "nothing to lose"
+        );
+        fs::create_dir(run.join(CHECKPOINT_FOLDER)).unwrap();
+        assert!(RunFolder::open(&run, Existing::Refuse).is_err(), "checkpoints to lose");
         fs::write(run.join(MANIFEST_FILE), b"{}").unwrap();
         assert!(RunFolder::open(&run, Existing::Refuse).is_err());
         assert!(matches!(RunFolder::open(&run, Existing::Resume).unwrap(), Opened::Finished));

@@ -40,6 +40,8 @@ pub struct Trained {
     pub standardisation: Standardisation,
     /// The chosen epoch, from 1.
     pub epoch: usize,
+    /// What the selection saw in it; none where the last epoch was to be taken.
+    pub score: Option<f64>,
     /// Records of the epochs trained in this process.
     pub history: Vec<EpochRecord>,
 }
@@ -173,11 +175,13 @@ impl<'a> Trainer<'a> {
             history.push(record);
         }
         let epoch = self.best.map_or(self.config.epochs, |(epoch, _)| epoch);
+        let score = self.best.map(|(_, score)| score);
         Ok(Trained {
             encoder: *self.method.encoder().config(),
             parameters: self.chosen,
             standardisation: self.data.standardisation,
             epoch,
+            score,
             history,
         })
     }
@@ -230,13 +234,16 @@ impl<'a> Trainer<'a> {
         }
         let count = self.steps_per_epoch as f64;
         let means = sums.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect();
+        if let Some(name) = self.store.first_not_finite()? {
+            return Err(TrainError::NotFinite { tensor: name, step: first + self.steps_per_epoch });
+        }
         let encoder = self.method.encoder();
         let source_validation_rsum = source_validation_rsum(encoder, &self.data.validation)?;
         let target_mutual_similarity =
             self.data.target.as_ref().map(|target| target_mutual_similarity(encoder, target)).transpose()?;
-        // Where the epoch's last step adapts: an epoch before that is not what was asked for.
-        let adapted = (first + self.steps_per_epoch - 1) as f64 / steps as f64;
-        let candidate = self.config.method == MethodName::SourceOnly || self.method.uses_target(adapted);
+        // An epoch before a method adapts is not what was asked for.
+        let candidate = self.config.method == MethodName::SourceOnly
+            || self.method.uses_target(first as f64 / steps as f64);
         self.choose(epoch + 1, candidate, source_validation_rsum, target_mutual_similarity)?;
         Ok(EpochRecord {
             epoch: epoch + 1,
@@ -569,6 +576,24 @@ mod tests {
             .collect();
         assert!(adapted.contains(&6) && !adapted.contains(&3), "the last part adapts: {adapted:?}");
         assert!(adapted.contains(&trained.epoch), "{} of {adapted:?}", trained.epoch);
+    }
+
+    #[test]
+    fn even_one_short_epoch_adapts_and_makes_a_whole_model() {
+        for (epochs, pairs) in [(1, 6), (2, 6), (3, 20)] {
+            let config = TrainConfig { epochs, ..small(MethodName::Aeir) };
+            let trained = train_silently(&config, &toy(pairs, 17, 23), None).unwrap();
+            assert!(trained.parameters.contains_key("image.projection.weight"));
+            assert!(trained.history.last().unwrap().means.contains_key("structure_loss"));
+        }
+    }
+
+    #[test]
+    fn weights_that_run_away_are_named() {
+        let mut config = small(MethodName::SourceOnly);
+        config.optimizer.learning_rate = 1e30;
+        let error = train_silently(&config, &toy(40, 17, 23), None).unwrap_err();
+        assert!(matches!(error, TrainError::NotFinite { .. }), "{error}");
     }
 
     #[test]

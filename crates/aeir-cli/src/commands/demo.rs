@@ -214,7 +214,7 @@ impl Inputs {
         let (test, more) = extractor.test(&self.test)?;
         if let Some(first) = more.first() {
             return Err(CliError::Data {
-                message: format!("the demo's test images are not whole: `{}` {}", first.item, first.reason),
+                message: format!("the demo's test images are not whole: `{}`: {}", first.item, first.reason),
                 hint: "restore the `fixtures` folder".into(),
             }
             .into());

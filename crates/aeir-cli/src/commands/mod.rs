@@ -42,9 +42,12 @@ fn tell_skipped(terminal: &Terminal, skipped: &[Skipped], list: Option<&Path>) {
             (Some(file), Some(line)) => format!("{}:{line}: ", file.display()),
             _ => String::new(),
         };
-        // The reason an image was left out names it already, and an empty line has no name.
-        let named = item.is_empty() || reason.contains(&format!("`{item}`"));
-        let item = if named { String::new() } else { format!("{item}: ") };
+        let item = match line {
+            None => format!("`{item}`: "),
+            // An empty line has no name.
+            Some(_) if item.is_empty() => String::new(),
+            Some(_) => format!("{item}: "),
+        };
         terminal.warn(&format!("  {place}{item}{reason}"));
     }
     if skipped.len() > SHOWN {

@@ -6,8 +6,9 @@ use std::path::Path;
 use aeir_data::{ParallelDomain, Skipped, TargetImages, TargetSentences, write_skipped};
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::write_atomically;
+use aeir_train::config::Selection;
 use aeir_train::features::FeatureExtractor;
-use aeir_train::run::{Existing, Opened, RunFolder, SKIPPED_FILE};
+use aeir_train::run::{CONFIG_FILE, Existing, Opened, RunFolder, SKIPPED_FILE};
 use aeir_train::{MethodName, TrainConfig, Trained, TrainingData, train};
 use anyhow::Context;
 
@@ -26,6 +27,7 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
     let device = flags.device.device.open(terminal)?;
     let inputs = Inputs::read(flags, &config)?;
 
+    let backbones = Backbones::load(&flags.image_encoder, &flags.text_encoder, &device)?;
     let existing = match (flags.overwrite, flags.resume) {
         (true, _) => Existing::Overwrite,
         (false, Some(_)) => Existing::Resume,
@@ -38,8 +40,10 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
             return Ok(());
         }
     };
-    let backbones = Backbones::load(&flags.image_encoder, &flags.text_encoder, &device)?;
-    run.write_config(&config)?;
+    if !run.resumes() || !run.path().join(CONFIG_FILE).exists() {
+        // Says at once what this folder is. A resumed run keeps its own until it is known to be the same.
+        run.write_config(&config)?;
+    }
     let (data, skipped) = inputs.encode(&backbones, terminal)?;
     write_skipped(&run.path().join(SKIPPED_FILE), &skipped)?;
 
@@ -218,25 +222,27 @@ pub(crate) fn write_card(
         seed = config.seed,
         epochs = config.epochs,
         epoch = trained.epoch,
-        chosen = validation_of(trained)
-            .map_or_else(String::new, |rsum| format!(", with rSum {rsum:.1} on the source validation split")),
+        chosen = chosen_by(config, trained),
     );
     let file = folder.join("README.md");
     write_atomically(&file, card.as_bytes()).with_context(|| format!("could not write `{}`", file.display()))
 }
 
-/// Source validation rSum of the chosen epoch, where this process trained it.
-fn validation_of(trained: &Trained) -> Option<f64> {
-    trained.history.iter().find(|record| record.epoch == trained.epoch)?.source_validation_rsum
+/// Why the chosen epoch was chosen; nothing where it is simply the last.
+fn chosen_by(config: &TrainConfig, trained: &Trained) -> String {
+    match (config.selection, trained.score) {
+        (Selection::SourceValidation, Some(rsum)) => {
+            format!(", the best on source validation (rSum {rsum:.1})")
+        }
+        (Selection::TargetSimilarity, Some(similarity)) => {
+            format!(", the best by mutual similarity of the unpaired target sets ({similarity:.4})")
+        }
+        (Selection::Last, _) | (_, None) => String::new(),
+    }
 }
 
 fn summary(folder: &Path, config: &TrainConfig, trained: &Trained) -> String {
-    let epoch = match validation_of(trained) {
-        Some(rsum) => {
-            format!("{} of {}, the best on source validation (rSum {rsum:.1})", trained.epoch, config.epochs)
-        }
-        None => format!("{} of {}", trained.epoch, config.epochs),
-    };
+    let epoch = format!("{} of {}{}", trained.epoch, config.epochs, chosen_by(config, trained));
     let standardised = if config.standardise { ", standardised per domain" } else { "" };
     format!(
         "model   {folder}\nmethod  {method}{standardised}, seed {seed}\nepoch   {epoch}\nnext    aeir index --model {folder} --images PHOTOS --output INDEX\n",

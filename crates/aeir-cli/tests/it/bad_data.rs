@@ -24,19 +24,19 @@ fn sources() {
     ");
     insta::assert_snapshot!(train("empty.jsonl", Some(b"")), @r"
     exit 3
-    error: `empty.jsonl` is empty: expected image with captions
+    error: `empty.jsonl` is empty: expected an image with captions a line
     ");
     insta::assert_snapshot!(train("blank.jsonl", Some(b"\n\n")), @r"
     exit 3
-    error: `blank.jsonl` has no usable image with captions (0 skipped)
+    error: `blank.jsonl` has no usable image with captions
     ");
     insta::assert_snapshot!(train("sentences.txt", None), @r#"
     exit 3
-    error: `sentences.txt` line 1: expected {"image": path, "captions": [..], "split"?: ..}: expected value at line 1 column 1
+    error: `sentences.txt` line 1: expected {"image": path, "captions": [..], "split"?: ..}: expected value at column 1
     "#);
     insta::assert_snapshot!(train("s.jsonl", Some(&after(b"{\"image\": "))), @r#"
     exit 3
-    error: `s.jsonl` line 2: expected {"image": path, "captions": [..], "split"?: ..}: EOF while parsing a value at line 1 column 10
+    error: `s.jsonl` line 2: expected {"image": path, "captions": [..], "split"?: ..}: EOF while parsing a value at column 10
     "#);
     insta::assert_snapshot!(train("s.jsonl", Some(&after(br#"{"image": "b.png"}"#))), @r#"
     exit 3
@@ -58,7 +58,7 @@ fn sources() {
     ");
     insta::assert_snapshot!(train("s.jsonl", Some(b"\xff\xfe{\0\"\0")), @r"
     exit 3
-    error: `s.jsonl` line 1: expected UTF-8 text, got UTF-16 text
+    error: `s.jsonl`: expected UTF-8 text, got UTF-16 text
     ");
     insta::assert_snapshot!(train("s.jsonl", Some(br#"{"image": "a.png", "captions": []}"#)), @r"
     exit 3
@@ -70,7 +70,7 @@ fn sources() {
     ");
     insta::assert_snapshot!(train("s.jsonl", Some(good)), @r"
     exit 3
-    error: s images: expected at least one usable image, got none; the first of 1: `a.png` cannot read `a.png`: No such file or directory (os error 2)
+    error: s images: expected at least one usable image, got none; the first of 1: `a.png`: cannot read: No such file or directory (os error 2)
     ");
     let one = scene.lines("source.jsonl").remove(0);
     insta::assert_snapshot!(train("one.jsonl", Some(one.as_bytes())), @r"
@@ -102,11 +102,11 @@ fn targets() {
     ");
     insta::assert_snapshot!(train("images.txt", "blank.txt"), @r"
     exit 3
-    error: `blank.txt` has no usable image path (0 skipped)
+    error: `blank.txt` has no usable image path
     ");
     insta::assert_snapshot!(train("images.txt", "no-images"), @r"
     exit 3
-    error: `no-images` has no usable image path (0 skipped)
+    error: `no-images` has no usable image path
 
     hint: a folder is searched, with its subfolders, for files that end in .jpg, .jpeg, .jpe, .jfif, .png, .webp, .gif, .bmp
     ");
@@ -114,9 +114,18 @@ fn targets() {
     exit 3
     error: `test.jsonl` line 1: expected an image path a line, got a line of JSON
     ");
+    scene.write("one.png", fs::read(odd_image("one.png")).unwrap());
+    insta::assert_snapshot!(train("images.txt", "one.png"), @r"
+    exit 3
+    error: `one.png`: expected a folder or a list with an image path a line, got an image
+    ");
+    insta::assert_snapshot!(train("sentences.txt", "one.png"), @r"
+    exit 3
+    error: `one.png`: expected a sentence a line, got an image
+    ");
     insta::assert_snapshot!(train("images.txt", "broken.txt"), @r"
     exit 3
-    error: target images: expected at least one usable image, got none; the first of 2: `gone.png` cannot read `gone.png`: No such file or directory (os error 2)
+    error: target images: expected at least one usable image, got none; the first of 2: `gone.png`: cannot read: No such file or directory (os error 2)
     ");
     insta::assert_snapshot!(train("sentences.txt", "gone.txt"), @r"
     exit 3
@@ -132,7 +141,7 @@ fn targets() {
     ");
     insta::assert_snapshot!(train("sentences.txt", "no-images"), @r"
     exit 3
-    error: `no-images` is a folder: expected a file
+    error: `no-images`: expected a file, got a folder
     ");
 }
 
@@ -146,16 +155,16 @@ fn pairs_to_score() {
     ");
     insta::assert_snapshot!(eval("--data test.jsonl --split test"), @r"
     exit 3
-    error: `test.jsonl` has no usable image with captions in the chosen split (0 skipped)
+    error: `test.jsonl` has no usable image with captions in the chosen split
     ");
     insta::assert_snapshot!(eval("--data images.txt"), @r#"
     exit 3
-    error: `images.txt` line 1: expected {"image": path, "captions": [..], "split"?: ..}: expected value at line 1 column 1
+    error: `images.txt` line 1: expected {"image": path, "captions": [..], "split"?: ..}: expected value at column 1
     "#);
     scene.write("bad.jsonl", r#"{"image": "gone.png", "captions": ["a"]}"#);
     insta::assert_snapshot!(eval("--data bad.jsonl"), @r"
     exit 3
-    error: test images: expected at least one usable image, got none; the first of 1: `gone.png` cannot read `gone.png`: No such file or directory (os error 2)
+    error: test images: expected at least one usable image, got none; the first of 1: `gone.png`: cannot read: No such file or directory (os error 2)
     ");
     let marked = scene.run("eval --model model --data source.jsonl --json").ok();
     insta::assert_snapshot!(marked.stderr, @r"
@@ -180,7 +189,7 @@ fn images_to_index() {
     ");
     insta::assert_snapshot!(index("no-images"), @r"
     exit 3
-    error: `no-images` has no usable image path (0 skipped)
+    error: `no-images` has no usable image path
 
     hint: a folder is searched, with its subfolders, for files that end in .jpg, .jpeg, .jpe, .jfif, .png, .webp, .gif, .bmp
     ");
@@ -190,11 +199,11 @@ fn images_to_index() {
     ");
     insta::assert_snapshot!(index("bad.jsonl"), @r"
     exit 3
-    error: images: expected at least one usable image, got none; the first of 1: `gone.png` cannot read `gone.png`: No such file or directory (os error 2)
+    error: images: expected at least one usable image, got none; the first of 1: `gone.png`: cannot read: No such file or directory (os error 2)
     ");
     insta::assert_snapshot!(index("sentences.txt"), @r"
     exit 3
-    error: images: expected at least one usable image, got none; the first of 30: `a man singing, people, music` cannot read `a man singing, people, music`: No such file or directory (os error 2)
+    error: images: expected at least one usable image, got none; the first of 30: `a man singing, people, music`: cannot read: No such file or directory (os error 2)
     ");
 }
 
@@ -223,7 +232,7 @@ fn queries() {
     ");
     insta::assert_snapshot!(search("."), @r"
     exit 3
-    error: `.` is a folder: expected a file
+    error: `.`: expected a file, got a folder
     ");
     insta::assert_snapshot!(search(&odd_image("bomb.png")), @r"
     exit 3

@@ -103,19 +103,19 @@ fn indexes() {
     let search = |index: &str| scene.run(&format!("search --index {index} dog")).failure();
     insta::assert_snapshot!(search("gone"), @r"
     exit 4
-    error: gone: not an index, or not finished: it has no manifest.json
+    error: `gone` can't be used as an index: no such folder
 
     hint: make one with `aeir index --model RUN --images PHOTOS --output INDEX`
     ");
     insta::assert_snapshot!(search("model"), @r#"
     exit 4
-    error: model: not an index, or not finished: its format is "aeir-model", not "aeir-index"
+    error: `model` can't be used as an index: expected format `aeir-index`, got `aeir-model`
 
     hint: make one with `aeir index --model RUN --images PHOTOS --output INDEX`
     "#);
     insta::assert_snapshot!(search("test.jsonl"), @r"
     exit 4
-    error: test.jsonl: not an index, or not finished: it has no manifest.json
+    error: `test.jsonl` can't be used as an index: expected a folder, got a file
 
     hint: make one with `aeir index --model RUN --images PHOTOS --output INDEX`
     ");
@@ -140,14 +140,14 @@ fn indexes() {
     cut(&scene.path("bad/embeddings.f32"));
     insta::assert_snapshot!(search("bad"), @r"
     exit 4
-    error: bad/embeddings.f32: damaged: bytes: expected 30720, got 15360: rebuild the index
+    error: `bad/embeddings.f32` is damaged: expected 30720 bytes, got 15360: rebuild the index
     ");
     scene.copy("index", "bad");
     let text = String::from_utf8(scene.read("bad/manifest.json")).unwrap();
     scene.write("bad/manifest.json", text.replace("\"version\": 1", "\"version\": 2"));
     insta::assert_snapshot!(search("bad"), @r"
     exit 4
-    error: bad/manifest.json: expected index version 1, got 2: rebuild the index
+    error: `bad/manifest.json`: expected index version 1, got 2: rebuild the index
     ");
 
     // The model inside changed for another one.

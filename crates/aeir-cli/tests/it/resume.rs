@@ -104,7 +104,9 @@ fn a_killed_run_goes_on_as_if_nothing_had_been() {
             Some(4)
         );
         if epochs > 3 {
+            let settings = scene.read(&format!("{run}/config.toml"));
             let other = scene.run(&format!("{flags} {run} --resume latest --seed 5"));
+            assert!(scene.read(&format!("{run}/config.toml")) == settings, "a refused resume changes nothing");
             assert_eq!(other.code, Some(2), "{other:?}");
             assert!(other.stderr.contains("was made with another configuration or other data"), "{other:?}");
         }
@@ -114,11 +116,20 @@ fn a_killed_run_goes_on_as_if_nothing_had_been() {
 }
 
 #[test]
-fn without_resume_an_unfinished_run_starts_afresh() {
+fn checkpoints_are_not_thrown_away_by_accident() {
     let scene = Scene::new();
     scene.run(SHORT).ok();
     let whole = scene.read("run/metrics.jsonl");
     fs::remove_file(scene.path("run/manifest.json")).unwrap();
+    let refused = scene.run(SHORT);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("unfinished run") && refused.stderr.contains("--resume latest"), "{refused:?}");
+    scene.run(&format!("{SHORT} --overwrite")).ok();
+    assert!(scene.read("run/metrics.jsonl") == whole);
+
+    // Nothing is lost where there is no checkpoint yet.
+    fs::remove_file(scene.path("run/manifest.json")).unwrap();
+    fs::remove_dir_all(scene.path("run/checkpoints")).unwrap();
     scene.run(SHORT).ok();
     assert!(scene.read("run/metrics.jsonl") == whole);
 }

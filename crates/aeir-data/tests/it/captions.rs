@@ -142,7 +142,8 @@ fn bad_lines_are_errors_with_their_place() {
         let error = read_captions(&path).unwrap_err();
         assert!(matches!(error, DataError::CaptionRecord { line: 3, .. }), "{error:?}");
         assert_eq!((error.line(), error.path()), (Some(3), Some(path.as_path())));
-        assert!(error.to_string().contains("line 3"));
+        let told = error.to_string();
+        assert!(told.contains("line 3: expected ") && !told.contains("line 1"), "{told}");
     }
     let path = write(
         folder.path(),

@@ -7,7 +7,7 @@ use aeir_data::{
 };
 use tempfile::tempdir;
 
-use crate::write;
+use crate::{images, write};
 
 const MIXED: &str = r#"{"image": "a.jpg", "captions": ["a1", "a2"]}
 {"image": "b.jpg", "captions": ["b"], "split": "val"}
@@ -87,7 +87,7 @@ fn image_lists() {
     assert!(matches!(TargetImages::read(&base.join("missing")), Err(DataError::Io { .. })));
     assert!(matches!(
         TargetImages::read(&write(base, "e", MIXED)),
-        Err(DataError::WrongKind { line: 1, .. })
+        Err(DataError::WrongKind { line: Some(1), .. })
     ));
 }
 
@@ -166,7 +166,7 @@ fn sentence_lists() {
     ));
     assert!(matches!(
         TargetSentences::read(&write(base, "s", MIXED)),
-        Err(DataError::WrongKind { line: 1, .. })
+        Err(DataError::WrongKind { line: Some(1), .. })
     ));
     assert!(matches!(TargetSentences::read(base), Err(DataError::NotAFile { .. })));
     for (mark, units) in
@@ -180,6 +180,27 @@ fn sentence_lists() {
     }
     let sentences = TargetSentences::read(&write(base, "s", "a\0b\nc")).unwrap();
     assert_eq!((sentences.sentences(), sentences.skipped().len()), (&["c".to_owned()][..], 1));
+}
+
+#[test]
+fn an_image_is_no_list() {
+    for image in images() {
+        let told = TargetImages::read(&image).unwrap_err().to_string();
+        let name = image.display();
+        assert_eq!(
+            told,
+            format!("`{name}`: expected a folder or a list with an image path a line, got an image")
+        );
+        for error in [TargetSentences::read(&image).unwrap_err(), read_captions(&image).unwrap_err()] {
+            assert!(matches!(error, DataError::WrongKind { line: None, got: "an image", .. }), "{error}");
+        }
+    }
+    let folder = tempdir().unwrap();
+    for text in ["BMW.jpg\nb.jpg", "GIF89a of a dog\nb", "RIFF: a WEBPage\nb"] {
+        let path = write(folder.path(), "list.txt", text);
+        assert_eq!(TargetImages::read(&path).unwrap().paths().len(), 2);
+        assert_eq!(TargetSentences::read(&path).unwrap().sentences().len(), 2);
+    }
 }
 
 /// A line is never held whole: 300 MiB without a line end.

@@ -15,7 +15,7 @@ use crate::parameters::ParameterStore;
 
 /// The method of the paper, on one pooled vector an item.
 ///
-/// The first part of the training, `source_share`, is source alignment alone: the paper starts from such a model. Then
+/// The first part of the training, `source_share` of the epochs, is source alignment alone: the paper starts from such a model. Then
 /// the encoders minimise `alignment + w(p) semantic_weight confusion + structure_weight structure`, and one critic a
 /// modality its own loss. With [`Adversary::Alternating`] the critics step first, on detached embeddings; with
 /// [`Adversary::GradientReversal`] both step at once. w(p) is the DANN schedule over the second part, or 1.
@@ -31,6 +31,8 @@ pub struct Aeir {
     critics: [DomainCritic; 2],
     structure: StructureTransferLoss,
     config: AeirConfig,
+    /// Where in the training, from 0 to 1, the second part begins: with an epoch, at the latest with the last one.
+    adapts_from: f64,
 }
 
 impl Aeir {
@@ -53,12 +55,13 @@ impl Aeir {
                 reduction: Reduction::Sum,
             },
             config: config.aeir,
+            adapts_from: (config.aeir.source_share * config.epochs as f64).floor() / config.epochs as f64,
         })
     }
 
     /// How far the second part is, where it has begun.
     fn adaptation(&self, progress: f64) -> Option<f64> {
-        let first = self.config.source_share;
+        let first = self.adapts_from;
         (progress >= first).then(|| (progress - first) / (1.0 - first))
     }
 
