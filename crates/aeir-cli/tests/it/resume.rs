@@ -106,7 +106,10 @@ fn a_killed_run_goes_on_as_if_nothing_had_been() {
         if epochs > 3 {
             let settings = scene.read(&format!("{run}/config.toml"));
             let other = scene.run(&format!("{flags} {run} --resume latest --seed 5"));
-            assert!(scene.read(&format!("{run}/config.toml")) == settings, "a refused resume changes nothing");
+            assert!(
+                scene.read(&format!("{run}/config.toml")) == settings,
+                "a refused resume changes nothing"
+            );
             assert_eq!(other.code, Some(2), "{other:?}");
             assert!(other.stderr.contains("was made with another configuration or other data"), "{other:?}");
         }
@@ -123,7 +126,10 @@ fn checkpoints_are_not_thrown_away_by_accident() {
     fs::remove_file(scene.path("run/manifest.json")).unwrap();
     let refused = scene.run(SHORT);
     assert_eq!(refused.code, Some(2), "{refused:?}");
-    assert!(refused.stderr.contains("unfinished run") && refused.stderr.contains("--resume latest"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("unfinished run") && refused.stderr.contains("--resume latest"),
+        "{refused:?}"
+    );
     scene.run(&format!("{SHORT} --overwrite")).ok();
     assert!(scene.read("run/metrics.jsonl") == whole);
 
