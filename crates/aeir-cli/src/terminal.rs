@@ -41,9 +41,9 @@ impl Terminal {
     pub(crate) fn bar(&self, name: &str, total: usize) -> ProgressBar {
         let bar = self.bars.add(ProgressBar::new(total as u64));
         // The template is constant: a typing error in it would show in every test that draws a bar.
-        if let Ok(style) = ProgressStyle::with_template(
-            "{prefix:32} {bar:30.cyan/dim} {pos:>6}/{len:<6} {per_sec:>12} {eta:>4} {msg}",
-        ) {
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix:32} {bar:30.cyan/dim} {pos:>6}/{len:<6} {eta:>4} {msg}")
+        {
             bar.set_style(style.progress_chars("━╸─"));
         }
         bar.set_prefix(name.to_owned());

@@ -1,6 +1,6 @@
 //! The folder of a run: what lies where, and when it counts as finished.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -33,10 +33,14 @@ pub enum Existing {
     Resume,
 }
 
-/// A run folder open for writing.
+/// Held while a process trains into a folder.
+const LOCK_FILE: &str = ".lock";
+
+/// A run folder open for writing, by this process alone.
 pub struct RunFolder {
     path: PathBuf,
     resume: bool,
+    _lock: File,
 }
 
 /// What [`RunFolder::open`] found.
@@ -55,7 +59,9 @@ impl RunFolder {
     pub fn open(path: &Path, existing: Existing) -> Result<Opened> {
         let refuse = |reason: &str| TrainError::Output { folder: path.to_owned(), reason: reason.into() };
         let occupied = match fs::read_dir(path) {
-            Ok(mut entries) => entries.next().is_some(),
+            Ok(mut entries) => {
+                entries.any(|entry| entry.map_or(true, |entry| entry.file_name() != LOCK_FILE))
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
                 return Err(refuse("is a file, not a folder"));
@@ -77,6 +83,13 @@ impl RunFolder {
             return Err(refuse("holds the checkpoints of an unfinished run"));
         }
         fs::create_dir_all(path).map_err(TrainError::write(path))?;
+        let lock_file = path.join(LOCK_FILE);
+        let lock = File::create(&lock_file).map_err(TrainError::write(&lock_file))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(refuse("is being trained by another process")),
+            Err(TryLockError::Error(source)) => return Err(TrainError::Write { file: lock_file, source }),
+        }
         let resume = existing == Existing::Resume;
         if occupied && !resume {
             // The manifest goes first: without it nothing here passes for a model.
@@ -85,7 +98,7 @@ impl RunFolder {
             }
             remove(&path.join(CHECKPOINT_FOLDER))?;
         }
-        Ok(Opened::Ready(Self { path: path.to_owned(), resume }))
+        Ok(Opened::Ready(Self { path: path.to_owned(), resume, _lock: lock }))
     }
 
     /// Its path.
@@ -174,6 +187,9 @@ mod tests {
         let run = folder.path().join("runs/one");
         let Opened::Ready(opened) = RunFolder::open(&run, Existing::Refuse).unwrap() else { panic!() };
         opened.write_config(&TrainConfig::default()).unwrap();
+        let error = RunFolder::open(&run, Existing::Resume).err().unwrap().to_string();
+        assert!(error.contains("another process"), "{error}");
+        drop(opened);
         assert!(
             matches!(RunFolder::open(&run, Existing::Refuse).unwrap(), Opened::Ready(_)),
             "nothing to lose"

@@ -541,6 +541,7 @@ mod tests {
         for stop in [1, 11, 23] {
             let run = open(&cut, Existing::Overwrite);
             assert!(train(&config, &data, Some(&run), &Device::Cpu, &mut StopAt(stop)).is_err());
+            drop(run);
             let resumed = train_silently(&config, &data, Some(&open(&cut, Existing::Resume))).unwrap();
             assert_eq!(bytes(&resumed), bytes(&undisturbed), "stopped at {stop}");
             let metrics = |folder: &std::path::Path| std::fs::read(folder.join(METRICS_FILE)).unwrap();

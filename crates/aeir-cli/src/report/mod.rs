@@ -154,7 +154,14 @@ impl Report {
                 let gap = self.gap_closed(row).map_or_else(String::new, |gap| {
                     format!(", {gap:.0} % of the gap between source only and oracle")
                 });
-                format!("{} {word} (rSum {change:+.1} % against source only{gap}).", row.title)
+                let standardising = self
+                    .row("source-only-standardised")
+                    .filter(|_| row.key == "aeir-standardised")
+                    .map(|alone| 100.0 * (rsum.mean / alone.rsum().mean - 1.0))
+                    .map_or_else(String::new, |change| {
+                        format!(" Against source only, standardised: {change:+.1} %.")
+                    });
+                format!("{} {word} (rSum {change:+.1} % against source only{gap}).{standardising}", row.title)
             })
             .collect()
     }

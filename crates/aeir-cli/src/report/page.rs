@@ -62,7 +62,7 @@ fn introduction(report: &Report) -> Markup {
         (report.source, report.target);
     html! {
         header {
-            h1 { "Image search without a single pair" }
+            h1 { "Image search without a single target pair" }
             p.lead {
                 "Trained on " (source_images) " emoji with " (source_sentences) " captions. Adapted to clip art: "
                 (target_images) " images and " (target_sentences) " sentences, nobody says which belongs to which. Scored on "
