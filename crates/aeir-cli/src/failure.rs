@@ -124,7 +124,7 @@ fn of_training(error: &TrainError) -> Option<(u8, Option<String>)> {
         TrainError::Output { .. } => (USAGE, None),
         TrainError::Checkpoint { .. } => (
             USAGE,
-            Some("start afresh without --resume, or give the settings and data it was made with".into()),
+            Some("start afresh with --overwrite, or give the settings and data it was made with".into()),
         ),
         TrainError::Data { .. } => (BAD_DATA, None),
         TrainError::NotFinite { .. } | TrainError::Retrieve(aeir_retrieve::Error::NotFinite { .. }) => (

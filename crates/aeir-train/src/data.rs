@@ -119,21 +119,33 @@ pub const TARGET: &str = "target";
 pub const SOURCE: &str = "source";
 
 impl TrainingData {
-    /// A hash of all features and their order: what a checkpoint must agree with.
+    /// A hash of all features, their order, pairing and splits: what a checkpoint must agree with.
     pub fn digest(&self) -> String {
-        let mut hash = Sha256::new();
-        let mut table = |table: &FeatureTable| {
-            hash.update((table.len() as u64).to_le_bytes());
-            hash.update((table.dimension as u64).to_le_bytes());
+        fn numbers<'a>(hash: &mut Sha256, numbers: impl ExactSizeIterator<Item = &'a usize>) {
+            hash.update((numbers.len() as u64).to_le_bytes());
+            numbers.for_each(|number| hash.update((*number as u64).to_le_bytes()));
+        }
+        fn table(hash: &mut Sha256, table: &FeatureTable) {
+            numbers(hash, [table.len(), table.dimension].iter());
             table.values.iter().for_each(|value| hash.update(value.to_le_bytes()));
-        };
+        }
+        let mut hash = Sha256::new();
         for source in &self.sources {
-            table(&source.images);
-            table(&source.sentences);
+            numbers(&mut hash, [source.name.len()].iter());
+            hash.update(source.name.as_bytes());
+            table(&mut hash, &source.images);
+            table(&mut hash, &source.sentences);
+            source.sentences_of.iter().for_each(|rows| numbers(&mut hash, rows.iter()));
+            hash.update([u8::from(source.validation.is_some())]);
+            if let Some(pairs) = &source.validation {
+                table(&mut hash, &pairs.images);
+                table(&mut hash, &pairs.sentences);
+                numbers(&mut hash, pairs.owners.iter());
+            }
         }
         if let Some(target) = &self.target {
-            table(&target.images);
-            table(&target.sentences);
+            table(&mut hash, &target.images);
+            table(&mut hash, &target.sentences);
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }

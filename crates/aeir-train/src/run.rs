@@ -22,6 +22,19 @@ pub const SKIPPED_FILE: &str = "skipped.jsonl";
 /// Holds the checkpoints.
 pub const CHECKPOINT_FOLDER: &str = "checkpoints";
 
+/// Everything that a run writes; a folder with other names in it is not replaced.
+const OWN_NAMES: [&str; 9] = [
+    CONFIG_FILE,
+    METRICS_FILE,
+    TIMING_FILE,
+    SKIPPED_FILE,
+    CHECKPOINT_FOLDER,
+    MANIFEST_FILE,
+    aeir_encoders::bundle::WEIGHTS_FILE,
+    "encoders",
+    "README.md",
+];
+
 /// What to do where the output folder holds something already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
@@ -58,18 +71,22 @@ impl RunFolder {
     /// When it holds a finished run that may not be replaced, or something that is not a run, or can't be written.
     pub fn open(path: &Path, existing: Existing) -> Result<Opened> {
         let refuse = |reason: &str| TrainError::Output { folder: path.to_owned(), reason: reason.into() };
-        let occupied = match fs::read_dir(path) {
-            Ok(mut entries) => {
-                entries.any(|entry| entry.map_or(true, |entry| entry.file_name() != LOCK_FILE))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        let names = match fs::read_dir(path) {
+            Ok(entries) => entries
+                .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+                // A leftover of a killed write is nobody's.
+                .filter(|name| name != LOCK_FILE && !name.ends_with(".tmp"))
+                .collect::<Vec<String>>(),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
                 return Err(refuse("is a file, not a folder"));
             }
             Err(source) => return Err(TrainError::Read { file: path.to_owned(), source }),
         };
-        let (finished, started) = (path.join(MANIFEST_FILE).exists(), path.join(CONFIG_FILE).exists());
-        if occupied && !started {
+        let occupied = !names.is_empty();
+        let finished = path.join(MANIFEST_FILE).exists();
+        let foreign = names.iter().any(|name| !OWN_NAMES.contains(&name.as_str()));
+        if occupied && (!is_ours(path) || (foreign && existing != Existing::Resume)) {
             return Err(refuse("holds other things: name a folder that is new or empty"));
         }
         if finished {
@@ -159,6 +176,13 @@ impl RunFolder {
     }
 }
 
+/// Whether the configuration in it is one of a run: other programs have a `config.toml` too.
+fn is_ours(path: &Path) -> bool {
+    let text = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
+    let table: toml::Table = text.parse().unwrap_or_default();
+    ["version", "method", "selection"].iter().all(|key| table.contains_key(*key))
+}
+
 fn remove(path: &Path) -> Result<()> {
     let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
     match removed {
@@ -183,6 +207,11 @@ mod tests {
             assert!(RunFolder::open(&foreign, existing).is_err());
         }
         assert!(foreign.join("a.jpg").exists());
+
+        let site = folder.path().join("site");
+        fs::create_dir(&site).unwrap();
+        fs::write(site.join(CONFIG_FILE), b"title = \"mine\"").unwrap();
+        assert!(RunFolder::open(&site, Existing::Overwrite).is_err(), "another program's configuration");
 
         let run = folder.path().join("runs/one");
         let Opened::Ready(opened) = RunFolder::open(&run, Existing::Refuse).unwrap() else { panic!() };

@@ -69,19 +69,21 @@ pub fn source_validation_rsum(encoder: &DualEncoder, splits: &[PreparedPairs]) -
 /// # Errors
 /// When embedding or scoring fails.
 pub fn target_mutual_similarity(encoder: &DualEncoder, target: &PreparedTarget) -> Result<f64> {
-    let sample = |features: &Tensor| {
+    // Streams of their own: rows of the same number may belong together, which must not be seen here.
+    let sample = |features: &Tensor, stream: u64| {
         let rows = features.dim(0)?;
         if rows <= TARGET_SAMPLE {
             return Ok(features.clone());
         }
-        let order = ShuffledSampler::new(rows, 0, 0).epoch_order(0);
+        let order = ShuffledSampler::new(rows, 0, stream).epoch_order(0);
         let picked: Vec<u32> = order.iter().take(TARGET_SAMPLE).map(|row| *row as u32).collect();
         features.index_select(&Tensor::new(picked, features.device())?, 0)
     };
     let images =
-        embed_in_blocks(&sample(&target.images)?, |x| encoder.embed_images(x, &mut Mode::Evaluation))?;
-    let sentences =
-        embed_in_blocks(&sample(&target.sentences)?, |x| encoder.embed_sentences(x, &mut Mode::Evaluation))?;
+        embed_in_blocks(&sample(&target.images, 0)?, |x| encoder.embed_images(x, &mut Mode::Evaluation))?;
+    let sentences = embed_in_blocks(&sample(&target.sentences, 1)?, |x| {
+        encoder.embed_sentences(x, &mut Mode::Evaluation)
+    })?;
     let scores = aeir_retrieve::similarity(&images, &sentences)?;
     let neighbours = CSLS_NEIGHBOURS.min(images.rows()).min(sentences.rows());
     let corrected = aeir_retrieve::csls(&scores, neighbours)?;

@@ -144,7 +144,10 @@ impl Report {
                 let rsum = row.rsum();
                 let change = 100.0 * (rsum.mean / source.mean - 1.0);
                 let spread = source.deviation.unwrap_or(0.0).max(rsum.deviation.unwrap_or(0.0));
+                let single = source.deviation.is_none() || rsum.deviation.is_none();
                 let word = match rsum.mean - source.mean {
+                    difference if single && difference > 0.0 => "is higher with one seed, which says little",
+                    _ if single => "is not higher with one seed, which says little",
                     difference if difference.abs() <= spread => {
                         "makes no difference beyond the spread between seeds"
                     }
