@@ -110,7 +110,7 @@ pub(crate) struct TrainFlags {
     /// Decides initial weights, order and dropout [default: 1]
     #[arg(long, value_name = "N", env = "AEIR_SEED")]
     pub(crate) seed: Option<u64>,
-    /// Folder for the model: new, empty, or with an unfinished run
+    /// Folder for the model: new or empty
     #[arg(long, short, value_name = "RUN", env = "AEIR_OUTPUT")]
     pub(crate) output: PathBuf,
     /// Replace a finished run in the output folder

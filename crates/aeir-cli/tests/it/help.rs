@@ -178,7 +178,7 @@ fn train() {
               [env: AEIR_SEED=]
 
       -o, --output <RUN>
-              Folder for the model: new, empty, or with an unfinished run
+              Folder for the model: new or empty
 
               [env: AEIR_OUTPUT=]
 
