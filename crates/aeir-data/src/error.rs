@@ -216,6 +216,93 @@ pub enum DataError {
         /// The precision of the cache.
         precision: crate::cache::Precision,
     },
+    /// An array file that the reader does not take: another kind of file, element type, order or number of dimensions.
+    #[error("`{}`: expected {expected}, got {got}", path.display())]
+    ArrayFormat {
+        /// The file.
+        path: PathBuf,
+        /// What the reader takes.
+        expected: &'static str,
+        /// What the file says.
+        got: String,
+    },
+    /// An array file that is shorter or longer than its header says.
+    #[error("`{}`: expected {expected} bytes as its header says, got {got}", path.display())]
+    ArrayLength {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of header and values.
+        expected: u64,
+        /// Bytes of the file.
+        got: u64,
+    },
+    /// A value of an array file that is not finite.
+    #[error("`{}` row {row}, region {region}, column {column}: {got} is not finite in f32", path.display())]
+    ArrayNotFinite {
+        /// The file.
+        path: PathBuf,
+        /// 0-based, as the others.
+        row: usize,
+        /// 0 in an array of two dimensions.
+        region: usize,
+        /// Position in the vector of the region.
+        column: usize,
+        /// The value as it is stored.
+        got: f64,
+    },
+    /// A row that an array file does not have.
+    #[error("`{}`: expected a row below {rows}, got {got}", path.display())]
+    ArrayRow {
+        /// The file.
+        path: PathBuf,
+        /// How many rows (or images) there are.
+        rows: usize,
+        /// The row asked for.
+        got: usize,
+    },
+    /// Room for a row that is not of the row's length.
+    #[error("a row of `{}` has {expected} values, got room for {got}", path.display())]
+    ArrayBuffer {
+        /// The file.
+        path: PathBuf,
+        /// Values of a row.
+        expected: usize,
+        /// Values there is room for.
+        got: usize,
+    },
+    /// Region features of another shape than those they are to be used with.
+    #[error(
+        "`{}`: expected {expected_regions} regions of {expected_dimension} values an image, got {regions} of {dimension}",
+        path.display()
+    )]
+    RegionShape {
+        /// The file.
+        path: PathBuf,
+        /// Regions an image, of the others.
+        expected_regions: usize,
+        /// Values a region, of the others.
+        expected_dimension: usize,
+        /// Regions an image of this file.
+        regions: usize,
+        /// Values a region of this file.
+        dimension: usize,
+    },
+    /// A caption file that does not have the same number of lines for each image.
+    #[error(
+        "`{}`: expected a whole number of lines an image, got {lines} lines for {images} images of `{}`",
+        path.display(),
+        features.display()
+    )]
+    CaptionCount {
+        /// The caption file.
+        path: PathBuf,
+        /// The file of the images' features.
+        features: PathBuf,
+        /// How many images there are.
+        images: usize,
+        /// How many lines there are, empty ones counted.
+        lines: usize,
+    },
 }
 
 impl DataError {
@@ -232,7 +319,14 @@ impl DataError {
             | Self::WrongKind { path, .. }
             | Self::CacheFormat { path, .. }
             | Self::CacheManifest { path, .. }
-            | Self::CacheWrite { path, .. } => Some(path),
+            | Self::CacheWrite { path, .. }
+            | Self::ArrayFormat { path, .. }
+            | Self::ArrayLength { path, .. }
+            | Self::ArrayNotFinite { path, .. }
+            | Self::ArrayRow { path, .. }
+            | Self::ArrayBuffer { path, .. }
+            | Self::RegionShape { path, .. }
+            | Self::CaptionCount { path, .. } => Some(path),
             Self::ImageEmpty { path }
             | Self::ImageFormatUnknown { path }
             | Self::ImageTooManyBytes { path, .. }

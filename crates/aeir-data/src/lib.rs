@@ -9,6 +9,8 @@ mod error;
 mod hash;
 mod lines;
 mod loader;
+mod npy;
+mod region_features;
 mod sampler;
 mod skipped;
 
@@ -19,5 +21,9 @@ pub use domains::{AlignedTarget, IMAGE_SUFFIXES, ParallelDomain, TargetImages, T
 pub use error::DataError;
 pub use hash::{ContentHash, hash_bytes, hash_file, hash_text};
 pub use loader::{for_each_batch, for_each_prepared_batch};
+pub use npy::FeatureArray;
+pub use region_features::{
+    CaptionedRegions, RegionDomain, RegionFeatures, RegionItem, RegionTestPairs, TargetRegions, is_region_folder,
+};
 pub use sampler::ShuffledSampler;
 pub use skipped::{Skipped, write_skipped};

@@ -3,10 +3,13 @@
 //! ```text
 //! MODEL/
 //!   manifest.json        format, version, sizes, fingerprint, hashes; written last
-//!   model.safetensors    projections, temperature, statistics of each domain
+//!   model.safetensors    towers, head, temperature, statistics of each domain
 //!   encoders/image/      the frozen image backbone, as its files came
 //!   encoders/sentence/   the frozen sentence backbone
+//!   vocabulary.json      the words, where the sentence tower was trained on words
 //! ```
+//!
+//! A model of region features has no image backbone: its images come as features.
 //!
 //! A folder without its manifest is not a model: training that was cut off never passes for one.
 
@@ -21,7 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::{sha256_file, sha256_parts};
 use crate::{
-    DualEncoder, DualEncoderConfig, EncoderError, ImageBackbone, Mode, Standardisation, TextBackbone,
+    DualEncoder, DualEncoderConfig, Encoded, EncoderError, ImageBackbone, ImageInput, Items, Mode,
+    SentenceInput, Standardisation, TextBackbone, VOCABULARY_FILE, Vocabulary, WordBatch,
     load_image_backbone, load_text_backbone, write_atomically,
 };
 
@@ -42,16 +46,21 @@ pub struct Manifest {
     pub fingerprint: String,
     /// Name of the method that trained it.
     pub method: String,
-    /// The similarity head; `cosine` can be indexed.
+    /// The similarity head; every model's pooled vectors can be indexed, other heads than `cosine` re-rank.
     pub similarity_head: String,
     /// The domain whose statistics new items get.
     pub serving_domain: String,
     /// Sizes of the towers.
     pub encoder: DualEncoderConfig,
-    /// The image backbone.
-    pub image_backbone: BackboneReference,
-    /// The sentence backbone.
-    pub sentence_backbone: BackboneReference,
+    /// The image backbone; none where images come as features.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_backbone: Option<BackboneReference>,
+    /// The sentence backbone; none where the sentence tower reads words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sentence_backbone: Option<BackboneReference>,
+    /// The words' file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<FileRecord>,
     /// The weights file.
     pub weights: FileRecord,
 }
@@ -94,10 +103,12 @@ pub struct BundleParts<'a> {
     pub parameters: &'a BTreeMap<String, Tensor>,
     /// Statistics of each domain.
     pub standardisation: &'a Standardisation,
-    /// The frozen image backbone.
-    pub image_backbone: &'a dyn ImageBackbone,
-    /// The frozen sentence backbone.
-    pub sentence_backbone: &'a dyn TextBackbone,
+    /// The frozen image backbone, if there is one.
+    pub image_backbone: Option<&'a dyn ImageBackbone>,
+    /// The frozen sentence backbone, if there is one.
+    pub sentence_backbone: Option<&'a dyn TextBackbone>,
+    /// The words of the sentence tower, if it reads words.
+    pub vocabulary: Option<&'a Vocabulary>,
     /// Where the backbones go.
     pub backbones: BackbonePlacement<'a>,
 }
@@ -107,12 +118,12 @@ pub struct BundleParts<'a> {
 /// # Errors
 /// When a file can't be written. Without a manifest in `folder` nothing there is taken for a model.
 pub fn save(folder: &Path, parts: &BundleParts<'_>) -> Result<Manifest, EncoderError> {
-    let reference = |modality: &str, fingerprint: &str| BackboneReference {
-        folder: match parts.backbones {
+    let reference = |modality: &str, fingerprint: Option<&str>| {
+        let folder = match parts.backbones {
             BackbonePlacement::Copied => format!("encoders/{modality}"),
             BackbonePlacement::Shared(shared) => format!("{shared}/{modality}"),
-        },
-        fingerprint: fingerprint.to_owned(),
+        };
+        fingerprint.map(|fingerprint| BackboneReference { folder, fingerprint: fingerprint.to_owned() })
     };
     if let BackbonePlacement::Copied = parts.backbones {
         copy_backbones(&folder.join("encoders"), parts.image_backbone, parts.sentence_backbone)?;
@@ -123,37 +134,44 @@ pub fn save(folder: &Path, parts: &BundleParts<'_>) -> Result<Manifest, EncoderE
     let bytes = tensor_bytes(&tensors)?;
     write_atomically(&path, &bytes).map_err(EncoderError::write(&path))?;
 
+    let vocabulary = parts
+        .vocabulary
+        .map(|vocabulary| {
+            let path = folder.join(VOCABULARY_FILE);
+            vocabulary.save(&path)?;
+            FileRecord::of(&path)
+        })
+        .transpose()?;
     let mut manifest = Manifest {
         format: FORMAT.into(),
         version: VERSION,
         created_by: concat!("aeir ", env!("CARGO_PKG_VERSION")).into(),
         fingerprint: String::new(),
         method: parts.method.into(),
-        similarity_head: "cosine".into(),
+        similarity_head: parts.encoder.head.as_str().into(),
         serving_domain: parts.standardisation.serving().into(),
         encoder: parts.encoder,
-        image_backbone: reference("image", parts.image_backbone.fingerprint()),
-        sentence_backbone: reference("sentence", parts.sentence_backbone.fingerprint()),
-        weights: FileRecord {
-            bytes: bytes.len() as u64,
-            sha256: sha256_file(&path).map_err(EncoderError::read(&path))?,
-        },
+        image_backbone: reference("image", parts.image_backbone.map(ImageBackbone::fingerprint)),
+        sentence_backbone: reference("sentence", parts.sentence_backbone.map(TextBackbone::fingerprint)),
+        vocabulary,
+        weights: FileRecord::of(&path)?,
     };
     manifest.fingerprint = manifest.computed_fingerprint();
     manifest.write(folder)?;
     Ok(manifest)
 }
 
-/// Copies both backbones into `folder/image` and `folder/sentence`.
+/// Copies the backbones into `folder/image` and `folder/sentence`.
 ///
 /// # Errors
 /// When a file can't be read or written.
 pub fn copy_backbones(
     folder: &Path,
-    image: &dyn ImageBackbone,
-    sentence: &dyn TextBackbone,
+    image: Option<&dyn ImageBackbone>,
+    sentence: Option<&dyn TextBackbone>,
 ) -> Result<(), EncoderError> {
-    for (modality, files) in [("image", image.files()), ("sentence", sentence.files())] {
+    let parts = [("image", image.map(ImageBackbone::files)), ("sentence", sentence.map(TextBackbone::files))];
+    for (modality, files) in parts.into_iter().filter_map(|(modality, files)| Some((modality, files?))) {
         let target = folder.join(modality);
         fs::create_dir_all(&target).map_err(EncoderError::write(&target))?;
         for file in files {
@@ -174,17 +192,41 @@ pub fn tensor_bytes(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>, Encod
         .map_err(|source| EncoderError::Safetensors { file: PathBuf::from(WEIGHTS_FILE), source })
 }
 
+impl FileRecord {
+    fn of(path: &Path) -> Result<Self, EncoderError> {
+        let bytes = fs::metadata(path).map_err(EncoderError::read(path))?.len();
+        Ok(Self { bytes, sha256: sha256_file(path).map_err(EncoderError::read(path))? })
+    }
+
+    /// Nothing, or what differs in the file that lies there.
+    fn difference(&self, folder: &Path, name: &str) -> Result<Option<String>, EncoderError> {
+        let found = Self::of(&folder.join(name))?;
+        Ok((found != *self).then(|| {
+            format!(
+                "`{name}` is damaged: expected {} bytes with SHA-256 {}, got {} with {}",
+                self.bytes, self.sha256, found.bytes, found.sha256
+            )
+        }))
+    }
+}
+
 impl Manifest {
     fn computed_fingerprint(&self) -> String {
-        let DualEncoderConfig { image_dimension, sentence_dimension, embedding_dimension, input_dropout: _ } =
-            self.encoder;
-        let sizes = format!("{image_dimension} {sentence_dimension} {embedding_dimension}");
+        // Dropout plays no part in what a trained model computes.
+        let mut config = self.encoder;
+        config.input_dropout = 0.0;
+        config.head_options.dropout = 0.0;
+        let config = serde_json::to_vec(&config).unwrap_or_default();
+        let backbone = |reference: &Option<BackboneReference>| {
+            reference.as_ref().map_or_else(String::new, |reference| reference.fingerprint.clone())
+        };
+        let words = self.vocabulary.as_ref().map_or("", |file| file.sha256.as_str());
         sha256_parts([
-            ("sizes", sizes.as_bytes()),
-            ("image", self.image_backbone.fingerprint.as_bytes()),
-            ("sentence", self.sentence_backbone.fingerprint.as_bytes()),
+            ("encoder", config.as_slice()),
+            ("image", backbone(&self.image_backbone).as_bytes()),
+            ("sentence", backbone(&self.sentence_backbone).as_bytes()),
+            ("words", words.as_bytes()),
             ("weights", self.weights.sha256.as_bytes()),
-            ("head", self.similarity_head.as_bytes()),
             ("domain", self.serving_domain.as_bytes()),
         ])
     }
@@ -238,8 +280,9 @@ impl Manifest {
 pub struct Bundle {
     folder: PathBuf,
     manifest: Manifest,
-    image_backbone: Box<dyn ImageBackbone>,
-    sentence_backbone: Box<dyn TextBackbone>,
+    image_backbone: Option<Box<dyn ImageBackbone>>,
+    sentence_backbone: Option<Box<dyn TextBackbone>>,
+    vocabulary: Option<Vocabulary>,
     encoder: DualEncoder,
     standardisation: Standardisation,
     device: Device,
@@ -254,18 +297,13 @@ impl Bundle {
         let manifest = Manifest::read(folder)?;
         let refuse = |reason: String| EncoderError::Bundle { folder: folder.to_owned(), reason };
         let path = folder.join(WEIGHTS_FILE);
-        let bytes = fs::read(&path).map_err(EncoderError::read(&path))?;
-        let sha256 = sha256_file(&path).map_err(EncoderError::read(&path))?;
-        let found = FileRecord { bytes: bytes.len() as u64, sha256 };
-        if found != manifest.weights {
-            return Err(refuse(format!(
-                "`{WEIGHTS_FILE}` is damaged: expected {} bytes with SHA-256 {}, got {} with {}",
-                manifest.weights.bytes, manifest.weights.sha256, found.bytes, found.sha256
-            )));
+        if let Some(difference) = manifest.weights.difference(folder, WEIGHTS_FILE)? {
+            return Err(refuse(difference));
         }
         if manifest.fingerprint != manifest.computed_fingerprint() {
             return Err(refuse(format!("`{MANIFEST_FILE}` was changed: its fingerprint does not fit")));
         }
+        let bytes = fs::read(&path).map_err(EncoderError::read(&path))?;
         let tensors: BTreeMap<String, Tensor> =
             candle_core::safetensors::load_buffer(&bytes, device)?.into_iter().collect();
         let standardisation = Standardisation::from_tensors(&tensors, &manifest.serving_domain, &path)?;
@@ -273,27 +311,47 @@ impl Bundle {
         // The temperature is read from the file: the initial one given here is not used.
         let encoder = DualEncoder::new(manifest.encoder, 1.0, builder)?;
 
-        let image_folder = folder.join(&manifest.image_backbone.folder);
-        let sentence_folder = folder.join(&manifest.sentence_backbone.folder);
-        let image_backbone = load_image_backbone(&image_folder, device)?;
-        let sentence_backbone = load_text_backbone(&sentence_folder, device)?;
-        for (place, reference, found) in [
-            (&image_folder, &manifest.image_backbone, image_backbone.fingerprint()),
-            (&sentence_folder, &manifest.sentence_backbone, sentence_backbone.fingerprint()),
-        ] {
-            if reference.fingerprint != found {
-                return Err(refuse(format!(
-                    "the encoder in `{}` is not the one this model was trained with: expected fingerprint {}, got {found}",
-                    place.display(),
-                    reference.fingerprint
-                )));
+        let whole = |reference: &BackboneReference, found: &str| {
+            if reference.fingerprint == found {
+                return Ok(());
             }
-        }
+            Err(refuse(format!(
+                "the encoder in `{}` is not the one this model was trained with: expected fingerprint {}, got {found}",
+                folder.join(&reference.folder).display(),
+                reference.fingerprint
+            )))
+        };
+        let image_backbone = match &manifest.image_backbone {
+            None => None,
+            Some(reference) => {
+                let backbone = load_image_backbone(&folder.join(&reference.folder), device)?;
+                whole(reference, backbone.fingerprint())?;
+                Some(backbone)
+            }
+        };
+        let sentence_backbone = match &manifest.sentence_backbone {
+            None => None,
+            Some(reference) => {
+                let backbone = load_text_backbone(&folder.join(&reference.folder), device)?;
+                whole(reference, backbone.fingerprint())?;
+                Some(backbone)
+            }
+        };
+        let vocabulary = match &manifest.vocabulary {
+            None => None,
+            Some(record) => {
+                if let Some(difference) = record.difference(folder, VOCABULARY_FILE)? {
+                    return Err(refuse(difference));
+                }
+                Some(Vocabulary::load(&folder.join(VOCABULARY_FILE))?)
+            }
+        };
         Ok(Self {
             folder: folder.to_owned(),
             manifest,
             image_backbone,
             sentence_backbone,
+            vocabulary,
             encoder,
             standardisation,
             device: device.clone(),
@@ -310,9 +368,9 @@ impl Bundle {
         &self.manifest.fingerprint
     }
 
-    /// D of its embeddings.
+    /// Length of its pooled vectors.
     pub fn dimension(&self) -> usize {
-        self.manifest.encoder.embedding_dimension
+        self.manifest.encoder.pooled_dimension()
     }
 
     /// The device it computes on.
@@ -320,14 +378,79 @@ impl Bundle {
         &self.device
     }
 
-    /// The frozen image backbone.
-    pub fn image_backbone(&self) -> &dyn ImageBackbone {
-        self.image_backbone.as_ref()
+    /// The trained towers and their head.
+    pub fn encoder(&self) -> &DualEncoder {
+        &self.encoder
     }
 
-    /// The frozen sentence backbone.
-    pub fn sentence_backbone(&self) -> &dyn TextBackbone {
-        self.sentence_backbone.as_ref()
+    /// The frozen image backbone; none where images come as features.
+    pub fn image_backbone(&self) -> Option<&dyn ImageBackbone> {
+        self.image_backbone.as_deref()
+    }
+
+    /// The frozen sentence backbone; none where the sentence tower reads words.
+    pub fn sentence_backbone(&self) -> Option<&dyn TextBackbone> {
+        self.sentence_backbone.as_deref()
+    }
+
+    /// The words of the sentence tower, if it reads words.
+    pub fn vocabulary(&self) -> Option<&Vocabulary> {
+        self.vocabulary.as_ref()
+    }
+
+    /// Decoded images to features, as the towers take them but not standardised.
+    ///
+    /// # Errors
+    /// When the model takes features instead of images, or preprocessing or the network fails.
+    pub fn image_items(&self, images: &[DynamicImage]) -> Result<Items, EncoderError> {
+        let backbone = self.image_backbone.as_ref().ok_or_else(|| EncoderError::Argument {
+            what: "images to embed",
+            expected: "region features: this model has no image encoder".into(),
+            got: "image files".into(),
+        })?;
+        Ok(match self.manifest.encoder.image_input {
+            ImageInput::Pooled => Items::Pooled(backbone.encode(images)?),
+            ImageInput::Fragments(_) => Items::Fragments(backbone.fragments(images)?),
+        })
+    }
+
+    /// Sentences to features or words, as the towers take them but not standardised.
+    ///
+    /// # Errors
+    /// When tokenising or the network fails.
+    pub fn sentence_items(&self, sentences: &[&str]) -> Result<Items, EncoderError> {
+        let missing = |what: &str| EncoderError::Bundle {
+            folder: self.folder.clone(),
+            reason: format!("it has no {what}"),
+        };
+        let backbone = || self.sentence_backbone.as_ref().ok_or_else(|| missing("sentence encoder"));
+        Ok(match self.manifest.encoder.sentence_input {
+            SentenceInput::Pooled => Items::Pooled(backbone()?.encode(sentences)?),
+            SentenceInput::Fragments => Items::Fragments(backbone()?.fragments(sentences)?),
+            SentenceInput::Words(_) => {
+                let words = self.vocabulary.as_ref().ok_or_else(|| missing("vocabulary"))?;
+                let ids: Vec<Vec<u32>> = sentences.iter().map(|sentence| words.ids(sentence)).collect();
+                Items::Words(WordBatch::new(&ids, &self.device)?)
+            }
+        })
+    }
+
+    /// Images in the joint space, from features that are not standardised.
+    ///
+    /// # Errors
+    /// When the features are not what the model takes.
+    pub fn encode_images(&self, items: &Items) -> Result<Encoded, EncoderError> {
+        let statistics = self.standardisation.domain(&self.manifest.serving_domain)?;
+        self.encoder.encode_images(&statistics.standardise_images(items)?, &mut Mode::Evaluation)
+    }
+
+    /// Sentences in the joint space, from features that are not standardised, or words.
+    ///
+    /// # Errors
+    /// When the features are not what the model takes.
+    pub fn encode_sentences(&self, items: &Items) -> Result<Encoded, EncoderError> {
+        let statistics = self.standardisation.domain(&self.manifest.serving_domain)?;
+        self.encoder.encode_sentences(&statistics.standardise_sentences(items)?, &mut Mode::Evaluation)
     }
 
     /// Decoded images to unit vectors `[B, D]`.
@@ -335,7 +458,7 @@ impl Bundle {
     /// # Errors
     /// When preprocessing or the network fails.
     pub fn embed_images(&self, images: &[DynamicImage]) -> Result<Tensor, EncoderError> {
-        self.embed_image_features(&self.image_backbone.encode(images)?)
+        self.encode_images(&self.image_items(images)?)?.pooled()
     }
 
     /// Sentences to unit vectors `[B, D]`.
@@ -343,25 +466,7 @@ impl Bundle {
     /// # Errors
     /// When tokenising or the network fails.
     pub fn embed_sentences(&self, sentences: &[&str]) -> Result<Tensor, EncoderError> {
-        self.embed_sentence_features(&self.sentence_backbone.encode(sentences)?)
-    }
-
-    /// Image backbone features `[B, F]` to unit vectors `[B, D]`.
-    ///
-    /// # Errors
-    /// When F differs from the backbone's.
-    pub fn embed_image_features(&self, features: &Tensor) -> Result<Tensor, EncoderError> {
-        let statistics = self.standardisation.domain(&self.manifest.serving_domain)?;
-        self.encoder.embed_images(&statistics.image.apply(features)?, &mut Mode::Evaluation)
-    }
-
-    /// Sentence backbone features `[B, F]` to unit vectors `[B, D]`.
-    ///
-    /// # Errors
-    /// When F differs from the backbone's.
-    pub fn embed_sentence_features(&self, features: &Tensor) -> Result<Tensor, EncoderError> {
-        let statistics = self.standardisation.domain(&self.manifest.serving_domain)?;
-        self.encoder.embed_sentences(&statistics.sentence.apply(features)?, &mut Mode::Evaluation)
+        self.encode_sentences(&self.sentence_items(sentences)?)?.pooled()
     }
 
     /// Writes a whole copy with its backbones into `folder`, which must exist.
@@ -370,12 +475,20 @@ impl Bundle {
     /// When a file can't be read or written.
     pub fn copy_to(&self, folder: &Path) -> Result<(), EncoderError> {
         copy_backbones(&folder.join("encoders"), self.image_backbone(), self.sentence_backbone())?;
-        let (from, to) = (self.folder.join(WEIGHTS_FILE), folder.join(WEIGHTS_FILE));
-        let bytes = fs::read(&from).map_err(EncoderError::read(&from))?;
-        write_atomically(&to, &bytes).map_err(EncoderError::write(&to))?;
+        let words = self.vocabulary.as_ref().map(|_| VOCABULARY_FILE);
+        for name in [WEIGHTS_FILE].into_iter().chain(words) {
+            let (from, to) = (self.folder.join(name), folder.join(name));
+            let bytes = fs::read(&from).map_err(EncoderError::read(&from))?;
+            write_atomically(&to, &bytes).map_err(EncoderError::write(&to))?;
+        }
         let mut manifest = self.manifest.clone();
-        manifest.image_backbone.folder = "encoders/image".into();
-        manifest.sentence_backbone.folder = "encoders/sentence".into();
+        let place = |reference: &mut Option<BackboneReference>, folder: &str| {
+            if let Some(reference) = reference {
+                folder.clone_into(&mut reference.folder);
+            }
+        };
+        place(&mut manifest.image_backbone, "encoders/image");
+        place(&mut manifest.sentence_backbone, "encoders/sentence");
         manifest.write(folder)
     }
 }

@@ -74,6 +74,12 @@ impl Fragments {
         Self::new(features, self.mask.clone())
     }
 
+    /// The same values without their graph.
+    #[must_use]
+    pub fn detach(&self) -> Self {
+        Self { features: self.features.detach(), mask: self.mask.clone() }
+    }
+
     /// Mean over the real fragments; padding is never pooled.
     ///
     /// Equation: `sum_t mask_t x_t / max(sum_t mask_t, 1)`. A row without any real fragment gives zeros. Values

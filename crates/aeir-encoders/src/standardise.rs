@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
-use crate::EncoderError;
+use crate::{EncoderError, Items};
 
 /// Mean and deviation of each feature over a set of vectors, in one modality of one domain.
 ///
@@ -32,20 +32,37 @@ impl Standardiser {
         dimension: usize,
         device: &Device,
     ) -> Result<Self, EncoderError> {
+        Self::fit_each(dimension, device, |visit| rows.into_iter().for_each(visit))
+    }
+
+    /// As [`Standardiser::fit`], over rows that exist one at a time: `each` hands all of them to its argument.
+    ///
+    /// # Errors
+    /// When there is no row, or one has another length.
+    pub fn fit_each(
+        dimension: usize,
+        device: &Device,
+        each: impl FnOnce(&mut dyn FnMut(&[f32])),
+    ) -> Result<Self, EncoderError> {
         let (mut count, mut sums, mut squares) = (0usize, vec![0f64; dimension], vec![0f64; dimension]);
-        for row in rows {
+        let mut misfit = None;
+        each(&mut |row| {
             if row.len() != dimension {
-                return Err(EncoderError::Shape {
-                    what: "features to standardise",
-                    expected: format!("[{dimension}]"),
-                    got: vec![row.len()],
-                });
+                misfit = Some(row.len());
+                return;
             }
             count += 1;
             for ((sum, square), value) in sums.iter_mut().zip(&mut squares).zip(row) {
                 *sum += f64::from(*value);
                 *square += f64::from(*value) * f64::from(*value);
             }
+        });
+        if let Some(length) = misfit {
+            return Err(EncoderError::Shape {
+                what: "features to standardise",
+                expected: format!("[{dimension}]"),
+                got: vec![length],
+            });
         }
         if count == 0 {
             return Err(EncoderError::Argument {
@@ -80,19 +97,57 @@ impl Standardiser {
         Ok(x.broadcast_sub(&self.mean)?.broadcast_div(&self.deviation)?)
     }
 
+    /// Mean and deviation on the host, for rows that are standardised one by one.
+    ///
+    /// # Errors
+    /// When they can't be read from their device.
+    pub fn to_host(&self) -> Result<(Vec<f32>, Vec<f32>), EncoderError> {
+        Ok((self.mean.to_vec1()?, self.deviation.to_vec1()?))
+    }
+
     /// Number of features.
     pub fn dimension(&self) -> usize {
         self.mean.elem_count()
     }
 }
 
-/// The statistics of one domain, both modalities.
-#[derive(Debug, Clone)]
+/// The statistics of one domain, both modalities. A modality without any is taken as it is: words have no features, and
+/// the released procedure takes region features raw.
+#[derive(Debug, Clone, Default)]
 pub struct DomainStatistics {
     /// Of image features.
-    pub image: Standardiser,
+    pub image: Option<Standardiser>,
     /// Of sentence features.
-    pub sentence: Standardiser,
+    pub sentence: Option<Standardiser>,
+}
+
+impl DomainStatistics {
+    /// Image features with this domain's statistics; as they are where there are none.
+    ///
+    /// # Errors
+    /// When the last dimension differs.
+    pub fn standardise_images(&self, items: &Items) -> Result<Items, EncoderError> {
+        standardise(self.image.as_ref(), items)
+    }
+
+    /// Sentence features with this domain's statistics; words, and features without statistics, as they are.
+    ///
+    /// # Errors
+    /// When the last dimension differs.
+    pub fn standardise_sentences(&self, items: &Items) -> Result<Items, EncoderError> {
+        standardise(self.sentence.as_ref(), items)
+    }
+}
+
+fn standardise(standardiser: Option<&Standardiser>, items: &Items) -> Result<Items, EncoderError> {
+    let Some(standardiser) = standardiser else { return Ok(items.clone()) };
+    Ok(match items {
+        Items::Pooled(features) => Items::Pooled(standardiser.apply(features)?),
+        Items::Fragments(fragments) => {
+            Items::Fragments(fragments.with_features(standardiser.apply(fragments.features())?)?)
+        }
+        Items::Words(_) => items.clone(),
+    })
 }
 
 /// The statistics of all domains of a training run, and which of them new items get.
@@ -134,6 +189,7 @@ impl Standardisation {
         let mut tensors = BTreeMap::new();
         for (name, domain) in &self.domains {
             for (modality, standardiser) in [("image", &domain.image), ("sentence", &domain.sentence)] {
+                let Some(standardiser) = standardiser else { continue };
                 tensors.insert(format!("domain.{name}.{modality}.mean"), standardiser.mean.clone());
                 tensors.insert(format!("domain.{name}.{modality}.deviation"), standardiser.deviation.clone());
             }
@@ -150,35 +206,39 @@ impl Standardisation {
         serving: &str,
         file: &Path,
     ) -> Result<Self, EncoderError> {
-        let find = |key: String| {
-            tensors.get(&key).cloned().ok_or_else(|| EncoderError::MissingTensor {
-                file: file.to_owned(),
-                key,
-                expected: vec![],
-            })
-        };
-        let names = tensors
-            .keys()
-            .filter_map(|key| key.strip_prefix("domain.")?.strip_suffix(".image.mean"))
-            .map(str::to_owned)
-            .collect::<Vec<_>>();
-        let mut domains = BTreeMap::new();
-        for name in names {
-            let read = |modality: &str| {
-                let mean = find(format!("domain.{name}.{modality}.mean"))?;
-                let deviation = find(format!("domain.{name}.{modality}.deviation"))?;
-                if mean.dims().len() != 1 || mean.dims() != deviation.dims() {
-                    return Err(EncoderError::TensorShape {
-                        file: file.to_owned(),
-                        key: format!("domain.{name}.{modality}.deviation"),
-                        expected: mean.dims().to_vec(),
-                        got: deviation.dims().to_vec(),
-                    });
-                }
-                Ok(Standardiser { mean, deviation })
+        let mut domains: BTreeMap<String, DomainStatistics> = BTreeMap::new();
+        for (key, mean) in tensors {
+            let Some((name, modality)) = key
+                .strip_prefix("domain.")
+                .and_then(|key| key.strip_suffix(".mean"))
+                .and_then(|key| key.rsplit_once('.'))
+            else {
+                continue;
             };
-            let statistics = DomainStatistics { image: read("image")?, sentence: read("sentence")? };
-            domains.insert(name, statistics);
+            let deviation_key = format!("domain.{name}.{modality}.deviation");
+            let deviation = tensors.get(&deviation_key).ok_or_else(|| EncoderError::MissingTensor {
+                file: file.to_owned(),
+                key: deviation_key.clone(),
+                expected: mean.dims().to_vec(),
+            })?;
+            if mean.dims().len() != 1 || mean.dims() != deviation.dims() {
+                return Err(EncoderError::TensorShape {
+                    file: file.to_owned(),
+                    key: deviation_key,
+                    expected: mean.dims().to_vec(),
+                    got: deviation.dims().to_vec(),
+                });
+            }
+            let standardiser = Standardiser { mean: mean.clone(), deviation: deviation.clone() };
+            let domain = domains.entry(name.to_owned()).or_default();
+            match modality {
+                "image" => domain.image = Some(standardiser),
+                _ => domain.sentence = Some(standardiser),
+            }
+        }
+        if domains.is_empty() {
+            // Features taken as they are leave no tensor.
+            domains.insert(serving.to_owned(), DomainStatistics::default());
         }
         Self::new(domains, serving)
     }
@@ -225,7 +285,7 @@ mod tests {
             let rows = [[offset, 1.0], [0.0, offset + 2.0]];
             Standardiser::fit(rows.iter().map(|row| &row[..]), 2, &Device::Cpu).unwrap()
         };
-        let statistics = DomainStatistics { image: fit(0.5), sentence: fit(4.0) };
+        let statistics = DomainStatistics { image: Some(fit(0.5)), sentence: Some(fit(4.0)) };
         // A domain is named after a file or folder: dots and spaces occur.
         let domains = BTreeMap::from([("my data.v2".to_owned(), statistics)]);
         let written = Standardisation::new(domains, "my data.v2").unwrap().tensors();

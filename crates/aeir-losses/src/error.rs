@@ -55,6 +55,22 @@ pub enum LossError {
         /// The value that came.
         got: f64,
     },
+    /// A tensor holds a NaN or an infinity, or numbers so large that their products do.
+    #[error("{loss}: tensor `{tensor}`: expected finite values with finite products, got {got}")]
+    NotFinite {
+        /// The loss that was called.
+        loss: &'static str,
+        /// The argument's name.
+        tensor: &'static str,
+        /// The value, or the product, that is not finite.
+        got: f64,
+    },
+    /// A matrix decomposition did not converge.
+    #[error("{loss}: the decomposition of a covariance did not converge")]
+    NoConvergence {
+        /// The loss that was called.
+        loss: &'static str,
+    },
     /// candle failed: a device mismatch, a missing weight, no memory left.
     #[error("{loss}: a tensor operation failed")]
     Candle {

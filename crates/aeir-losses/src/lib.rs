@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod canonical_correlation;
 mod conditional_adversarial;
 mod coral;
 mod domain_adversarial;
@@ -17,6 +18,7 @@ mod structure_transfer;
 mod triplet;
 mod wasserstein;
 
+pub use canonical_correlation::{CanonicalCorrelation, DeepCcaLoss, Rows};
 pub use conditional_adversarial::{ConditionalAdversarialLoss, ConditionalMap};
 pub use coral::CoralLoss;
 pub use domain_adversarial::DomainAdversarialLoss;

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod domain_distance;
 mod error;
 mod files;
 mod hubness;
@@ -7,11 +8,13 @@ mod index;
 mod matrix;
 mod metrics;
 mod relevance;
+mod rerank;
 mod scores;
 mod search;
 mod tiles;
 mod uncertainty;
 
+pub use domain_distance::{DomainClassifier, ProxyADistance, ProxyADistanceOptions, proxy_a_distance};
 pub use error::{Error, Result};
 pub use hubness::{
     DynamicInvertedSoftmax, Hubness, QueryBank, anti_hubs, classic_inverted_softmax, csls, csls_with_bank,
@@ -28,6 +31,10 @@ pub use metrics::{
     rank_scores,
 };
 pub use relevance::Relevance;
+pub use rerank::{
+    Query, RerankError, RerankedHit, Reranker, evaluate_two_stage, rank_two_stage, rank_two_stage_embeddings,
+    rerank_hits,
+};
 pub use scores::similarity;
 pub use search::{Neighbour, mean_top_k_similarity, nearest};
 pub use uncertainty::{BootstrapOptions, DirectionIntervals, Interval, MetricIntervals, bootstrap};

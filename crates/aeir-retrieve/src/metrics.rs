@@ -79,6 +79,13 @@ pub struct Ranks {
 }
 
 impl Ranks {
+    /// From the rank and average precision of every image, `[N]`, and of every sentence, `[M]`.
+    pub(crate) fn from_directions(relevance: Relevance, i2t: Vec<(u32, f64)>, t2i: Vec<(u32, f64)>) -> Self {
+        let (i2t, i2t_precision) = i2t.into_iter().unzip();
+        let (t2i, t2i_precision) = t2i.into_iter().unzip();
+        Self { relevance, i2t, t2i, i2t_precision, t2i_precision }
+    }
+
     /// The rank of each image's best sentence, 1-based, `[N]`.
     #[must_use]
     pub fn i2t(&self) -> &[u32] {
@@ -344,18 +351,24 @@ impl<'a> Counter<'a> {
         let right: Vec<(f32, u32)> = (self.relevance.sentences_of(image).iter())
             .filter_map(|&j| Some((*self.own.get(j)?, self.in_row.get(j)?.load(Ordering::Relaxed))))
             .collect();
-        let mut wrong: Vec<u32> = (right.iter())
-            .map(|(own, beaten_by)| {
-                let among_right = right.iter().filter(|(other, _)| self.beats(*other, *own)).count();
-                beaten_by.saturating_sub(u32::try_from(among_right).unwrap_or(u32::MAX))
-            })
-            .collect();
-        wrong.sort_unstable();
-        let precisions =
-            (1_u32..).zip(&wrong).map(|(t, wrong)| f64::from(t) / (f64::from(t) + f64::from(*wrong)));
-        let precision = precisions.sum::<f64>() / wrong.len().max(1) as f64;
-        (1 + wrong.first().copied().unwrap_or(0), precision)
+        rank_of(&right, |other, own| self.beats(*other, *own))
     }
+}
+
+/// Rank and average precision of a query from its right items: each one's score, and how many items beat it, right ones
+/// included.
+pub(crate) fn rank_of<S>(right: &[(S, u32)], beats: impl Fn(&S, &S) -> bool) -> (u32, f64) {
+    let mut wrong: Vec<u32> = (right.iter())
+        .map(|(own, beaten_by)| {
+            let among_right = right.iter().filter(|(other, _)| beats(other, own)).count();
+            beaten_by.saturating_sub(u32::try_from(among_right).unwrap_or(u32::MAX))
+        })
+        .collect();
+    wrong.sort_unstable();
+    let precisions =
+        (1_u32..).zip(&wrong).map(|(t, wrong)| f64::from(t) / (f64::from(t) + f64::from(*wrong)));
+    let precision = precisions.sum::<f64>() / wrong.len().max(1) as f64;
+    (1 + wrong.first().copied().unwrap_or(0), precision)
 }
 
 /// The five-fold protocol's result: each fold, and the mean of every figure over the folds.

@@ -1,5 +1,6 @@
 //! The configuration of a training run: versioned TOML in which every setting has a default.
 
+use aeir_encoders::{Head, HeadOptions, UnitNorm, WordOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
@@ -30,8 +31,12 @@ pub struct TrainConfig {
     pub model: ModelConfig,
     /// The loss on the source pairs.
     pub source_loss: SourceLossConfig,
+    /// What all methods that adapt share.
+    pub adaptation: AdaptationConfig,
     /// The paper's two transfer terms.
     pub aeir: AeirConfig,
+    /// Canonical correlation.
+    pub cca: CcaConfig,
     /// The optimiser of encoders and critics.
     pub optimizer: OptimizerConfig,
     /// Which epoch becomes the model.
@@ -48,19 +53,96 @@ pub enum MethodName {
     SourceOnly,
     /// Source alignment, semantic transfer and structure transfer.
     Aeir,
+    /// Domain-adversarial training by gradient reversal.
+    Dann,
+    /// A target encoder set against a fixed source encoder.
+    Adda,
+    /// Multi-kernel maximum mean discrepancy between the domains.
+    Mmd,
+    /// The distance between the domains' covariances.
+    Coral,
+    /// Domain-adversarial training on embeddings joined with their retrieval posterior.
+    Cdan,
+    /// Linear canonical correlation of the source pairs, in closed form.
+    Cca,
+    /// Canonical correlation of two small networks.
+    Dcca,
+    /// Source pairs alone, cosine and the hardest negative (VSE++).
+    Vsepp,
+    /// Source pairs alone, stacked cross attention.
+    Scan,
+    /// Source pairs alone, similarity attention filtration.
+    Saf,
+    /// Source pairs alone, similarity graph reasoning.
+    Sgr,
+    /// Source pairs alone, SAF and SGR averaged.
+    Sgraf,
 }
 
 impl MethodName {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::SourceOnly,
+        Self::Aeir,
+        Self::Dann,
+        Self::Adda,
+        Self::Mmd,
+        Self::Coral,
+        Self::Cdan,
+        Self::Cca,
+        Self::Dcca,
+        Self::Vsepp,
+        Self::Scan,
+        Self::Saf,
+        Self::Sgr,
+        Self::Sgraf,
+    ];
+
     /// As in files and flags.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SourceOnly => "source-only",
             Self::Aeir => "aeir",
+            Self::Dann => "dann",
+            Self::Adda => "adda",
+            Self::Mmd => "mmd",
+            Self::Coral => "coral",
+            Self::Cdan => "cdan",
+            Self::Cca => "cca",
+            Self::Dcca => "dcca",
+            Self::Vsepp => "vsepp",
+            Self::Scan => "scan",
+            Self::Saf => "saf",
+            Self::Sgr => "sgr",
+            Self::Sgraf => "sgraf",
         }
+    }
+
+    /// Whether it learns from the target's unpaired sets.
+    pub fn adapts(self) -> bool {
+        matches!(self, Self::Aeir | Self::Dann | Self::Adda | Self::Mmd | Self::Coral | Self::Cdan)
+    }
+
+    /// The similarity head that the name stands for, where it stands for one.
+    fn head(self, given: Option<Head>) -> Option<Head> {
+        match (self, given) {
+            (Self::Vsepp | Self::Cca | Self::Dcca, _) => Some(Head::Cosine),
+            (Self::Scan, Some(Head::ScanI2t)) => Some(Head::ScanI2t),
+            (Self::Scan, _) => Some(Head::ScanT2i),
+            (Self::Saf, _) => Some(Head::Saf),
+            (Self::Sgr, _) => Some(Head::Sgr),
+            (Self::Sgraf, _) => Some(Head::Sgraf),
+            _ => None,
+        }
+    }
+
+    /// Whether it stands for a published supervised model.
+    fn is_supervised_model(self) -> bool {
+        matches!(self, Self::Vsepp | Self::Scan | Self::Saf | Self::Sgr | Self::Sgraf)
     }
 }
 
-/// Sizes of the trained towers.
+/// The trained towers and their head.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
@@ -68,18 +150,36 @@ pub struct ModelConfig {
     pub embedding_dimension: usize,
     /// Probability of dropping an input feature.
     pub input_dropout: f32,
+    /// Width of a hidden layer with ReLU in each tower of features; 0 for none.
+    pub hidden_dimension: usize,
+    /// How images and sentences are compared; where it is not given, by the method, or the cosine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
+    /// Sizes of a cross-attentive head.
+    pub head_options: HeadOptions,
+    /// The word encoder, where sentences come as words.
+    pub words: WordOptions,
 }
 
 /// The loss on the source pairs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SourceLossConfig {
-    /// Which loss.
-    pub kind: SourceLossKind,
+    /// Which loss; where it is not given, InfoNCE for the cosine and triplet ranking with the hardest negative for other
+    /// heads and for the published supervised models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<SourceLossKind>,
     /// Initial temperature of InfoNCE; it is learned.
     pub temperature: f64,
     /// Margin of the triplet ranking loss.
     pub margin: f64,
+    /// Share of all steps in which the hardest-negative loss takes all negatives instead, as the hardest ones can
+    /// collapse a model that knows nothing yet.
+    pub all_negatives_share: f64,
+    /// Beside a cross-attentive head: weight of InfoNCE on the pooled vectors, which find the candidates that the head
+    /// re-ranks; where it is not given, 1, and 0 for the published supervised models and the released procedure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pooled_weight: Option<f64>,
 }
 
 /// Losses on the source pairs.
@@ -98,8 +198,8 @@ pub enum SourceLossKind {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AeirConfig {
-    /// Share of the epochs that are source alignment alone, before the transfer terms set in.
-    pub source_share: f64,
+    /// The paper's procedure, or that of its released sibling with all that is wrong in it.
+    pub fidelity: Fidelity,
     /// How encoders and critics are set against each other.
     pub adversary: Adversary,
     /// Weight of semantic transfer (the adversarial term).
@@ -112,10 +212,53 @@ pub struct AeirConfig {
     pub structure_temperature: f64,
     /// Stop the gradient at the own-modality distribution, so that it only teaches.
     pub detach_reference: bool,
-    /// Raise the semantic weight from 0 with the DANN schedule, `2 / (1 + exp(-10 p)) - 1`.
+    /// How the two distributions of structure transfer are compared.
+    pub divergence: DivergenceName,
+}
+
+/// What all methods that adapt share.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdaptationConfig {
+    /// Share of the epochs that are source alignment alone, before the transfer sets in.
+    pub source_share: f64,
+    /// Weight of the transfer loss of `dann`, `adda`, `mmd`, `coral` and `cdan`; `aeir` has its own two.
+    pub weight: f64,
+    /// Raise the adversarial weight from 0 with the DANN schedule, `2 / (1 + exp(-10 p)) - 1`.
     pub warm_up: bool,
     /// Learning rate of the critics.
     pub critic_learning_rate: f64,
+    /// Source pairs whose embeddings stand for classes in `cdan`.
+    pub anchors: usize,
+}
+
+/// Canonical correlation, `cca` and `dcca`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CcaConfig {
+    /// Added to the diagonal of both covariances: of the standardised features in `cca`, of the outputs in `dcca`.
+    pub regularisation: f64,
+}
+
+/// How faithful `aeir` is to the released procedure of its sibling method AECR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fidelity {
+    /// As the paper describes it.
+    Paper,
+    /// As the released code computes it: the critics also take the encoders' confusion gradient, padding counts, the
+    /// triplet loss is summed, one norm clips both groups, features are raw.
+    Released,
+}
+
+/// How two distributions are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DivergenceName {
+    /// Kullback-Leibler, the published choice.
+    KullbackLeibler,
+    /// Jensen-Shannon.
+    JensenShannon,
 }
 
 /// The adversarial game in paper fidelity.
@@ -126,6 +269,8 @@ pub enum Adversary {
     Alternating,
     /// One step of both, the gradient reversed between them.
     GradientReversal,
+    /// As alternating, with a critic of bounded slope (Wasserstein distance with gradient penalty).
+    Wasserstein,
 }
 
 /// The optimiser.
@@ -179,7 +324,9 @@ impl Default for TrainConfig {
             target_batch_size: 128,
             model: ModelConfig::default(),
             source_loss: SourceLossConfig::default(),
+            adaptation: AdaptationConfig::default(),
             aeir: AeirConfig::default(),
+            cca: CcaConfig::default(),
             optimizer: OptimizerConfig::default(),
             selection: Selection::SourceValidation,
             checkpoint_every: 10,
@@ -189,29 +336,47 @@ impl Default for TrainConfig {
 
 impl Default for ModelConfig {
     fn default() -> Self {
-        Self { embedding_dimension: 256, input_dropout: 0.5 }
+        Self {
+            embedding_dimension: 256,
+            input_dropout: 0.5,
+            hidden_dimension: 0,
+            head: None,
+            head_options: HeadOptions::default(),
+            words: WordOptions::default(),
+        }
     }
 }
 
 impl Default for SourceLossConfig {
     fn default() -> Self {
-        Self { kind: SourceLossKind::InfoNce, temperature: 0.07, margin: 0.2 }
+        Self { kind: None, temperature: 0.07, margin: 0.2, all_negatives_share: 0.0, pooled_weight: None }
     }
 }
 
 impl Default for AeirConfig {
     fn default() -> Self {
         Self {
-            source_share: 0.75,
+            fidelity: Fidelity::Paper,
             adversary: Adversary::Alternating,
             semantic_weight: 1.0,
             structure_weight: 0.001,
             neighbours: 3,
             structure_temperature: 3.0,
             detach_reference: false,
-            warm_up: true,
-            critic_learning_rate: 1e-3,
+            divergence: DivergenceName::KullbackLeibler,
         }
+    }
+}
+
+impl Default for AdaptationConfig {
+    fn default() -> Self {
+        Self { source_share: 0.75, weight: 1.0, warm_up: true, critic_learning_rate: 1e-3, anchors: 16 }
+    }
+}
+
+impl Default for CcaConfig {
+    fn default() -> Self {
+        Self { regularisation: 0.1 }
     }
 }
 
@@ -253,6 +418,59 @@ impl OptimizerConfig {
 }
 
 impl TrainConfig {
+    /// With everything decided that method and head decide: what a run writes down. Deciding twice changes nothing.
+    ///
+    /// # Errors
+    /// When a value can't be trained with, or the method stands for another head than the one given.
+    pub fn resolved(&self) -> Result<Self> {
+        self.check()?;
+        let mut config = self.clone();
+        let given = self.model.head;
+        let head = self.method.head(given).or(given).unwrap_or_default();
+        if given.is_some_and(|given| given != head) {
+            return Err(TrainError::Setting {
+                key: "model.head",
+                expected: format!("`{}`, which method `{}` stands for", head.as_str(), self.method.as_str()),
+                got: format!("`{}`", given.unwrap_or_default().as_str()),
+            });
+        }
+        config.model.head = Some(head);
+        let ranks = head.is_cross_attentive() || self.method.is_supervised_model() || self.is_released();
+        let loss = if ranks { SourceLossKind::TripletHardest } else { SourceLossKind::InfoNce };
+        config.source_loss.kind.get_or_insert(loss);
+        let published = self.method.is_supervised_model() || self.is_released();
+        config.source_loss.pooled_weight.get_or_insert(if published { 0.0 } else { 1.0 });
+        match self.method {
+            // Closed form: one epoch is all of it.
+            MethodName::Cca => config.epochs = 1,
+            MethodName::Dcca => {
+                let dimension = self.model.embedding_dimension;
+                if self.model.hidden_dimension == 0 {
+                    config.model.hidden_dimension = 2 * dimension;
+                }
+                // The covariances of fewer rows are singular.
+                config.batch_size = config.batch_size.max(2 * dimension);
+            }
+            _ => {}
+        }
+        Ok(config)
+    }
+
+    /// Whether this is `aeir` as the released procedure has it.
+    pub fn is_released(&self) -> bool {
+        self.method == MethodName::Aeir && self.aeir.fidelity == Fidelity::Released
+    }
+
+    /// Whether features are taken as they are: the released procedure has no standardisation.
+    pub(crate) fn raw_features(&self) -> bool {
+        self.is_released()
+    }
+
+    /// How rows become unit vectors.
+    pub(crate) fn norm(&self) -> UnitNorm {
+        if self.is_released() { UnitNorm::Released } else { UnitNorm::Smooth }
+    }
+
     /// Reads TOML; `origin` names it in errors.
     ///
     /// # Errors
@@ -304,14 +522,49 @@ impl TrainConfig {
         )?;
         demand(self.target_batch_size > 0, "target_batch_size", "at least 1", self.target_batch_size)?;
         demand(self.checkpoint_every > 0, "checkpoint_every", "at least 1", self.checkpoint_every)?;
-        let ModelConfig { embedding_dimension, input_dropout } = self.model;
+        let ModelConfig { embedding_dimension, input_dropout, .. } = self.model;
         demand(embedding_dimension > 1, "model.embedding_dimension", "at least 2", embedding_dimension)?;
         demand((0.0..1.0).contains(&input_dropout), "model.input_dropout", "in 0 .. 1", input_dropout)?;
         let loss = self.source_loss;
         demand(positive(loss.temperature), "source_loss.temperature", "above 0", loss.temperature)?;
         demand(positive(loss.margin), "source_loss.margin", "above 0", loss.margin)?;
+        demand(
+            (0.0..=1.0).contains(&loss.all_negatives_share),
+            "source_loss.all_negatives_share",
+            "in 0 ..= 1",
+            loss.all_negatives_share,
+        )?;
+        let pooled = loss.pooled_weight.unwrap_or(1.0);
+        demand(weight(pooled), "source_loss.pooled_weight", "0 or more", pooled)?;
+        let HeadOptions { similarity_dimension, graph_steps, dropout, .. } = self.model.head_options;
+        demand(
+            similarity_dimension > 0,
+            "model.head_options.similarity_dimension",
+            "at least 1",
+            similarity_dimension,
+        )?;
+        demand(graph_steps > 0, "model.head_options.graph_steps", "at least 1", graph_steps)?;
+        demand((0.0..1.0).contains(&dropout), "model.head_options.dropout", "in 0 .. 1", dropout)?;
+        let words = self.model.words;
+        demand(words.word_dimension > 0, "model.words.word_dimension", "at least 1", words.word_dimension)?;
+        demand((0.0..1.0).contains(&words.dropout), "model.words.dropout", "in 0 .. 1", words.dropout)?;
         let aeir = self.aeir;
-        demand((0.0..1.0).contains(&aeir.source_share), "aeir.source_share", "in 0 .. 1", aeir.source_share)?;
+        let share = |value: f64| (0.0..1.0).contains(&value);
+        let adaptation = self.adaptation;
+        demand(
+            share(adaptation.source_share),
+            "adaptation.source_share",
+            "in 0 .. 1",
+            adaptation.source_share,
+        )?;
+        demand(weight(adaptation.weight), "adaptation.weight", "0 or more", adaptation.weight)?;
+        demand(adaptation.anchors > 1, "adaptation.anchors", "at least 2", adaptation.anchors)?;
+        demand(
+            positive(adaptation.critic_learning_rate),
+            "adaptation.critic_learning_rate",
+            "above 0",
+            adaptation.critic_learning_rate,
+        )?;
         demand(weight(aeir.semantic_weight), "aeir.semantic_weight", "0 or more", aeir.semantic_weight)?;
         demand(weight(aeir.structure_weight), "aeir.structure_weight", "0 or more", aeir.structure_weight)?;
         demand(aeir.neighbours > 0, "aeir.neighbours", "at least 1", aeir.neighbours)?;
@@ -321,11 +574,12 @@ impl TrainConfig {
             "above 0",
             aeir.structure_temperature,
         )?;
+        demand(positive(self.cca.regularisation), "cca.regularisation", "above 0", self.cca.regularisation)?;
         demand(
-            positive(aeir.critic_learning_rate),
-            "aeir.critic_learning_rate",
-            "above 0",
-            aeir.critic_learning_rate,
+            !(self.is_released() && self.standardise),
+            "standardise",
+            "false with `aeir.fidelity = \"released\"`, which takes features as they are",
+            self.standardise,
         )?;
         let optimizer = self.optimizer;
         demand(
@@ -386,6 +640,30 @@ mod tests {
             let error = TrainConfig::from_toml(text, "test").unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}`")), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn method_and_head_decide_what_is_not_given() {
+        let config = |method| TrainConfig { method, ..TrainConfig::default() };
+        let plain = config(MethodName::SourceOnly).resolved().unwrap();
+        assert_eq!(plain.model.head, Some(Head::Cosine));
+        assert_eq!(plain.source_loss.kind, Some(SourceLossKind::InfoNce));
+        let saf = config(MethodName::Saf).resolved().unwrap();
+        assert_eq!(saf.model.head, Some(Head::Saf));
+        assert_eq!(saf.source_loss.kind, Some(SourceLossKind::TripletHardest));
+        assert_eq!(saf.source_loss.pooled_weight, Some(0.0));
+        assert_eq!(saf.resolved().unwrap(), saf);
+        let mut other = config(MethodName::Saf);
+        other.model.head = Some(Head::Sgr);
+        assert!(other.resolved().unwrap_err().to_string().contains("model.head"));
+        let mut scan = config(MethodName::Scan);
+        scan.model.head = Some(Head::ScanI2t);
+        assert_eq!(scan.resolved().unwrap().model.head, Some(Head::ScanI2t));
+        let mut released = config(MethodName::Aeir);
+        released.aeir.fidelity = Fidelity::Released;
+        assert_eq!(released.resolved().unwrap().source_loss.kind, Some(SourceLossKind::TripletHardest));
+        released.standardise = true;
+        assert!(released.resolved().is_err());
     }
 
     #[test]

@@ -1,81 +1,23 @@
-//! Features of every domain, and the tensors a run trains on.
+//! What every domain's items are to a run: features or words, and the tensors a run trains on.
 
 use std::collections::BTreeMap;
 
-use aeir_encoders::Standardisation;
 use aeir_encoders::standardise::{DomainStatistics, Standardiser};
-use candle_core::{Device, Tensor};
+use aeir_encoders::{ImageInput, Standardisation};
+use candle_core::Device;
 use sha2::{Digest, Sha256};
 
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
-
-/// Frozen-backbone features of a set of items, one row an item, `[N, F]` row-major on the host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct FeatureTable {
-    dimension: usize,
-    values: Vec<f32>,
-}
-
-impl FeatureTable {
-    /// A table of `values.len() / dimension` rows.
-    ///
-    /// # Errors
-    /// When that is not a whole number, or a value is not finite.
-    pub fn new(values: Vec<f32>, dimension: usize) -> Result<Self> {
-        if dimension == 0 || !values.len().is_multiple_of(dimension) {
-            return Err(TrainError::Data {
-                what: "feature table".into(),
-                expected: format!("a multiple of {dimension} values, {dimension} above 0"),
-                got: values.len().to_string(),
-            });
-        }
-        if let Some(position) = values.iter().position(|value| !value.is_finite()) {
-            return Err(TrainError::Data {
-                what: format!("feature {} of item {}", position % dimension, position / dimension),
-                expected: "a finite number".into(),
-                got: values.get(position).map_or_else(String::new, f32::to_string),
-            });
-        }
-        Ok(Self { dimension, values })
-    }
-
-    /// Number of items.
-    pub fn len(&self) -> usize {
-        self.values.len() / self.dimension
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.values.is_empty()
-    }
-
-    /// F.
-    pub fn dimension(&self) -> usize {
-        self.dimension
-    }
-
-    /// The features of each item.
-    pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
-        self.values.chunks_exact(self.dimension)
-    }
-
-    /// As a tensor `[N, F]`.
-    ///
-    /// # Errors
-    /// When the device has no room.
-    pub fn tensor(&self, device: &Device) -> Result<Tensor> {
-        Ok(Tensor::from_slice(&self.values, (self.len(), self.dimension), device)?)
-    }
-}
+use crate::items::{ItemTable, PreparedItems};
 
 /// Pairs to score with, never to train on: nothing makes a training batch of them.
 #[derive(Debug, Clone)]
 pub struct EvaluationPairs {
     /// One row an image.
-    pub images: FeatureTable,
+    pub images: ItemTable,
     /// One row a sentence.
-    pub sentences: FeatureTable,
+    pub sentences: ItemTable,
     /// The image each sentence belongs to.
     pub owners: Vec<usize>,
 }
@@ -86,9 +28,9 @@ pub struct SourceData {
     /// Its name; it appears in the model's statistics.
     pub name: String,
     /// One row an image.
-    pub images: FeatureTable,
+    pub images: ItemTable,
     /// One row a sentence.
-    pub sentences: FeatureTable,
+    pub sentences: ItemTable,
     /// For each image the rows of its sentences, one or more.
     pub sentences_of: Vec<Vec<usize>>,
     /// The validation split, where there is one.
@@ -99,9 +41,9 @@ pub struct SourceData {
 #[derive(Debug, Clone)]
 pub struct TargetData {
     /// One row an image.
-    pub images: FeatureTable,
+    pub images: ItemTable,
     /// One row a sentence.
-    pub sentences: FeatureTable,
+    pub sentences: ItemTable,
 }
 
 /// All that a run trains on.
@@ -125,51 +67,41 @@ impl TrainingData {
             hash.update((numbers.len() as u64).to_le_bytes());
             numbers.for_each(|number| hash.update((*number as u64).to_le_bytes()));
         }
-        fn table(hash: &mut Sha256, table: &FeatureTable) {
-            numbers(hash, [table.len(), table.dimension].iter());
-            table.values.iter().for_each(|value| hash.update(value.to_le_bytes()));
-        }
         let mut hash = Sha256::new();
         for source in &self.sources {
             numbers(&mut hash, [source.name.len()].iter());
             hash.update(source.name.as_bytes());
-            table(&mut hash, &source.images);
-            table(&mut hash, &source.sentences);
+            source.images.digest(&mut hash);
+            source.sentences.digest(&mut hash);
             source.sentences_of.iter().for_each(|rows| numbers(&mut hash, rows.iter()));
             hash.update([u8::from(source.validation.is_some())]);
             if let Some(pairs) = &source.validation {
-                table(&mut hash, &pairs.images);
-                table(&mut hash, &pairs.sentences);
+                pairs.images.digest(&mut hash);
+                pairs.sentences.digest(&mut hash);
                 numbers(&mut hash, pairs.owners.iter());
             }
         }
         if let Some(target) = &self.target {
-            table(&mut hash, &target.images);
-            table(&mut hash, &target.sentences);
+            target.images.digest(&mut hash);
+            target.sentences.digest(&mut hash);
         }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Standardises everything and puts it on the device.
+    /// Standardises everything and makes it ready for batches on the device.
     ///
     /// # Errors
     /// When there are too few source pairs, dimensions differ, or a target is needed and missing.
     pub fn prepare(&self, config: &TrainConfig, device: &Device) -> Result<PreparedData> {
-        let first = self.sources.first().ok_or_else(|| TrainError::Data {
-            what: "source domains".into(),
-            expected: "one or more".into(),
-            got: "none".into(),
-        })?;
-        let (image_dimension, sentence_dimension) = (first.images.dimension, first.sentences.dimension);
         let pairs: usize = self.sources.iter().map(|source| source.images.len()).sum();
-        if pairs < 2 {
+        if self.sources.is_empty() || pairs < 2 {
             return Err(TrainError::Data {
                 what: "source pairs to train on".into(),
                 expected: "2 or more".into(),
                 got: pairs.to_string(),
             });
         }
-        let standardisation = self.standardisation(config, image_dimension, sentence_dimension, device)?;
+        let standardisation = self.standardisation(config, device)?;
         let mut names = self.domain_names();
         if !config.standardise {
             names.iter_mut().for_each(|name| SOURCE.clone_into(name));
@@ -180,16 +112,19 @@ impl TrainingData {
         let mut sentence_count = 0;
         for (source, name) in self.sources.iter().zip(&names) {
             let statistics = standardisation.domain(name)?;
-            images.push(statistics.image.apply(&source.images.tensor(device)?)?);
-            sentences.push(statistics.sentence.apply(&source.sentences.tensor(device)?)?);
+            images.push((&source.images, statistics.image.as_ref()));
+            sentences.push((&source.sentences, statistics.sentence.as_ref()));
             for of_image in &source.sentences_of {
                 sentences_of.push(of_image.iter().map(|row| row + sentence_count).collect());
             }
             sentence_count += source.sentences.len();
             if let Some(pairs) = &source.validation {
                 validation.push(PreparedPairs {
-                    images: statistics.image.apply(&pairs.images.tensor(device)?)?,
-                    sentences: statistics.sentence.apply(&pairs.sentences.tensor(device)?)?,
+                    images: PreparedItems::new(&[(&pairs.images, statistics.image.as_ref())], device)?,
+                    sentences: PreparedItems::new(
+                        &[(&pairs.sentences, statistics.sentence.as_ref())],
+                        device,
+                    )?,
                     owners: pairs.owners.clone(),
                 });
             }
@@ -198,15 +133,18 @@ impl TrainingData {
             Some(target) => {
                 let statistics = standardisation.domain(standardisation.serving())?;
                 Some(PreparedTarget {
-                    images: statistics.image.apply(&target.images.tensor(device)?)?,
-                    sentences: statistics.sentence.apply(&target.sentences.tensor(device)?)?,
+                    images: PreparedItems::new(&[(&target.images, statistics.image.as_ref())], device)?,
+                    sentences: PreparedItems::new(
+                        &[(&target.sentences, statistics.sentence.as_ref())],
+                        device,
+                    )?,
                 })
             }
             None => None,
         };
         Ok(PreparedData {
-            images: Tensor::cat(&images, 0)?,
-            sentences: Tensor::cat(&sentences, 0)?,
+            images: PreparedItems::new(&images, device)?,
+            sentences: PreparedItems::new(&sentences, device)?,
             sentences_of,
             validation,
             target,
@@ -231,19 +169,11 @@ impl TrainingData {
         names
     }
 
-    fn standardisation(
-        &self,
-        config: &TrainConfig,
-        image_dimension: usize,
-        sentence_dimension: usize,
-        device: &Device,
-    ) -> Result<Standardisation> {
-        let fit = |images: &[&FeatureTable], sentences: &[&FeatureTable]| {
-            let image_rows = images.iter().flat_map(|table| table.rows());
-            let sentence_rows = sentences.iter().flat_map(|table| table.rows());
+    fn standardisation(&self, config: &TrainConfig, device: &Device) -> Result<Standardisation> {
+        let fit = |images: &[&ItemTable], sentences: &[&ItemTable]| {
             Ok::<_, TrainError>(DomainStatistics {
-                image: Standardiser::fit(image_rows, image_dimension, device)?,
-                sentence: Standardiser::fit(sentence_rows, sentence_dimension, device)?,
+                image: if config.raw_features() { None } else { fit(images, device)? },
+                sentence: if config.raw_features() { None } else { fit(sentences, device)? },
             })
         };
         if !config.standardise {
@@ -266,12 +196,25 @@ impl TrainingData {
     }
 }
 
-/// Standardised features on the device.
+/// Statistics over all rows of all tables; none for words.
+fn fit(tables: &[&ItemTable], device: &Device) -> Result<Option<Standardiser>> {
+    let Some(first) = tables.first() else { return Ok(None) };
+    if matches!(first, ItemTable::Words(_)) {
+        return Ok(None);
+    }
+    let mut failed = None;
+    let fitted = Standardiser::fit_each(first.dimension(), device, |visit| {
+        failed = tables.iter().try_for_each(|table| table.each_row(visit)).err();
+    });
+    failed.map_or_else(|| Ok(Some(fitted?)), Err)
+}
+
+/// Standardised features, ready for batches.
 pub struct PreparedData {
-    /// Source images `[N, F]`, all domains.
-    pub images: Tensor,
-    /// Source sentences `[M, G]`, all domains.
-    pub sentences: Tensor,
+    /// Source images, all domains.
+    pub images: PreparedItems,
+    /// Source sentences, all domains.
+    pub sentences: PreparedItems,
     /// For each source image the rows of its sentences.
     pub sentences_of: Vec<Vec<usize>>,
     /// Validation splits, one a source domain that has one.
@@ -282,27 +225,53 @@ pub struct PreparedData {
     pub standardisation: Standardisation,
 }
 
+impl PreparedData {
+    /// What images come as.
+    ///
+    /// # Errors
+    /// When they come as fragments, and not as many for every image.
+    pub fn image_input(&self) -> Result<ImageInput> {
+        self.images.image_input()
+    }
+}
+
 /// Standardised pairs to score with.
 pub struct PreparedPairs {
-    /// `[N, F]`.
-    pub images: Tensor,
-    /// `[M, G]`.
-    pub sentences: Tensor,
+    /// N images.
+    pub images: PreparedItems,
+    /// M sentences.
+    pub sentences: PreparedItems,
     /// The image of each sentence.
     pub owners: Vec<usize>,
 }
 
+impl PreparedPairs {
+    /// The first `count` images with their sentences.
+    pub(crate) fn first(&self, count: usize) -> Self {
+        let kept: Vec<usize> =
+            self.owners.iter().enumerate().filter(|(_, owner)| **owner < count).map(|(row, _)| row).collect();
+        let owners = kept.iter().filter_map(|row| self.owners.get(*row).copied()).collect();
+        Self {
+            images: self.images.view((0..count.min(self.images.len())).collect()),
+            sentences: self.sentences.view(kept),
+            owners,
+        }
+    }
+}
+
 /// The standardised target sets.
 pub struct PreparedTarget {
-    /// `[N, F]`.
-    pub images: Tensor,
-    /// `[M, G]`.
-    pub sentences: Tensor,
+    /// N images.
+    pub images: PreparedItems,
+    /// M sentences.
+    pub sentences: PreparedItems,
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::items::FeatureTable;
+    use aeir_encoders::Items;
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -312,11 +281,12 @@ pub(crate) mod tests {
         let mut draw = move || (random.next_u32() as f32 / u32::MAX as f32) - 0.5;
         let mut table = |count: usize, shift: f32| {
             let values: Vec<f32> = (0..count * 8).map(|_| draw() + shift).collect();
-            FeatureTable::new(values, 8).unwrap()
+            ItemTable::Pooled(FeatureTable::new(values, 8).unwrap())
         };
-        let sentence_of = |images: &FeatureTable| {
-            let values = images.rows().flat_map(|row| row.iter().rev().take(6).copied().collect::<Vec<_>>());
-            FeatureTable::new(values.collect(), 6).unwrap()
+        let sentence_of = |images: &ItemTable| {
+            let mut values = Vec::new();
+            images.each_row(&mut |row| values.extend(row.iter().rev().take(6))).unwrap();
+            ItemTable::Pooled(FeatureTable::new(values, 6).unwrap())
         };
         let images = table(pairs, 0.0);
         let held_out = table(12, 0.0);
@@ -337,12 +307,18 @@ pub(crate) mod tests {
         }
     }
 
+    fn mean(items: &PreparedItems) -> f32 {
+        let rows: Vec<usize> = (0..items.len()).collect();
+        let Items::Pooled(features) = items.select(&rows).unwrap() else { panic!("not pooled") };
+        features.mean_all().unwrap().to_scalar::<f32>().unwrap()
+    }
+
     #[test]
     fn without_the_switch_all_domains_get_the_source_statistics() {
         let data = toy(20, 9, 7);
         let prepared = data.prepare(&TrainConfig::default(), &Device::Cpu).unwrap();
         assert_eq!(prepared.standardisation.serving(), SOURCE);
-        let mean = prepared.target.unwrap().images.mean_all().unwrap().to_scalar::<f32>().unwrap();
+        let mean = mean(&prepared.target.unwrap().images);
         assert!(mean > 3.0, "the shift of the target stays: {mean}");
     }
 
@@ -354,16 +330,9 @@ pub(crate) mod tests {
         let prepared = data.prepare(&config, &Device::Cpu).unwrap();
         assert_eq!(prepared.standardisation.serving(), TARGET);
         assert!(prepared.standardisation.domain("target-2").is_ok(), "a source called target keeps its own");
-        let mean = prepared.target.unwrap().images.mean_all().unwrap().to_scalar::<f32>().unwrap();
+        let mean = mean(&prepared.target.unwrap().images);
         assert!(mean.abs() < 1e-5);
         data.target = None;
         assert!(data.prepare(&config, &Device::Cpu).is_err());
-    }
-
-    #[test]
-    fn features_that_are_not_finite_are_refused_by_place() {
-        let error = FeatureTable::new(vec![0.0, 1.0, f32::NAN, 2.0], 2).unwrap_err().to_string();
-        assert!(error.contains("feature 0 of item 1"), "{error}");
-        assert!(FeatureTable::new(vec![0.0; 3], 2).is_err());
     }
 }

@@ -2,27 +2,54 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aeir_data::{
-    AlignedTarget, CaptionedImage, ContentHash, DataError, FeatureCache, Features, ImageLimits,
-    ParallelDomain, Precision, Skipped, TargetImages, TargetSentences, TestPairs, for_each_batch, hash_file,
-    hash_text,
+    AlignedTarget, CaptionedImage, CaptionedRegions, ContentHash, DataError, FeatureCache, Features,
+    ImageLimits, ParallelDomain, Precision, RegionDomain, RegionFeatures, RegionTestPairs, Skipped,
+    TargetImages, TargetRegions, TargetSentences, TestPairs, for_each_batch, hash_file, hash_text,
 };
-use aeir_encoders::{ImageBackbone, TextBackbone};
+use aeir_encoders::{Fragments, ImageBackbone, TextBackbone, Vocabulary};
+use candle_core::Tensor;
 use rayon::prelude::*;
 
-use crate::data::{EvaluationPairs, FeatureTable, SourceData, TargetData};
+use crate::data::{EvaluationPairs, SourceData, TargetData};
 use crate::error::{Result, TrainError};
+use crate::items::{FeatureTable, FragmentTable, FragmentTableBuilder, ItemTable, WordTable};
 
 /// Images encoded at once.
 const IMAGE_BATCH: usize = 16;
 /// Sentences encoded at once.
 const SENTENCE_BATCH: usize = 256;
 
+/// What becomes of an image file.
+#[derive(Clone, Copy)]
+pub enum ImageEncoder<'a> {
+    /// One vector of a frozen backbone.
+    Pooled(&'a dyn ImageBackbone),
+    /// The grid cells of a frozen backbone.
+    Fragments(&'a dyn ImageBackbone),
+    /// Images come as region features: there is nothing to encode.
+    Regions,
+}
+
+/// What becomes of a sentence.
+#[derive(Clone, Copy)]
+pub enum SentenceEncoder<'a> {
+    /// One vector of a frozen backbone.
+    Pooled(&'a dyn TextBackbone),
+    /// The tokens of a frozen backbone.
+    Fragments(&'a dyn TextBackbone),
+    /// Words, for an encoder that is trained.
+    Words(&'a Vocabulary),
+}
+
 /// Encodes with frozen backbones, each item once: the cache knows it by content and encoder.
+///
+/// Pooled features are f32; fragments, which are some fifty times as many, are kept in half precision.
 pub struct FeatureExtractor<'a> {
-    images: &'a dyn ImageBackbone,
-    sentences: &'a dyn TextBackbone,
+    images: ImageEncoder<'a>,
+    sentences: SentenceEncoder<'a>,
     image_cache: Option<FeatureCache>,
     sentence_cache: Option<FeatureCache>,
     limits: ImageLimits,
@@ -45,7 +72,7 @@ pub struct Progress<'a> {
 /// Features of a list of items, some of which may have been left out.
 pub struct Extracted {
     /// One row an item that could be encoded.
-    pub table: FeatureTable,
+    pub table: ItemTable,
     /// The row of each item asked for.
     pub rows: Vec<Option<usize>>,
     /// What was left out, and why.
@@ -61,7 +88,7 @@ impl Extracted {
 
 impl<'a> FeatureExtractor<'a> {
     /// Encodes with these backbones, without a cache, without progress.
-    pub fn new(images: &'a dyn ImageBackbone, sentences: &'a dyn TextBackbone) -> Self {
+    pub fn new(images: ImageEncoder<'a>, sentences: SentenceEncoder<'a>) -> Self {
         Self {
             images,
             sentences,
@@ -72,13 +99,30 @@ impl<'a> FeatureExtractor<'a> {
         }
     }
 
-    /// Keeps pooled features in `folder`, f32.
+    /// Keeps features in `folder`.
     ///
     /// # Errors
     /// When the cache can't be opened or made.
     pub fn with_cache(mut self, folder: &Path) -> Result<Self> {
-        self.image_cache = Some(FeatureCache::open(folder, self.images.fingerprint(), Precision::F32)?);
-        self.sentence_cache = Some(FeatureCache::open(folder, self.sentences.fingerprint(), Precision::F32)?);
+        let open = |fingerprint: &str, kind: Kind| {
+            // Fragments are other values of the same encoder: a name of their own.
+            Ok::<_, TrainError>(Some(match kind {
+                Kind::Pooled => FeatureCache::open(folder, fingerprint, Precision::F32)?,
+                Kind::Fragments => {
+                    FeatureCache::open(folder, &format!("{fingerprint}-fragments"), Precision::F16)?
+                }
+            }))
+        };
+        self.image_cache = match self.images {
+            ImageEncoder::Pooled(backbone) => open(backbone.fingerprint(), Kind::Pooled)?,
+            ImageEncoder::Fragments(backbone) => open(backbone.fingerprint(), Kind::Fragments)?,
+            ImageEncoder::Regions => None,
+        };
+        self.sentence_cache = match self.sentences {
+            SentenceEncoder::Pooled(backbone) => open(backbone.fingerprint(), Kind::Pooled)?,
+            SentenceEncoder::Fragments(backbone) => open(backbone.fingerprint(), Kind::Fragments)?,
+            SentenceEncoder::Words(_) => None,
+        };
         Ok(self)
     }
 
@@ -94,15 +138,27 @@ impl<'a> FeatureExtractor<'a> {
         self
     }
 
-    /// Pooled features of image files. One that is missing or can't be decoded is left out and listed.
+    /// Features of image files. One that is missing or can't be decoded is left out and listed.
     ///
     /// # Errors
     /// When none is left, the network fails or the cache can't be written.
     pub fn images(&mut self, what: &str, paths: &[PathBuf]) -> Result<Extracted> {
+        let (backbone, kind) = match self.images {
+            ImageEncoder::Pooled(backbone) => (backbone, Kind::Pooled),
+            ImageEncoder::Fragments(backbone) => (backbone, Kind::Fragments),
+            ImageEncoder::Regions => {
+                return Err(TrainError::Data {
+                    what: what.into(),
+                    expected: "region features in a `.npy` file, as the model has no image encoder".into(),
+                    got: "image files".into(),
+                });
+            }
+        };
         let limits = self.limits;
         let hashes: Vec<std::result::Result<ContentHash, DataError>> =
             paths.par_iter().map(|path| hash_within(path, &limits)).collect();
-        let mut found: HashMap<ContentHash, Vec<f32>> = HashMap::new();
+        let mut found: HashMap<ContentHash, usize> = HashMap::new();
+        let mut table = TableBuilder::new(kind, backbone.dimension());
         let mut failed: HashMap<ContentHash, Skipped> = HashMap::new();
         let mut missing: Vec<(ContentHash, PathBuf)> = Vec::new();
         let mut seen = HashSet::new();
@@ -112,7 +168,7 @@ impl<'a> FeatureExtractor<'a> {
                 continue;
             }
             match self.image_cache.as_ref().map(|cache| cache.get(hash)).transpose()?.flatten() {
-                Some(features) => drop(found.insert(*hash, features.values)),
+                Some(features) => drop(found.insert(*hash, table.store(&features.values))),
                 None => missing.push((*hash, path.clone())),
             }
         }
@@ -141,48 +197,60 @@ impl<'a> FeatureExtractor<'a> {
                 }
             }
             if !decoded.is_empty() {
-                let rows = self.images.encode(&decoded)?.to_vec2::<f32>()?;
-                store(self.image_cache.as_ref(), keys, rows, &mut found)?;
+                let features = match kind {
+                    Kind::Pooled => pooled_features(&backbone.encode(&decoded)?)?,
+                    Kind::Fragments => fragment_features(&backbone.fragments(&decoded)?)?,
+                };
+                store(self.image_cache.as_ref(), keys, features, &mut table, &mut found)?;
             }
             (self.progress)(Progress { what, done, total, cached });
             Ok::<_, TrainError>(())
         })?;
 
-        let mut builder = TableBuilder::new(self.images.dimension());
+        let mut rows = Rows::new(table);
         for (hash, path) in hashes.into_iter().zip(paths) {
+            let skip = |reason: &str| Skipped {
+                item: path.display().to_string(),
+                line: None,
+                file: None,
+                reason: reason.to_owned(),
+            };
             match hash {
                 Ok(hash) => match (found.get(&hash), failed.get(&hash)) {
-                    (Some(values), _) => builder.push(values),
-                    (None, Some(skipped)) => {
-                        builder.skip(Skipped { item: path.display().to_string(), ..skipped.clone() });
-                    }
-                    (None, None) => builder.skip(Skipped {
-                        item: path.display().to_string(),
-                        line: None,
-                        file: None,
-                        reason: "was not encoded".into(),
-                    }),
+                    (Some(entry), _) => rows.push(*entry),
+                    (None, Some(skipped)) => rows.skip(skip(&skipped.reason)),
+                    (None, None) => rows.skip(skip("was not encoded")),
                 },
-                Err(error) => builder.skip(Skipped::image(path, &error)),
+                Err(error) => rows.skip(Skipped::image(path, &error)),
             }
         }
-        builder.finish(what, "image")
+        rows.finish(what, "image")
     }
 
-    /// Pooled features of sentences, one row each, in order.
+    /// Features, or words, of sentences, one item each, in order.
     ///
     /// # Errors
     /// When tokenising fails or the cache can't be written.
-    pub fn sentences(&mut self, what: &str, sentences: &[String]) -> Result<FeatureTable> {
+    pub fn sentences(&mut self, what: &str, sentences: &[String]) -> Result<ItemTable> {
+        let (backbone, kind) = match self.sentences {
+            SentenceEncoder::Pooled(backbone) => (backbone, Kind::Pooled),
+            SentenceEncoder::Fragments(backbone) => (backbone, Kind::Fragments),
+            SentenceEncoder::Words(vocabulary) => {
+                let ids = sentences.iter().map(|sentence| vocabulary.ids(sentence)).collect();
+                let vocabulary_size = vocabulary.size();
+                return Ok(ItemTable::Words(WordTable { ids: Arc::new(ids), vocabulary_size }));
+            }
+        };
         let keys: Vec<ContentHash> = sentences.iter().map(|sentence| hash_text(sentence)).collect();
-        let mut found: HashMap<ContentHash, Vec<f32>> = HashMap::new();
+        let mut found: HashMap<ContentHash, usize> = HashMap::new();
+        let mut table = TableBuilder::new(kind, backbone.dimension());
         let mut missing: BTreeMap<ContentHash, &str> = BTreeMap::new();
         for (key, sentence) in keys.iter().zip(sentences) {
             if found.contains_key(key) || missing.contains_key(key) {
                 continue;
             }
             match self.sentence_cache.as_ref().map(|cache| cache.get(key)).transpose()?.flatten() {
-                Some(features) => drop(found.insert(*key, features.values)),
+                Some(features) => drop(found.insert(*key, table.store(&features.values))),
                 None => drop(missing.insert(*key, sentence)),
             }
         }
@@ -191,20 +259,84 @@ impl<'a> FeatureExtractor<'a> {
         let missing: Vec<(ContentHash, &str)> = missing.into_iter().collect();
         for batch in missing.chunks(SENTENCE_BATCH) {
             let texts: Vec<&str> = batch.iter().map(|(_, text)| *text).collect();
-            let rows = self.sentences.encode(&texts)?.to_vec2::<f32>()?;
-            store(
-                self.sentence_cache.as_ref(),
-                batch.iter().map(|(key, _)| *key).collect(),
-                rows,
-                &mut found,
-            )?;
+            let features = match kind {
+                Kind::Pooled => pooled_features(&backbone.encode(&texts)?)?,
+                Kind::Fragments => fragment_features(&backbone.fragments(&texts)?)?,
+            };
+            let keys = batch.iter().map(|(key, _)| *key).collect();
+            store(self.sentence_cache.as_ref(), keys, features, &mut table, &mut found)?;
             (self.progress)(Progress { what, done: found.len(), total, cached });
         }
-        let mut values = Vec::with_capacity(keys.len() * self.sentences.dimension());
-        for key in &keys {
-            values.extend_from_slice(found.get(key).map_or(&[][..], Vec::as_slice));
-        }
-        FeatureTable::new(values, self.sentences.dimension())
+        let mut rows = Rows::new(table);
+        keys.iter().filter_map(|key| found.get(key)).for_each(|entry| rows.push(*entry));
+        Ok(rows.finish(what, "sentence")?.table)
+    }
+
+    /// A source domain of region features. All values are looked at once: one that is not finite would end the training
+    /// later.
+    ///
+    /// # Errors
+    /// When a value is not finite.
+    pub fn region_source(&mut self, domain: &RegionDomain) -> Result<SourceData> {
+        let (images, sentences, sentences_of) = self.captioned_regions(&domain.name, &domain.train)?;
+        let validation = match &domain.validation {
+            None => None,
+            Some(split) => {
+                let what = format!("{} validation", domain.name);
+                let (images, sentences, sentences_of) = self.captioned_regions(&what, split)?;
+                Some(EvaluationPairs { owners: owners(&sentences_of), images, sentences })
+            }
+        };
+        Ok(SourceData { name: domain.name.clone(), images, sentences, sentences_of, validation })
+    }
+
+    fn captioned_regions(
+        &mut self,
+        what: &str,
+        split: &CaptionedRegions,
+    ) -> Result<(ItemTable, ItemTable, Vec<Vec<usize>>)> {
+        split.features().check_finite()?;
+        let rows = split.items().iter().map(|item| item.image).collect();
+        let images = ItemTable::Fragments(FragmentTable::mapped(split.features().clone(), Some(rows))?);
+        let sentences = self.sentences(&format!("{what} sentences"), split.sentences())?;
+        let sentences_of = split.items().iter().map(|item| item.sentences.clone().collect()).collect();
+        Ok((images, sentences, sentences_of))
+    }
+
+    /// The two unpaired target sets, the images as region features.
+    ///
+    /// # Errors
+    /// When a value is not finite.
+    pub fn region_target(
+        &mut self,
+        images: &TargetRegions,
+        sentences: &TargetSentences,
+    ) -> Result<TargetData> {
+        let images = self.regions(images.features())?;
+        Ok(TargetData { images, sentences: self.sentences("target sentences", sentences.sentences())? })
+    }
+
+    /// All images of a file of region features.
+    ///
+    /// # Errors
+    /// When a value is not finite.
+    pub fn regions(&self, features: &RegionFeatures) -> Result<ItemTable> {
+        features.check_finite()?;
+        Ok(ItemTable::Fragments(FragmentTable::mapped(features.clone(), None)?))
+    }
+
+    /// Pairs of region features and captions to score with.
+    ///
+    /// # Errors
+    /// When a value is not finite.
+    pub fn region_test(&mut self, pairs: &RegionTestPairs) -> Result<EvaluationPairs> {
+        pairs.features().check_finite()?;
+        let images = FragmentTable::mapped(pairs.features().clone(), Some(pairs.images().to_vec()))?;
+        Ok(EvaluationPairs {
+            images: ItemTable::Fragments(images),
+            sentences: self.sentences("test sentences", pairs.captions())?,
+            owners: pairs.owners().to_vec(),
+        })
     }
 
     /// A source domain with its validation split. Images that can't be encoded take their sentences with them.
@@ -217,9 +349,7 @@ impl<'a> FeatureExtractor<'a> {
         if !domain.validation.is_empty() {
             let what = format!("{} validation", domain.name);
             let (images, sentences, sentences_of, more) = self.captioned(&what, &domain.validation)?;
-            let owners =
-                sentences_of.iter().enumerate().flat_map(|(image, of)| of.iter().map(move |_| image));
-            validation = Some(EvaluationPairs { owners: owners.collect(), images, sentences });
+            validation = Some(EvaluationPairs { owners: owners(&sentences_of), images, sentences });
             skipped.extend(more);
         }
         let name = domain.name.clone();
@@ -275,7 +405,7 @@ impl<'a> FeatureExtractor<'a> {
         &mut self,
         what: &str,
         items: &[CaptionedImage],
-    ) -> Result<(FeatureTable, FeatureTable, Vec<Vec<usize>>, Vec<Skipped>)> {
+    ) -> Result<(ItemTable, ItemTable, Vec<Vec<usize>>, Vec<Skipped>)> {
         let paths: Vec<PathBuf> = items.iter().map(|item| item.image.clone()).collect();
         let extracted = self.images(&format!("{what} images"), &paths)?;
         let (mut captions, mut sentences_of) = (Vec::new(), Vec::new());
@@ -300,37 +430,92 @@ fn hash_within(path: &Path, limits: &ImageLimits) -> std::result::Result<Content
     }
 }
 
-/// Puts encoded rows into the cache and into `found`.
+/// The image of each sentence, from the sentences of each image.
+fn owners(sentences_of: &[Vec<usize>]) -> Vec<usize> {
+    sentences_of.iter().enumerate().flat_map(|(image, of)| of.iter().map(move |_| image)).collect()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pooled,
+    Fragments,
+}
+
+fn pooled_features(encoded: &Tensor) -> Result<Vec<Features>> {
+    Ok(encoded.to_vec2::<f32>()?.into_iter().map(Features::pooled).collect())
+}
+
+/// The real fragments of each item, in half precision.
+fn fragment_features(encoded: &Fragments) -> Result<Vec<Features>> {
+    let masks = encoded.mask().to_vec2::<f32>()?;
+    let features = encoded.features().to_vec3::<f32>()?;
+    let columns = encoded.features().dim(2)?;
+    let of_item = |(fragments, mask): (Vec<Vec<f32>>, Vec<f32>)| {
+        let real = fragments.into_iter().zip(mask).filter(|(_, mask)| *mask != 0.0);
+        let values: Vec<f32> = real.flat_map(|(fragment, _)| fragment).collect();
+        Features { rows: values.len() / columns.max(1), columns, values }.rounded(Precision::F16)
+    };
+    Ok(features.into_iter().zip(masks).map(of_item).collect())
+}
+
+/// Puts encoded items into the cache, into the table and into `found`.
 fn store(
     cache: Option<&FeatureCache>,
     keys: Vec<ContentHash>,
-    rows: Vec<Vec<f32>>,
-    found: &mut HashMap<ContentHash, Vec<f32>>,
+    features: Vec<Features>,
+    table: &mut TableBuilder,
+    found: &mut HashMap<ContentHash, usize>,
 ) -> Result<()> {
-    let features: Vec<(ContentHash, Features)> =
-        keys.into_iter().zip(rows.into_iter().map(Features::pooled)).collect();
+    let features: Vec<(ContentHash, Features)> = keys.into_iter().zip(features).collect();
     if let Some(cache) = cache {
         cache.append(&features)?;
     }
-    found.extend(features.into_iter().map(|(key, features)| (key, features.values)));
+    found.extend(features.iter().map(|(key, features)| (*key, table.store(&features.values))));
     Ok(())
 }
 
-struct TableBuilder {
-    dimension: usize,
-    values: Vec<f32>,
+/// Features of different items, each once.
+enum TableBuilder {
+    Pooled { dimension: usize, entries: Vec<f32> },
+    Fragments(FragmentTableBuilder),
+}
+
+impl TableBuilder {
+    fn new(kind: Kind, dimension: usize) -> Self {
+        match kind {
+            Kind::Pooled => Self::Pooled { dimension, entries: Vec::new() },
+            Kind::Fragments => Self::Fragments(FragmentTableBuilder::new(dimension)),
+        }
+    }
+
+    /// The number of the new entry.
+    fn store(&mut self, values: &[f32]) -> usize {
+        match self {
+            Self::Pooled { dimension, entries } => {
+                entries.extend_from_slice(values);
+                entries.len() / (*dimension).max(1) - 1
+            }
+            Self::Fragments(builder) => builder.store(values),
+        }
+    }
+}
+
+/// Items in the order asked for, as entries of a table.
+struct Rows {
+    table: TableBuilder,
+    entries: Vec<usize>,
     rows: Vec<Option<usize>>,
     skipped: Vec<Skipped>,
 }
 
-impl TableBuilder {
-    fn new(dimension: usize) -> Self {
-        Self { dimension, values: Vec::new(), rows: Vec::new(), skipped: Vec::new() }
+impl Rows {
+    fn new(table: TableBuilder) -> Self {
+        Self { table, entries: Vec::new(), rows: Vec::new(), skipped: Vec::new() }
     }
 
-    fn push(&mut self, values: &[f32]) {
-        self.rows.push(Some(self.values.len() / self.dimension.max(1)));
-        self.values.extend_from_slice(values);
+    fn push(&mut self, entry: usize) {
+        self.rows.push(Some(self.entries.len()));
+        self.entries.push(entry);
     }
 
     fn skip(&mut self, skipped: Skipped) {
@@ -339,7 +524,7 @@ impl TableBuilder {
     }
 
     fn finish(self, what: &str, kind: &str) -> Result<Extracted> {
-        if self.values.is_empty() {
+        if self.entries.is_empty() {
             let first = self.skipped.first().map_or_else(String::new, |first| {
                 format!("; the first of {}: `{}`: {}", self.skipped.len(), first.item, first.reason)
             });
@@ -349,7 +534,17 @@ impl TableBuilder {
                 got: format!("none{first}"),
             });
         }
-        let table = FeatureTable::new(self.values, self.dimension)?;
+        let table = match self.table {
+            TableBuilder::Pooled { dimension, entries } => {
+                let row = |entry: &usize| entries.get(entry * dimension..(entry + 1) * dimension);
+                let values: Vec<f32> = self.entries.iter().filter_map(row).flatten().copied().collect();
+                ItemTable::Pooled(FeatureTable::new(values, dimension)?)
+            }
+            TableBuilder::Fragments(mut builder) => {
+                self.entries.iter().for_each(|entry| builder.item(*entry));
+                ItemTable::Fragments(builder.finish(what)?)
+            }
+        };
         Ok(Extracted { table, rows: self.rows, skipped: self.skipped })
     }
 }

@@ -3,20 +3,25 @@
 pub mod config;
 pub mod data;
 pub mod features;
+pub mod items;
 pub mod method;
 pub mod observer;
 pub mod optimizer;
 pub mod parameters;
 pub mod run;
+pub mod score;
+pub mod step;
 pub mod trainer;
 pub mod validate;
 
 mod checkpoint;
+mod critic_watch;
 mod error;
 
 pub use config::{MethodName, TrainConfig};
-pub use data::{EvaluationPairs, FeatureTable, SourceData, TargetData, TrainingData};
+pub use data::{EvaluationPairs, SourceData, TargetData, TrainingData};
 pub use error::{Result, TrainError};
+pub use items::{FeatureTable, FragmentTable, ItemTable, WordTable};
 pub use observer::{EpochRecord, Observer, Silent};
 pub use parameters::ParameterStore;
 pub use trainer::{Trained, train};

@@ -22,6 +22,19 @@ pub struct EpochRecord {
     pub source_validation_rsum: Option<f64>,
     /// Mean CSLS similarity of mutual nearest neighbours between the unpaired target sets: needs no labels.
     pub target_mutual_similarity: Option<f64>,
+    /// Proxy A-distance of source and target, where there is a target: of the last epoch before an adaptation begins
+    /// and of the last of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain_distances: Option<DomainDistances>,
+}
+
+/// How well a linear classifier tells source from target by their embeddings: 0 not at all, 2 always.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct DomainDistances {
+    /// By images.
+    pub images: f64,
+    /// By sentences.
+    pub sentences: f64,
 }
 
 /// Hears what a run does. All methods have empty defaults.

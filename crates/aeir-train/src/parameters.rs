@@ -13,6 +13,17 @@ use sha2::{Digest, Sha256};
 
 use crate::error::Result;
 
+/// Last parts of the names of tensors that are computed, not trained: they belong to the model and to checkpoints, and
+/// no optimiser sees them.
+const BUFFERS: [&str; 6] = [
+    "running_mean",
+    "running_var",
+    "canonical_weight",
+    "canonical_bias",
+    "random_features",
+    "random_predictions",
+];
+
 /// Trainable tensors by name, in name order.
 ///
 /// A clone shares the tensors. Modules take it through [`ParameterStore::builder`], the usual
@@ -45,6 +56,12 @@ impl ParameterStore {
             .filter(|(name, _)| name.starts_with(prefix))
             .map(|(name, variable)| (name.clone(), variable.clone()))
             .collect()
+    }
+
+    /// Those of [`ParameterStore::with_prefix`] that are trained.
+    pub fn trainable(&self, prefix: &str) -> Vec<(String, Var)> {
+        let is_buffer = |name: &str| BUFFERS.contains(&name.rsplit('.').next().unwrap_or(name));
+        self.with_prefix(prefix).into_iter().filter(|(name, _)| !is_buffer(name)).collect()
     }
 
     /// Copies of all values under `prefix`. They share no storage with the parameters, which go on changing.

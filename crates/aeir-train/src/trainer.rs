@@ -4,22 +4,23 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use aeir_data::ShuffledSampler;
-use aeir_encoders::{DualEncoderConfig, Mode, Standardisation};
+use aeir_encoders::{DualEncoderConfig, Items, Mode, Standardisation};
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 
 use crate::checkpoint::{self, State};
-use crate::config::{MethodName, Selection, TrainConfig};
+use crate::config::{Selection, TrainConfig};
+use crate::critic_watch::CriticWatch;
 use crate::data::{PreparedData, TrainingData};
 use crate::error::{Result, TrainError};
-use crate::method::{self, Batch, Group, Method, TargetBatch};
+use crate::method::{self, Batch, Group, Inputs, Moment, TargetBatch};
 use crate::observer::{EpochRecord, Observer};
-use crate::optimizer::{AdamW, Gradients, clip_factor};
 use crate::parameters::ParameterStore;
 use crate::run::{METRICS_FILE, RunFolder, TIMING_FILE};
-use crate::validate::{source_validation_rsum, target_mutual_similarity};
+use crate::step::{Rates, Stepper};
+use crate::validate::{domain_distances, source_validation_rsum, target_mutual_similarity};
 
 /// Backward passes recurse once a node of the graph; the main thread's stack is too small for deep ones.
 const STACK_BYTES: usize = 256 << 20;
@@ -32,7 +33,7 @@ const TARGET_SENTENCE_STREAM: u64 = 2;
 /// What a run leaves.
 #[derive(Debug)]
 pub struct Trained {
-    /// Sizes of the towers.
+    /// Sizes, inputs and head of the towers.
     pub encoder: DualEncoderConfig,
     /// The towers' parameters at the chosen epoch, by name.
     pub parameters: BTreeMap<String, Tensor>,
@@ -71,7 +72,7 @@ pub fn train(
         let thread = std::thread::Builder::new()
             .name("train".into())
             .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || Trainer::new(config, data, run, device, observer)?.run())
+            .spawn_scoped(scope, || Trainer::new(&config.resolved()?, data, run, device, observer)?.run())
             .map_err(|error| TrainError::Thread { message: error.to_string() })?;
         thread.join().map_err(|panic| TrainError::Thread {
             message: panic
@@ -91,8 +92,9 @@ struct Trainer<'a> {
     identity: String,
     data: PreparedData,
     store: ParameterStore,
-    method: Box<dyn Method>,
-    optimizers: Vec<(Group, AdamW)>,
+    stepper: Stepper,
+    watch: CriticWatch,
+    anchors: Option<(Items, Items)>,
     source: ShuffledSampler,
     target: Option<(ShuffledSampler, ShuffledSampler)>,
     steps_per_epoch: usize,
@@ -109,32 +111,38 @@ impl<'a> Trainer<'a> {
         device: &Device,
         observer: &'a mut (dyn Observer + Send),
     ) -> Result<Self> {
-        config.check()?;
         let prepared = data.prepare(config, device)?;
         let store = ParameterStore::new(config.seed, device);
-        let method = method::build(config, prepared.images.dim(1)?, prepared.sentences.dim(1)?, &store)?;
-        let mut optimizers = Vec::new();
-        for group in [Group::Encoder, Group::Critic] {
-            let parameters = store.with_prefix(group.prefix());
-            if !parameters.is_empty() {
-                optimizers.push((group, AdamW::new(parameters, config.optimizer.adamw())?));
-            }
-        }
+        let inputs = Inputs {
+            image_dimension: prepared.images.dimension()?,
+            images: prepared.image_input()?,
+            sentence_dimension: prepared.sentences.dimension()?,
+            sentences: prepared.sentences.sentence_kind(),
+        };
+        let method = method::build(config, inputs, &store)?;
+        let anchors = method.anchors();
+        let stepper = Stepper::new(method, &store, config)?;
         let pairs = prepared.sentences_of.len();
         // A last batch of one pair has no negatives: it would be a step without a loss.
         let lonely_last = pairs > config.batch_size && pairs % config.batch_size == 1;
         let source = ShuffledSampler::new(pairs, config.seed, SOURCE_STREAM).drop_last(lonely_last);
         let mut steps_per_epoch = source.batches_per_epoch(config.batch_size);
         let mut target = None;
-        if let (MethodName::Aeir, Some(sets)) = (config.method, &prepared.target) {
-            let images = ShuffledSampler::new(sets.images.dim(0)?, config.seed, TARGET_IMAGE_STREAM);
-            let sentences = ShuffledSampler::new(sets.sentences.dim(0)?, config.seed, TARGET_SENTENCE_STREAM);
+        if let (true, Some(sets)) = (config.method.adapts(), &prepared.target) {
+            let images = ShuffledSampler::new(sets.images.len(), config.seed, TARGET_IMAGE_STREAM);
+            let sentences = ShuffledSampler::new(sets.sentences.len(), config.seed, TARGET_SENTENCE_STREAM);
             for sampler in [&images, &sentences] {
                 steps_per_epoch = steps_per_epoch.max(sampler.batches_per_epoch(config.target_batch_size));
             }
             target = Some((images, sentences));
         }
+        let anchors = match anchors {
+            0 => None,
+            count => Some(Self::first_pairs(&prepared, &source, count)?),
+        };
         Ok(Self {
+            watch: CriticWatch::default(),
+            anchors,
             identity: checkpoint::identity(config, &data.digest())?,
             config,
             run,
@@ -142,8 +150,7 @@ impl<'a> Trainer<'a> {
             device: device.clone(),
             data: prepared,
             store,
-            method,
-            optimizers,
+            stepper,
             source,
             target,
             steps_per_epoch: steps_per_epoch as usize,
@@ -151,6 +158,21 @@ impl<'a> Trainer<'a> {
             best: None,
             chosen: BTreeMap::new(),
         })
+    }
+
+    /// The first pairs of a shuffled order, each with its first sentence.
+    fn first_pairs(data: &PreparedData, source: &ShuffledSampler, count: usize) -> Result<(Items, Items)> {
+        let pairs: Vec<usize> = source.epoch_order(0).iter().take(count).map(|pair| *pair as usize).collect();
+        if pairs.len() < count {
+            return Err(TrainError::Data {
+                what: "source pairs for `adaptation.anchors`".into(),
+                expected: format!("{count} or more"),
+                got: pairs.len().to_string(),
+            });
+        }
+        let first = |pair: &usize| data.sentences_of.get(*pair).and_then(|rows| rows.first().copied());
+        let sentences: Vec<usize> = pairs.iter().filter_map(first).collect();
+        Ok((data.images.select(&pairs)?, data.sentences.select(&sentences)?))
     }
 
     fn run(mut self) -> Result<Trained> {
@@ -177,7 +199,7 @@ impl<'a> Trainer<'a> {
         let epoch = self.best.map_or(self.config.epochs, |(epoch, _)| epoch);
         let score = self.best.map(|(_, score)| score);
         Ok(Trained {
-            encoder: *self.method.encoder().config(),
+            encoder: *self.stepper.method().encoder().config(),
             parameters: self.chosen,
             standardisation: self.data.standardisation,
             epoch,
@@ -199,7 +221,7 @@ impl<'a> Trainer<'a> {
         run.write_config(self.config)?;
         if let Some((state, tensors)) = found {
             self.store.restore(&checkpoint::under(&tensors, "parameter."))?;
-            for (group, optimizer) in &mut self.optimizers {
+            for (group, optimizer) in self.stepper.optimizers_mut() {
                 optimizer.restore(&checkpoint::under(&tensors, &format!("optimizer.{}", group.prefix())))?;
             }
             self.chosen = checkpoint::under(&tensors, "best.");
@@ -212,7 +234,7 @@ impl<'a> Trainer<'a> {
     fn save_checkpoint(&self, run: &RunFolder, record: &EpochRecord) -> Result<()> {
         let mut tensors = BTreeMap::new();
         checkpoint::put(&mut tensors, "parameter.", self.store.snapshot("")?);
-        for (group, optimizer) in &self.optimizers {
+        for (group, optimizer) in self.stepper.optimizers() {
             checkpoint::put(&mut tensors, &format!("optimizer.{}", group.prefix()), optimizer.state()?);
         }
         checkpoint::put(&mut tensors, "best.", self.chosen.clone());
@@ -237,14 +259,25 @@ impl<'a> Trainer<'a> {
         if let Some(name) = self.store.first_not_finite()? {
             return Err(TrainError::NotFinite { tensor: name, step: first + self.steps_per_epoch });
         }
-        let encoder = self.method.encoder();
+        self.stepper.method().after_epoch(&self.data)?;
+        let encoder = self.stepper.method().encoder();
         let source_validation_rsum = source_validation_rsum(encoder, &self.data.validation)?;
         let target_mutual_similarity =
             self.data.target.as_ref().map(|target| target_mutual_similarity(encoder, target)).transpose()?;
         // An epoch before a method adapts is not what was asked for.
-        let candidate = self.config.method == MethodName::SourceOnly
-            || self.method.uses_target(first as f64 / steps as f64);
+        let adapted = self.uses_target(first, steps);
+        let candidate = adapted || !self.config.method.adapts();
+        // Before the adaptation and after it: what it did to the distance of the domains.
+        let next = first + self.steps_per_epoch;
+        let turns = next == steps || (!adapted && self.uses_target(next, steps));
+        let domain_distances = match &self.data.target {
+            Some(target) if turns => domain_distances(encoder, &self.data, target)?,
+            _ => None,
+        };
         self.choose(epoch + 1, candidate, source_validation_rsum, target_mutual_similarity)?;
+        if let Some(warning) = self.watch.epoch(&means) {
+            self.observer.warning(&warning);
+        }
         Ok(EpochRecord {
             epoch: epoch + 1,
             step: first + self.steps_per_epoch,
@@ -253,7 +286,12 @@ impl<'a> Trainer<'a> {
             means,
             source_validation_rsum,
             target_mutual_similarity,
+            domain_distances,
         })
+    }
+
+    fn uses_target(&self, step: usize, steps: usize) -> bool {
+        step < steps && self.stepper.method().uses_target(Moment { step, steps })
     }
 
     /// Keeps the weights where this epoch is the best so far; target labels have no part in it.
@@ -284,70 +322,29 @@ impl<'a> Trainer<'a> {
     /// One step from `step` (from 0); gives the encoders' gradient norm.
     fn step(&mut self, step: usize, steps: usize, sums: &mut BTreeMap<String, (f64, usize)>) -> Result<f64> {
         let batch = self.batch(step)?;
-        let progress = step as f64 / steps as f64;
         // Dropout is a function of seed and step: nothing of it has to be saved.
         let mut random = ChaCha8Rng::seed_from_u64(self.config.seed);
         random.set_stream(step as u64);
-        let mut encoder_norm = 0.0;
-        let embeddings = self.method.embed(&batch, progress, &mut Mode::Training(&mut random))?;
-        for phase in 0..self.method.phases(progress) {
-            let outcome = self.method.phase(phase, &embeddings, progress)?;
-            for (name, value) in outcome.logged {
-                if !value.is_finite() {
-                    return Err(TrainError::NotFinite { tensor: name.into(), step: step + 1 });
-                }
-                let (sum, count) = sums.entry(name.to_owned()).or_default();
-                *sum += value;
-                *count += 1;
-            }
-            // All gradients of the phase first: a parameter that was set would change graphs that still hold it.
-            let mut gradients: Vec<Gradients> =
-                self.optimizers.iter().map(|_| Gradients::default()).collect();
-            for objective in &outcome.objectives {
-                let store = objective.loss.backward()?;
-                for ((group, optimizer), gradients) in self.optimizers.iter().zip(&mut gradients) {
-                    if objective.reaches.contains(group) {
-                        gradients.accumulate(&store, optimizer.parameters())?;
-                    }
-                }
-            }
-            let reached = |group: &Group| outcome.objectives.iter().any(|it| it.reaches.contains(group));
-            let limit = Some(self.config.optimizer.clip_norm).filter(|limit| *limit > 0.0);
-            for ((group, optimizer), gradients) in self.optimizers.iter_mut().zip(&gradients) {
-                if !reached(group) {
-                    continue;
-                }
-                let norm = gradients.norm()?;
-                if !norm.is_finite() {
-                    let name = gradients.first_not_finite()?.unwrap_or("all together");
-                    return Err(TrainError::NotFinite {
-                        tensor: format!("gradient of {name}"),
-                        step: step + 1,
-                    });
-                }
-                let rate = match group {
-                    Group::Encoder => {
-                        encoder_norm = norm;
-                        self.config.optimizer.learning_rate_at(step, steps)
-                    }
-                    Group::Critic => self.config.aeir.critic_learning_rate,
-                };
-                optimizer.step(gradients, clip_factor(norm, limit), rate)?;
-            }
+        let rates = Rates {
+            encoder: self.config.optimizer.learning_rate_at(step, steps),
+            critic: self.config.adaptation.critic_learning_rate,
+        };
+        let mode = &mut Mode::Training(&mut random);
+        let outcome = self.stepper.step(&batch, Moment { step, steps }, rates, mode)?;
+        for (name, value) in outcome.logged {
+            let (sum, count) = sums.entry(name.to_owned()).or_default();
+            *sum += value;
+            *count += 1;
         }
-        Ok(encoder_norm)
+        Ok(outcome.encoder_norm)
     }
 
     fn batch(&self, step: usize) -> Result<Batch> {
-        let rows = |indices: Vec<usize>, features: &Tensor| {
-            let indices: Vec<u32> = indices.into_iter().map(|index| index as u32).collect();
-            Ok::<_, TrainError>(features.index_select(&Tensor::new(indices, &self.device)?, 0)?)
-        };
         let step = step as u64;
         let pairs = self.source.batch(step, self.config.batch_size);
         let epoch = self.source.epoch_of(step, self.config.batch_size);
         // One random sentence an image and epoch.
-        let sentences = pairs
+        let sentences: Vec<usize> = pairs
             .iter()
             .filter_map(|&pair| {
                 let choices = self.data.sentences_of.get(pair)?;
@@ -358,16 +355,17 @@ impl<'a> Trainer<'a> {
             (Some((images, sentences)), Some(features)) => {
                 let size = self.config.target_batch_size;
                 Some(TargetBatch {
-                    images: rows(images.batch(step, size), &features.images)?,
-                    sentences: rows(sentences.batch(step, size), &features.sentences)?,
+                    images: features.images.select(&images.batch(step, size))?,
+                    sentences: features.sentences.select(&sentences.batch(step, size))?,
                 })
             }
             _ => None,
         };
         Ok(Batch {
-            source_images: rows(pairs, &self.data.images)?,
-            source_sentences: rows(sentences, &self.data.sentences)?,
+            source_images: self.data.images.select(&pairs)?,
+            source_sentences: self.data.sentences.select(&sentences)?,
             target,
+            anchors: self.anchors.clone(),
         })
     }
 }
@@ -375,9 +373,11 @@ impl<'a> Trainer<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Adversary;
+    use crate::config::{Adversary, MethodName};
     use crate::data::tests::toy;
+    use crate::method::Method;
     use crate::observer::Silent;
+    use crate::optimizer::Gradients;
     use crate::run::{Existing, Opened};
 
     fn small(method: MethodName) -> TrainConfig {
@@ -390,7 +390,8 @@ mod tests {
             ..TrainConfig::default()
         };
         config.model.embedding_dimension = 8;
-        config
+        config.adaptation.anchors = 4;
+        config.resolved().unwrap()
     }
 
     fn train_silently(config: &TrainConfig, data: &TrainingData, run: Option<&RunFolder>) -> Result<Trained> {
@@ -422,16 +423,19 @@ mod tests {
         for adversary in [Adversary::Alternating, Adversary::GradientReversal] {
             let mut config = small(MethodName::Aeir);
             config.aeir.adversary = adversary;
-            config.aeir.warm_up = false;
-            config.aeir.source_share = 0.0;
+            config.adaptation.warm_up = false;
+            config.adaptation.source_share = 0.0;
             let mut silent = Silent;
             let trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
             let batch = trainer.batch(0).unwrap();
             let mut reached = Vec::new();
             let mut random = ChaCha8Rng::seed_from_u64(1);
-            let embeddings = trainer.method.embed(&batch, 0.5, &mut Mode::Training(&mut random)).unwrap();
-            for phase in 0..trainer.method.phases(0.5) {
-                let outcome = trainer.method.phase(phase, &embeddings, 0.5).unwrap();
+            let mode = &mut Mode::Training(&mut random);
+            let moment = Moment { step: 5, steps: 10 };
+            let method = trainer.stepper.method();
+            let embeddings = method.embed(&batch, moment, mode).unwrap();
+            for phase in 0..method.phases(moment) {
+                let outcome = method.phase(phase, &embeddings, moment, mode).unwrap();
                 for objective in outcome.objectives {
                     let store = objective.loss.backward().unwrap();
                     if !objective.reaches.contains(&Group::Encoder) {
@@ -468,28 +472,30 @@ mod tests {
             fn encoder(&self) -> &aeir_encoders::DualEncoder {
                 self.0.encoder()
             }
-            fn uses_target(&self, progress: f64) -> bool {
-                self.0.uses_target(progress)
+            fn uses_target(&self, moment: Moment) -> bool {
+                self.0.uses_target(moment)
             }
-            fn phases(&self, _progress: f64) -> usize {
+            fn phases(&self, _moment: Moment) -> usize {
                 1
             }
             fn phase(
                 &self,
                 _index: usize,
                 embeddings: &method::Embeddings,
-                progress: f64,
+                moment: Moment,
+                mode: &mut Mode<'_>,
             ) -> Result<method::PhaseOutcome> {
-                self.0.phase(1, embeddings, progress)
+                self.0.phase(1, embeddings, moment, mode)
             }
         }
         let data = toy(40, 17, 23);
         let mut config = small(MethodName::Aeir);
-        config.aeir.source_share = 0.0;
-        config.aeir.warm_up = false;
+        config.adaptation.source_share = 0.0;
+        config.adaptation.warm_up = false;
         let mut silent = Silent;
         let mut trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
-        trainer.method = Box::new(Encoders(method::build(&config, 8, 6, &trainer.store).unwrap()));
+        let whole = method::build(&config, Inputs::pooled(8, 6), &trainer.store).unwrap();
+        trainer.stepper = Stepper::new(Box::new(Encoders(whole)), &trainer.store, &config).unwrap();
         let state = |trainer: &Trainer<'_>, group: Group| {
             aeir_encoders::bundle::tensor_bytes(&trainer.store.snapshot(group.prefix()).unwrap()).unwrap()
         };

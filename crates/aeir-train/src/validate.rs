@@ -1,51 +1,100 @@
 //! Scoring without target labels, for choosing an epoch, and the final scoring of pairs.
 
 use aeir_data::ShuffledSampler;
-use aeir_encoders::{DualEncoder, Mode};
-use aeir_retrieve::{Matrix, Relevance, RetrievalMetrics};
-use candle_core::Tensor;
+use aeir_encoders::{DualEncoder, Encoded, EncoderError, Items, Mode};
+use aeir_retrieve::{Matrix, ProxyADistanceOptions, Relevance, RetrievalMetrics};
+use candle_core::Device;
 
-use crate::data::{PreparedPairs, PreparedTarget};
-use crate::error::Result;
+use crate::data::{PreparedData, PreparedPairs, PreparedTarget};
+use crate::error::{Result, TrainError};
+use crate::items::{ItemTable, PreparedItems};
+use crate::observer::DomainDistances;
+use crate::score::{full_scores, joined};
 
-/// Items of each target set that the label-free criterion looks at: enough for a stable mean, few enough for an epoch.
-const TARGET_SAMPLE: usize = 2_000;
-/// Rows embedded at once, to bound memory.
-const ROWS_AT_ONCE: usize = 4_096;
+/// Items of a set that the label-free figures look at: enough for a stable mean, few enough for an epoch.
+const SAMPLE: usize = 2_000;
+/// Images of a validation split that a cross-attentive head scores after each epoch.
+const MOST_VALIDATION_IMAGES: usize = 1_000;
+/// Items of a domain below which its distance to another says nothing.
+const FEWEST_FOR_DISTANCE: usize = 8;
 /// Neighbours in the CSLS means.
 const CSLS_NEIGHBOURS: usize = 10;
 
-/// Embeds features `[N, F]` with `embed`, in blocks, and brings them to the host.
+/// The pooled vectors of a table's items, encoded with `encode` in blocks, on the host.
 ///
 /// # Errors
 /// When an operation fails on the device.
-pub fn embed_in_blocks(
-    features: &Tensor,
-    mut embed: impl FnMut(&Tensor) -> std::result::Result<Tensor, aeir_encoders::EncoderError>,
+pub fn embed_table(
+    table: &ItemTable,
+    device: &Device,
+    encode: impl FnMut(&Items) -> std::result::Result<Encoded, EncoderError>,
 ) -> Result<Matrix> {
-    let rows = features.dim(0)?;
-    let mut values = Vec::new();
-    let mut columns = 0;
-    for start in (0..rows).step_by(ROWS_AT_ONCE) {
-        let block = embed(&features.narrow(0, start, ROWS_AT_ONCE.min(rows - start))?)?;
-        columns = block.dim(1)?;
-        values.extend(block.flatten_all()?.to_vec1::<f32>()?);
-    }
-    Ok(Matrix::new(values, rows, columns)?)
+    embed_prepared(&PreparedItems::new(&[(table, None)], device)?, encode)
 }
 
-/// Scores prepared pairs with both towers.
+fn embed_prepared(
+    items: &PreparedItems,
+    mut encode: impl FnMut(&Items) -> std::result::Result<Encoded, EncoderError>,
+) -> Result<Matrix> {
+    let mut values = Vec::new();
+    let mut columns = 0;
+    for block in blocks(items) {
+        let pooled = encode(&items.select(&block)?)?.pooled()?;
+        columns = pooled.dim(1)?;
+        values.extend(pooled.flatten_all()?.to_vec1::<f32>()?);
+    }
+    Ok(Matrix::new(values, items.len(), columns)?)
+}
+
+/// Row numbers in blocks that bound memory.
+fn blocks(items: &PreparedItems) -> impl Iterator<Item = Vec<usize>> {
+    let (count, size) = (items.len(), items.rows_at_once());
+    (0..count).step_by(size).map(move |start| (start..count.min(start + size)).collect())
+}
+
+/// All of a table's items encoded with `encode`, fragments included, block by block without a graph.
+///
+/// # Errors
+/// When an operation fails on the device.
+pub fn encode_table(
+    table: &ItemTable,
+    device: &Device,
+    encode: impl FnMut(&Items) -> std::result::Result<Encoded, EncoderError>,
+) -> Result<Encoded> {
+    encode_prepared(&PreparedItems::new(&[(table, None)], device)?, encode)
+}
+
+fn encode_prepared(
+    items: &PreparedItems,
+    mut encode: impl FnMut(&Items) -> std::result::Result<Encoded, EncoderError>,
+) -> Result<Encoded> {
+    let encoded = blocks(items)
+        .map(|block| Ok(encode(&items.select(&block)?)?.detach()))
+        .collect::<Result<Vec<_>>>()?;
+    joined(&encoded)
+}
+
+/// Scores prepared pairs: with the cosine, or with the cross-attentive head in full.
 ///
 /// # Errors
 /// When embedding fails or gives values that are not finite.
 pub fn score_pairs(encoder: &DualEncoder, pairs: &PreparedPairs) -> Result<RetrievalMetrics> {
-    let images = embed_in_blocks(&pairs.images, |x| encoder.embed_images(x, &mut Mode::Evaluation))?;
-    let sentences = embed_in_blocks(&pairs.sentences, |x| encoder.embed_sentences(x, &mut Mode::Evaluation))?;
-    let relevance = Relevance::from_owners(images.rows(), &pairs.owners)?;
-    Ok(aeir_retrieve::evaluate_embeddings(&images, &sentences, &relevance)?)
+    let relevance = Relevance::from_owners(pairs.images.len(), &pairs.owners)?;
+    let images = |items: &Items| encoder.encode_images(items, &mut Mode::Evaluation);
+    let sentences = |items: &Items| encoder.encode_sentences(items, &mut Mode::Evaluation);
+    if !encoder.config().head.is_cross_attentive() {
+        let images = embed_prepared(&pairs.images, images)?;
+        let sentences = embed_prepared(&pairs.sentences, sentences)?;
+        return Ok(aeir_retrieve::evaluate_embeddings(&images, &sentences, &relevance)?);
+    }
+    let images = encode_prepared(&pairs.images, images)?;
+    let sentences = encode_prepared(&pairs.sentences, sentences)?;
+    let scores = full_scores(encoder, &images, &sentences, |_, _| ())?;
+    Ok(aeir_retrieve::evaluate(&scores, &relevance)?)
 }
 
-/// Mean rSum over the source validation splits.
+/// Mean rSum over the source validation splits. Of a split with many images a cross-attentive head scores the first
+/// thousand, the size the field reports.
 ///
 /// # Errors
 /// When scoring fails.
@@ -55,12 +104,16 @@ pub fn source_validation_rsum(encoder: &DualEncoder, splits: &[PreparedPairs]) -
     }
     let mut sum = 0.0;
     for split in splits {
-        sum += score_pairs(encoder, split)?.rsum;
+        sum += if encoder.config().head.is_cross_attentive() && split.images.len() > MOST_VALIDATION_IMAGES {
+            score_pairs(encoder, &split.first(MOST_VALIDATION_IMAGES))?.rsum
+        } else {
+            score_pairs(encoder, split)?.rsum
+        };
     }
     Ok(Some(sum / splits.len() as f64))
 }
 
-/// Mean CSLS similarity of the mutual nearest neighbours between the unpaired target sets.
+/// Mean CSLS similarity of the mutual nearest neighbours between the unpaired target sets, by their pooled vectors.
 ///
 /// Equation: `csls(x, z) = 2 cos(x, z) - r(x) - r(z)`, r the mean cosine to the 10 nearest of the other set (Conneau et
 /// al., ICLR 2018); the mean over pairs that are each other's nearest under it. It is 0 where no pair is mutual.
@@ -70,24 +123,62 @@ pub fn source_validation_rsum(encoder: &DualEncoder, splits: &[PreparedPairs]) -
 /// When embedding or scoring fails.
 pub fn target_mutual_similarity(encoder: &DualEncoder, target: &PreparedTarget) -> Result<f64> {
     // Streams of their own: rows of the same number may belong together, which must not be seen here.
-    let sample = |features: &Tensor, stream: u64| {
-        let rows = features.dim(0)?;
-        if rows <= TARGET_SAMPLE {
-            return Ok(features.clone());
-        }
-        let order = ShuffledSampler::new(rows, 0, stream).epoch_order(0);
-        let picked: Vec<u32> = order.iter().take(TARGET_SAMPLE).map(|row| *row as u32).collect();
-        features.index_select(&Tensor::new(picked, features.device())?, 0)
-    };
-    let images =
-        embed_in_blocks(&sample(&target.images, 0)?, |x| encoder.embed_images(x, &mut Mode::Evaluation))?;
-    let sentences = embed_in_blocks(&sample(&target.sentences, 1)?, |x| {
-        encoder.embed_sentences(x, &mut Mode::Evaluation)
-    })?;
+    let images = sampled(encoder, Modality::Images, &target.images, 0)?;
+    let sentences = sampled(encoder, Modality::Sentences, &target.sentences, 1)?;
     let scores = aeir_retrieve::similarity(&images, &sentences)?;
     let neighbours = CSLS_NEIGHBOURS.min(images.rows()).min(sentences.rows());
     let corrected = aeir_retrieve::csls(&scores, neighbours)?;
     Ok(mutual_mean(&corrected))
+}
+
+/// Proxy A-distance of source and target, by the pooled vectors of each modality. Larger sets are sampled, always alike.
+///
+/// # Errors
+/// When embedding fails or a domain has too few items to be split.
+pub fn domain_distances(
+    encoder: &DualEncoder,
+    source: &PreparedData,
+    target: &PreparedTarget,
+) -> Result<Option<DomainDistances>> {
+    let distance = |modality, source: &PreparedItems, target: &PreparedItems| {
+        if source.len() < FEWEST_FOR_DISTANCE || target.len() < FEWEST_FOR_DISTANCE {
+            return Ok(None);
+        }
+        let source = sampled(encoder, modality, source, 2)?;
+        let target = sampled(encoder, modality, target, 3)?;
+        let distance = aeir_retrieve::proxy_a_distance(&source, &target, &ProxyADistanceOptions::default())?;
+        Ok::<_, TrainError>(Some(distance.distance))
+    };
+    let images = distance(Modality::Images, &source.images, &target.images)?;
+    let sentences = distance(Modality::Sentences, &source.sentences, &target.sentences)?;
+    Ok(images.zip(sentences).map(|(images, sentences)| DomainDistances { images, sentences }))
+}
+
+#[derive(Clone, Copy)]
+enum Modality {
+    Images,
+    Sentences,
+}
+
+/// Pooled vectors of some of the items, always the same for a stream.
+fn sampled(encoder: &DualEncoder, modality: Modality, items: &PreparedItems, stream: u64) -> Result<Matrix> {
+    let mut rows: Vec<usize> = (0..items.len()).collect();
+    if rows.len() > SAMPLE {
+        let order = ShuffledSampler::new(rows.len(), 0, stream).epoch_order(0);
+        rows = order.iter().take(SAMPLE).map(|row| *row as usize).collect();
+    }
+    let (mut values, mut columns) = (Vec::new(), 0);
+    for block in rows.chunks(items.rows_at_once()) {
+        let items = items.select(block)?;
+        let encoded = match modality {
+            Modality::Images => encoder.encode_images(&items, &mut Mode::Evaluation)?,
+            Modality::Sentences => encoder.encode_sentences(&items, &mut Mode::Evaluation)?,
+        };
+        let pooled = encoded.pooled()?;
+        columns = pooled.dim(1)?;
+        values.extend(pooled.flatten_all()?.to_vec1::<f32>()?);
+    }
+    Ok(Matrix::new(values, rows.len(), columns)?)
 }
 
 fn mutual_mean(scores: &Matrix) -> f64 {

@@ -9,6 +9,7 @@ mod domains;
 mod fixtures;
 mod images;
 mod loader;
+mod region_features;
 mod sampler;
 
 use std::path::{Path, PathBuf};

@@ -11,7 +11,11 @@
 mod broken_folders;
 mod fixtures;
 mod gradients;
+mod heads;
 mod parity_efficientnet;
+mod parity_heads;
 mod parity_preprocessing;
 mod parity_static_embedding;
+mod parity_words;
 mod properties;
+mod words;

@@ -3,10 +3,10 @@
 use std::error::Error;
 
 use aeir_losses::{
-    Bandwidths, ConditionalAdversarialLoss, CoralLoss, DomainAdversarialLoss, DomainCritic, Estimator,
-    InfoNceLoss, LossError, MaximumMeanDiscrepancy, SigLipLoss, SinkhornDivergence, StructureTransferLoss,
-    TripletRankingLoss, WassersteinCriticLoss, fragment_similarity, fragment_similarity_released,
-    gradient_reversal, pooled_similarity, sinkhorn_plan,
+    Bandwidths, CanonicalCorrelation, ConditionalAdversarialLoss, CoralLoss, DeepCcaLoss,
+    DomainAdversarialLoss, DomainCritic, Estimator, InfoNceLoss, LossError, MaximumMeanDiscrepancy, Rows,
+    SigLipLoss, SinkhornDivergence, StructureTransferLoss, TripletRankingLoss, WassersteinCriticLoss,
+    fragment_similarity, fragment_similarity_released, gradient_reversal, pooled_similarity, sinkhorn_plan,
 };
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -149,4 +149,55 @@ fn a_critic_refuses_another_dimension() {
     assert_eq!(critic.dimension(), 4);
     shape(critic.forward(&ones(&[2, 5])), "pooled");
     shape(critic.input_gradient(&ones(&[4])), "pooled");
+}
+
+#[test]
+fn canonical_correlation_refusals() {
+    assert!(matches!(Rows::new(&[1.0f32; 5], 3), Err(LossError::Shape { tensor: "values", .. })));
+    assert!(matches!(Rows::new(&[1.0f32; 5], 0), Err(LossError::Shape { .. })));
+    assert!(matches!(Rows::<f64>::new(&[], 3), Err(LossError::Shape { .. })));
+    let values: Vec<f64> = (0..20).map(|i| f64::from(i * i % 7)).collect();
+    let (x, y) = (Rows::new(&values, 4).unwrap(), Rows::new(&values[5..], 3).unwrap());
+    let fit = |regularisation, dimension| CanonicalCorrelation::fit(x, y, regularisation, dimension);
+    let refused = |result: Result<CanonicalCorrelation, LossError>, name: &str| match result {
+        Err(LossError::Parameter { parameter, .. }) => assert_eq!(parameter, name),
+        other => panic!("{other:?}"),
+    };
+    for bad in [-0.1, f64::NAN, f64::INFINITY] {
+        refused(fit(bad, 1), "regularisation");
+    }
+    for bad in [0, 4, 100] {
+        refused(fit(0.1, bad), "dimension");
+    }
+    let other_items = CanonicalCorrelation::fit(x, Rows::new(&values, 5).unwrap(), 0.1, 1);
+    assert!(matches!(other_items, Err(LossError::Shape { tensor: "y", .. })));
+    let one = Rows::new(&values, 20).unwrap();
+    let one = CanonicalCorrelation::fit(one, one, 0.1, 1);
+    assert!(matches!(one, Err(LossError::TooFewRows { tensor: "x", expected: 2, got: 1, .. })));
+    for bad in [f64::NAN, f64::INFINITY, 1e200] {
+        let mut values = values[5..].to_vec();
+        values[7] = bad;
+        let bad = CanonicalCorrelation::fit(x, Rows::new(&values, 3).unwrap(), 0.1, 1);
+        assert!(matches!(bad, Err(LossError::NotFinite { tensor: "y", .. })), "{bad:?}");
+    }
+    let constant = [3.0f64; 15];
+    refused(CanonicalCorrelation::fit(x, Rows::new(&constant, 3).unwrap(), 0.0, 1), "dimension");
+    let found = fit(0.1, 2).unwrap();
+    assert!(matches!(found.project_x(y), Err(LossError::Shape { tensor: "x", .. })));
+}
+
+#[test]
+fn deep_cca_refusals() {
+    let loss = DeepCcaLoss::default();
+    shape(loss.forward(&ones(&[3, 2]), &ones(&[4, 2])), "y");
+    shape(loss.forward(&ones(&[3]), &ones(&[3, 2])), "x");
+    parameter(DeepCcaLoss { regularisation: 0.0 }.forward(&ones(&[3, 2]), &ones(&[3, 2])), "regularisation");
+    let one = loss.forward(&ones(&[1, 2]), &ones(&[1, 2]));
+    assert!(matches!(one, Err(LossError::TooFewRows { tensor: "x", expected: 2, got: 1, .. })));
+    let single = ones(&[3, 2]).to_dtype(DType::F32).unwrap();
+    let mixed = loss.forward(&ones(&[3, 2]), &single);
+    assert!(matches!(mixed, Err(LossError::ElementType { tensor: "y", .. })));
+    let bad = (ones(&[3, 2]) * f64::NAN).unwrap();
+    let bad = loss.forward(&ones(&[3, 2]), &bad);
+    assert!(matches!(bad, Err(LossError::NotFinite { tensor: "y", got, .. }) if got.is_nan()));
 }

@@ -1,10 +1,11 @@
 //! Finite differences in f64, and where gradients must not go.
 
 use aeir_losses::{
-    Bandwidths, ConditionalAdversarialLoss, ConditionalMap, CoralLoss, Divergence, DomainAdversarialLoss,
-    DomainCritic, Estimator, InfoNceLoss, MaximumMeanDiscrepancy, Negatives, Reduction, SigLipLoss,
-    SinkhornDivergence, StructureTransferLoss, TripletRankingLoss, WassersteinCriticLoss, dann_schedule,
-    fragment_similarity, fragment_similarity_released, gradient_reversal, pooled_similarity,
+    Bandwidths, ConditionalAdversarialLoss, ConditionalMap, CoralLoss, DeepCcaLoss, Divergence,
+    DomainAdversarialLoss, DomainCritic, Estimator, InfoNceLoss, MaximumMeanDiscrepancy, Negatives,
+    Reduction, SigLipLoss, SinkhornDivergence, StructureTransferLoss, TripletRankingLoss,
+    WassersteinCriticLoss, dann_schedule, fragment_similarity, fragment_similarity_released,
+    gradient_reversal, pooled_similarity,
 };
 use candle_core::{DType, Device, Tensor, Var};
 
@@ -313,4 +314,75 @@ fn rows_of_zeros() {
     let loss = InfoNceLoss::default().forward(&images, &sentences, &log_scale).unwrap();
     let gradients = loss.backward().unwrap();
     assert!(numbers(&loss).iter().chain(&numbers(gradients.get(&images).unwrap())).all(|v| v.is_finite()));
+}
+
+/// More items than features, fewer, and more than one side's only; and a feature that never changes.
+#[test]
+fn deep_cca() {
+    let mut random = Numbers(31);
+    for (items, features, others) in [(20, 4, 3), (20, 3, 5), (6, 8, 7), (6, 3, 9), (2, 3, 2)] {
+        for regularisation in [1e-2, 1.0] {
+            let inputs = [random.tensor(&[items, features]), random.tensor(&[items, others])];
+            let loss = DeepCcaLoss { regularisation };
+            check_gradients("deep CCA", &inputs, |x| loss.forward(&x[0], &x[1]).unwrap());
+        }
+    }
+    let x = random.tensor(&[12, 4]);
+    let y = (x.matmul(&random.tensor(&[4, 4])).unwrap() + random.tensor(&[12, 4])).unwrap();
+    // Three times the loss: the gradient scales with what comes after.
+    check_gradients("deep CCA, scaled", &[x, y], |x| {
+        (DeepCcaLoss { regularisation: 0.1 }.forward(&x[0], &x[1]).unwrap() * 3.0).unwrap()
+    });
+}
+
+/// In f32 the gradient is the one of f64.
+#[test]
+fn deep_cca_in_single_precision() {
+    let mut random = Numbers(32);
+    let (x, y) = (random.tensor(&[16, 5]), random.tensor(&[16, 4]));
+    let gradient = |dtype| {
+        let (x, y) = (var(&x, dtype), var(&y, dtype));
+        let gradients = DeepCcaLoss::default().forward(&x, &y).unwrap().backward().unwrap();
+        gradients.get(&x).unwrap().clone()
+    };
+    let (single, double) = (gradient(DType::F32), gradient(DType::F64));
+    assert_eq!(single.dtype(), DType::F32);
+    assert_close("f32", &single, &double, (1e-4, 1e-6));
+}
+
+/// Batches without any correlation to find: finite, and nothing pushes.
+#[test]
+fn deep_cca_of_singular_batches() {
+    let mut random = Numbers(33);
+    let alive = random.tensor(&[8, 3]);
+    let constant = Tensor::full(2.0f64, (8, 3), &Device::Cpu).unwrap();
+    let (x, y) = (var(&constant, DType::F64), var(&alive, DType::F64));
+    let loss = DeepCcaLoss::default().forward(&x, &y).unwrap();
+    assert_near("constant", numbers(&loss)[0], 0.0, 1e-12);
+    let gradients = loss.backward().unwrap();
+    for of in [&x, &y] {
+        assert!(numbers(gradients.get(of).unwrap()).iter().all(|g| *g == 0.0));
+    }
+    // One constant feature and one repeated: the others keep the gradient they have alone.
+    let dead = Tensor::cat(&[&alive, &constant.narrow(1, 0, 1).unwrap()], 1).unwrap();
+    let other = random.tensor(&[8, 4]);
+    let of = |x: &Tensor| {
+        let (x, y) = (var(x, DType::F64), var(&other, DType::F64));
+        let loss = DeepCcaLoss::default().forward(&x, &y).unwrap();
+        let gradients = loss.backward().unwrap();
+        (numbers(&loss)[0], gradients.get(&x).unwrap().clone(), gradients.get(&y).unwrap().clone())
+    };
+    let (alone, with_dead) = (of(&alive), of(&dead));
+    assert_near("value", with_dead.0, alone.0, 1e-9);
+    assert_close("alive", &with_dead.1.narrow(1, 0, 3).unwrap(), &alone.1, (1e-7, 1e-9));
+    assert_close(
+        "dead",
+        &with_dead.1.narrow(1, 3, 1).unwrap(),
+        &Tensor::zeros((8, 1), DType::F64, &Device::Cpu).unwrap(),
+        (0.0, 1e-9),
+    );
+    assert_close("other", &with_dead.2, &alone.2, (1e-7, 1e-9));
+    let twice = Tensor::cat(&[&alive, &alive], 1).unwrap();
+    let (value, gradient, _) = of(&twice);
+    assert!(value.is_finite() && numbers(&gradient).iter().all(|g| g.is_finite()));
 }

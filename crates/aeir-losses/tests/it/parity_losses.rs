@@ -1,8 +1,8 @@
-//! fixtures/parity/losses: value and gradient, f64 and f32.
+//! fixtures/parity/losses: value and gradient, f64 and f32; of fixtures/parity/metrics, canonical correlation.
 
 use aeir_losses::{
-    Bandwidths, CoralLoss, Estimator, InfoNceLoss, MaximumMeanDiscrepancy, Negatives, Reduction, SigLipLoss,
-    TripletRankingLoss, sinkhorn_plan,
+    Bandwidths, CanonicalCorrelation, CoralLoss, DeepCcaLoss, Estimator, InfoNceLoss, MaximumMeanDiscrepancy,
+    Negatives, Reduction, Rows, SigLipLoss, TripletRankingLoss, sinkhorn_plan,
 };
 use candle_core::{DType, Device, Tensor};
 
@@ -185,5 +185,48 @@ fn sinkhorn_f32() {
             let key = format!("eps_{text}.iterations_{iterations}.plan");
             assert_close(&key, &found.plan, &file.get(&key), tolerance(DType::F32));
         }
+    }
+}
+
+/// The file's signs are the largest entry's of each column, as ours: nothing to turn round.
+#[test]
+fn canonical_correlation() {
+    let file = Fixture::load("metrics/cca.safetensors");
+    let (x, y) = (numbers(&file.get("x")), numbers(&file.get("y")));
+    let (x, y) = (Rows::new(&x, 12).unwrap(), Rows::new(&y, 9).unwrap());
+    let near = |what: &str, got: &[f64], expected: &Tensor| {
+        let got = Tensor::new(got, &Device::Cpu).unwrap();
+        assert_close(what, &got, expected, (0.0, 1e-7));
+    };
+    for (regularisation, text) in [(0.0, "0.0"), (0.1, "0.1")] {
+        let key = |name: &str| format!("reg_{text}.{name}");
+        let found = CanonicalCorrelation::fit(x, y, regularisation, 9).unwrap();
+        near("x_mean", found.mean_x(), &file.get("x_mean"));
+        near("y_mean", found.mean_y(), &file.get("y_mean"));
+        let projected = (found.project_x(x).unwrap(), found.project_y(y).unwrap());
+        let pairs = [
+            ("correlations", found.correlations()),
+            ("wx", found.wx()),
+            ("wy", found.wy()),
+            ("projected_x", &projected.0),
+            ("projected_y", &projected.1),
+        ];
+        for (name, got) in pairs {
+            near(&key(name), got, &file.get(&key(name)));
+        }
+        let few = CanonicalCorrelation::fit(x, y, regularisation, 4).unwrap();
+        near("fewer", few.wx(), &file.get(&key("wx")).narrow(1, 0, 4).unwrap());
+    }
+}
+
+#[test]
+fn deep_cca() {
+    let file = Fixture::load("metrics/cca.safetensors");
+    let expected = numbers(&file.get("reg_0.1.correlations")).iter().sum::<f64>();
+    for dtype in TYPES {
+        let (x, y) = (var(&file.get("x"), dtype), var(&file.get("y"), dtype));
+        let loss = DeepCcaLoss { regularisation: 0.1 }.forward(&x, &y).unwrap();
+        assert_eq!(loss.dtype(), dtype);
+        assert_close("sum of correlations", &loss, &scalar(-expected, DType::F64), tolerance(dtype));
     }
 }

@@ -1,13 +1,14 @@
 //! What must not change a loss, and what must change it in a known way.
 
 use aeir_losses::{
-    ConditionalAdversarialLoss, ConditionalMap, CoralLoss, Divergence, DomainAdversarialLoss, DomainCritic,
-    InfoNceLoss, LossError, MaximumMeanDiscrepancy, Negatives, Reduction, SigLipLoss, SinkhornDivergence,
-    StructureTransferLoss, TripletRankingLoss, fragment_similarity, pooled_similarity,
+    CanonicalCorrelation, ConditionalAdversarialLoss, ConditionalMap, CoralLoss, DeepCcaLoss, Divergence,
+    DomainAdversarialLoss, DomainCritic, InfoNceLoss, LossError, MaximumMeanDiscrepancy, Negatives,
+    Reduction, Rows, SigLipLoss, SinkhornDivergence, StructureTransferLoss, TripletRankingLoss,
+    fragment_similarity, pooled_similarity,
 };
 use candle_core::{DType, Device, Tensor};
 
-use crate::support::{Numbers, assert_close, assert_near, number, var};
+use crate::support::{Numbers, assert_close, assert_near, number, numbers, var};
 
 const SEEDS: std::ops::Range<u64> = 100..120;
 const CLOSE: (f64, f64) = (1e-10, 1e-10);
@@ -398,4 +399,125 @@ fn a_moved_set_is_half_the_squared_distance_away() {
         assert_near("after 100", found(epsilon, 100), 7.125, 1e-5);
         assert_near("after 3000", found(epsilon, 3000), 7.125, 1e-9);
     }
+}
+
+/// Two views that share something, `[items, features]` and `[items, others]`.
+fn views(random: &mut Numbers, items: usize, features: usize, others: usize) -> (Tensor, Tensor) {
+    let shared = random.tensor(&[items, 3]);
+    let mut view = |width: usize| {
+        let seen = shared.matmul(&random.tensor(&[3, width])).unwrap();
+        (seen + random.tensor(&[items, width])).unwrap()
+    };
+    (view(features), view(others))
+}
+
+fn fit(x: &Tensor, y: &Tensor, regularisation: f64, dimension: usize) -> CanonicalCorrelation {
+    let (x_values, y_values) = (numbers(x), numbers(y));
+    let x = Rows::new(&x_values, x.dim(1).unwrap()).unwrap();
+    let y = Rows::new(&y_values, y.dim(1).unwrap()).unwrap();
+    CanonicalCorrelation::fit(x, y, regularisation, dimension).unwrap()
+}
+
+/// `left^T right / (n - 1)`
+fn covariance(left: &Tensor, right: &Tensor) -> Tensor {
+    (left.t().unwrap().matmul(right).unwrap() / (left.dim(0).unwrap() as f64 - 1.0)).unwrap()
+}
+
+/// More than one block of items: the projections have the covariances of their definition.
+#[test]
+fn canonical_projections_are_white_and_correlate_as_told() {
+    let mut random = Numbers(41);
+    let (x, y) = views(&mut random, 2_500, 6, 4);
+    let found = fit(&x, &y, 0.0, 4);
+    let (x_values, y_values) = (numbers(&x), numbers(&y));
+    let projected_x = found.project_x(Rows::new(&x_values, 6).unwrap()).unwrap();
+    let projected_y = found.project_y(Rows::new(&y_values, 4).unwrap()).unwrap();
+    let matrix = |values: Vec<f64>| Tensor::from_vec(values, (2_500, 4), &Device::Cpu).unwrap();
+    let (projected_x, projected_y) = (matrix(projected_x), matrix(projected_y));
+    let identity = Tensor::eye(4, DType::F64, &Device::Cpu).unwrap();
+    let correlations = Tensor::new(found.correlations(), &Device::Cpu).unwrap();
+    assert_close("x", &covariance(&projected_x, &projected_x), &identity, CLOSE);
+    assert_close("y", &covariance(&projected_y, &projected_y), &identity, CLOSE);
+    let expected = identity.broadcast_mul(&correlations).unwrap();
+    assert_close("between", &covariance(&projected_x, &projected_y), &expected, CLOSE);
+    assert!(found.correlations().is_sorted_by(|a, b| a >= b));
+    assert!(found.correlations()[0] > 0.5 && found.correlations()[3] < 0.2);
+    let single: Vec<f32> = x_values.iter().map(|value| *value as f32).collect();
+    let other: Vec<f32> = y_values.iter().map(|value| *value as f32).collect();
+    let (single, other) = (Rows::new(&single, 6).unwrap(), Rows::new(&other, 4).unwrap());
+    let single = CanonicalCorrelation::fit(single, other, 0.0, 4).unwrap();
+    assert_near("f32", single.correlations()[0], found.correlations()[0], 1e-6);
+}
+
+#[test]
+fn canonical_correlations_know_no_order_and_no_basis() {
+    for seed in SEEDS.take(5) {
+        let mut random = Numbers(seed);
+        let (x, y) = views(&mut random, 40, 5, 4);
+        let order = random.permutation(40);
+        let found = fit(&x, &y, 0.0, 4);
+        let mixed = (x.matmul(&random.tensor(&[5, 5])).unwrap() + 7.0).unwrap();
+        let close = |what: &str, other: &CanonicalCorrelation| {
+            for (a, b) in other.correlations().iter().zip(found.correlations()) {
+                assert_near(what, *a, *b, 1e-8);
+            }
+        };
+        close("basis", &fit(&mixed, &y, 0.0, 4));
+        let permuted = fit(&x.index_select(&order, 0).unwrap(), &y.index_select(&order, 0).unwrap(), 0.0, 4);
+        close("order", &permuted);
+        close("exchanged", &fit(&y, &x, 0.0, 4));
+    }
+}
+
+/// Repeated and constant features add nothing; with fewer items than features everything correlates unless regularised.
+#[test]
+fn canonical_correlation_of_deficient_features() {
+    let mut random = Numbers(42);
+    let (x, y) = views(&mut random, 60, 5, 4);
+    let constant = Tensor::full(3.0f64, (60, 2), &Device::Cpu).unwrap();
+    let more = Tensor::cat(&[&x, &x.narrow(1, 1, 2).unwrap(), &constant], 1).unwrap();
+    let (plain, deficient) = (fit(&x, &y, 0.0, 4), fit(&more, &y, 0.0, 4));
+    for (a, b) in plain.correlations().iter().zip(deficient.correlations()) {
+        assert_near("deficient", *a, *b, 1e-8);
+    }
+    assert!(deficient.wx().iter().all(|weight| weight.is_finite()));
+    let (x, y) = views(&mut random, 10, 30, 20);
+    assert!(fit(&x, &y, 0.0, 9).correlations().iter().all(|c| (c - 1.0).abs() < 1e-8));
+    let regularised = fit(&x, &y, 1.0, 20);
+    assert!(regularised.correlations().iter().all(|c| (0.0..1.0).contains(c)));
+    assert!(regularised.wx().iter().chain(regularised.wy()).all(|weight| weight.is_finite()));
+}
+
+/// Through covariances or through inner products of items: the loss is the sum of the fitted correlations.
+#[test]
+fn deep_cca_is_the_sum_of_all_correlations() {
+    let mut random = Numbers(43);
+    for (items, features, others) in [(30, 6, 4), (6, 8, 5), (7, 3, 12), (2, 4, 4), (9, 9, 8), (9, 8, 9)] {
+        let (x, y) = views(&mut random, items, features, others);
+        let all = fit(&x, &y, 0.3, features.min(others));
+        let loss = DeepCcaLoss { regularisation: 0.3 }.forward(&x, &y).unwrap();
+        assert_near("sum", -number(&loss), all.correlations().iter().sum(), 1e-9);
+        let view = DeepCcaLoss { regularisation: 0.3 }
+            .forward(&x, &y.t().unwrap().contiguous().unwrap().t().unwrap());
+        assert_close("strides", &view.unwrap(), &loss, CLOSE);
+    }
+}
+
+/// Steps down the gradient lead a linear tower to the correlations that the closed form finds.
+#[test]
+fn deep_cca_trains_a_linear_tower() {
+    let mut random = Numbers(44);
+    let (x, y) = views(&mut random, 64, 6, 3);
+    let loss = DeepCcaLoss { regularisation: 1e-3 };
+    let tower = var(&random.tensor(&[6, 2]), DType::F64);
+    let found = || loss.forward(&x.matmul(&tower).unwrap(), &y).unwrap();
+    let before = number(&found());
+    for _ in 0..200 {
+        let gradients = found().backward().unwrap();
+        let step = (gradients.get(&tower).unwrap() * 0.5).unwrap();
+        tower.set(&(tower.as_tensor() - step).unwrap()).unwrap();
+    }
+    let best: f64 = fit(&x, &y, 0.0, 2).correlations().iter().sum();
+    let after = -number(&found());
+    assert!(-before < 0.9 * best && after > 0.98 * best && after < best + 1e-6, "{before}, {after}, {best}");
 }

@@ -3,8 +3,10 @@
 // Helpers of tests stand outside the test functions that clippy.toml exempts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod domain_distance;
 mod index_folder;
 mod naive;
 mod parity;
 mod properties;
 mod refusals;
+mod two_stage;

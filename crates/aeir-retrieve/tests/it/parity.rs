@@ -1,11 +1,11 @@
 //! Every file of `fixtures/parity/metrics` that concerns this crate, with the tolerances of its README.
-//! `cca`, `procrustes` and `proxy_a_distance` belong to other crates.
+//! `cca` and `procrustes` belong to other crates.
 
 use std::path::Path;
 
 use aeir_retrieve::{
-    DirectionMetrics, Hubness, Matrix, QueryBank, Ranks, Relevance, RetrievalMetrics, Ties, anti_hubs,
-    classic_inverted_softmax, csls, csls_with_bank, dynamic_inverted_softmax, evaluate,
+    DirectionMetrics, DomainClassifier, Hubness, Matrix, QueryBank, Ranks, Relevance, RetrievalMetrics, Ties,
+    anti_hubs, classic_inverted_softmax, csls, csls_with_bank, dynamic_inverted_softmax, evaluate,
     evaluate_embeddings_folds, evaluate_folds, inverted_softmax, k_occurrence, mean_top_k_columns,
     mean_top_k_rows, rank_embeddings, rank_scores, similarity, skewness, skewness_adjusted,
 };
@@ -245,5 +245,32 @@ fn five_fold_file() {
             Ties::Pessimistic,
         );
         assert_ranks(&file, &part.unwrap(), &format!("fold_{fold}"));
+    }
+}
+
+/// Features are rounded to f32 on the way in; the weights still agree to the file's tolerance.
+#[test]
+fn proxy_a_distance_file() {
+    let file = Fixture::read("proxy_a_distance.safetensors");
+    let [source, target, source_test, target_test] =
+        ["source_train", "target_train", "source_test", "target_test"].map(|name| file.matrix(name));
+    for (c, text) in [(0.1, "0.1"), (1.0, "1.0")] {
+        let key = |name: &str| format!("c_{text}.{name}");
+        let found = DomainClassifier::fit(&source, &target, c).unwrap();
+        let near = |got: f64, expected: f64, what: &str| {
+            assert!((got - expected).abs() <= 1e-6, "{}: {got} is not {expected}", key(what));
+        };
+        for (got, expected) in found.weights().iter().zip(file.values(&key("weights"))) {
+            near(*got, expected, "weights");
+        }
+        near(found.intercept(), file.number(&key("intercept")), "intercept");
+        let probabilities =
+            [&source_test, &target_test].map(|items| found.target_probabilities(items).unwrap());
+        for (got, expected) in probabilities.concat().iter().zip(file.values(&key("test_probability"))) {
+            near(*got, expected, "test_probability");
+        }
+        let error = found.error(&source_test, &target_test).unwrap();
+        assert_near(error, file.number(&key("test_error")), "test_error");
+        assert_near(2.0 * (1.0 - 2.0 * error), file.number(&key("proxy_a_distance")), "proxy_a_distance");
     }
 }

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use crate::naive;
 
 /// A split of up to 12 images with 1 to 4 sentences each, sentences in any order.
-fn split() -> impl Strategy<Value = Relevance> {
+pub(crate) fn split() -> impl Strategy<Value = Relevance> {
     prop::collection::vec(1_usize..=4, 1..12)
         .prop_flat_map(|counts| {
             let images = counts.len();

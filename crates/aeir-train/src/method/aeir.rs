@@ -1,38 +1,50 @@
 //! AEIR: source alignment, semantic transfer and structure transfer together.
 
-use aeir_encoders::DualEncoder;
+use aeir_encoders::{DualEncoder, Embedded, Encoded, Mode};
 use aeir_losses::{
-    Divergence, DomainAdversarialLoss, DomainCritic, Reduction, StructureTransferLoss, dann_schedule,
-    gradient_reversal, pooled_similarity,
+    Divergence, Reduction, StructureTransferLoss, WassersteinCriticLoss, dann_schedule, fragment_similarity,
+    fragment_similarity_released, gradient_reversal, pooled_similarity,
 };
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::alignment::SourceAlignment;
-use super::{Embeddings, Group, Method, Objective, PhaseOutcome, TargetEmbeddings, value};
-use crate::config::{Adversary, AeirConfig, TrainConfig};
-use crate::error::{Result, TrainError};
+use super::critics::{Critics, Logits, Sides, confusion_loss, critic_loss, logged_sum};
+use super::{
+    Adaptation, Embeddings, Group, Method, Moment, Objective, PhaseOutcome, TargetEmbeddings, value,
+};
+use crate::config::{AdaptationConfig, Adversary, AeirConfig, DivergenceName, Fidelity, TrainConfig};
+use crate::error::Result;
 use crate::parameters::ParameterStore;
 
-/// The method of the paper, on one pooled vector an item.
+/// The method of the paper.
 ///
-/// The first part of the training, `source_share` of the epochs, is source alignment alone: the paper starts from such a model. Then
-/// the encoders minimise `alignment + w(p) semantic_weight confusion + structure_weight structure`, and one critic a
-/// modality its own loss. With [`Adversary::Alternating`] the critics step first, on detached embeddings; with
-/// [`Adversary::GradientReversal`] both step at once. w(p) is the DANN schedule over the second part, or 1.
+/// The first part of the training, `source_share` of the epochs, is source alignment alone: the paper starts from such a
+/// model. Then the encoders minimise `alignment + w(p) semantic_weight confusion + structure_weight structure`, and one
+/// critic a modality its own loss. With [`Adversary::Alternating`] the critics step first, on detached embeddings; with
+/// [`Adversary::GradientReversal`] both step at once; [`Adversary::Wasserstein`] alternates with a critic of bounded
+/// slope. w(p) is the DANN schedule over the second part, or 1. A weight of 0 leaves a term out: these are the paper's
+/// ablations.
 ///
-/// Source: Yang et al., Frontiers of Computer Science 18(1):181335, 2024; the schedule: Ganin et al., JMLR 17, 2016.
+/// Structure transfer compares fragments where the towers have them, else the pooled vectors as items of one fragment.
+/// The source loss is a mean over the batch and the structure loss a sum over it, as the weights of the paper belong to
+/// the released procedure, where both are sums: against its source loss, the structure term here weighs B times as much.
 ///
-/// Deviations from the released procedure: the critics' gradient is that of their own loss alone (the released one adds
-/// the encoders' confusion loss to it, which cancels the game), and the structure term takes the pooled vector as the
-/// only fragment.
+/// Source: Yang et al., Frontiers of Computer Science 18(1):181335, 2024; the schedule: Ganin et al., JMLR 17, 2016; the
+/// bounded critic: Gulrajani et al., NeurIPS 2017.
+///
+/// Deviations from the released procedure, with [`Fidelity::Paper`]: the critics' gradient is that of their own loss alone
+/// (the released one adds the encoders' confusion loss to it, which cancels the game), padding takes part in nothing, each
+/// group has its own gradient norm. [`Fidelity::Released`] repeats all of that.
+///
+/// Parity: `fixtures/parity/aecr`, with [`Fidelity::Released`].
 pub struct Aeir {
     encoder: DualEncoder,
     alignment: SourceAlignment,
-    critics: [DomainCritic; 2],
+    critics: Critics,
     structure: StructureTransferLoss,
     config: AeirConfig,
-    /// Where in the training, from 0 to 1, the second part begins: with an epoch, at the latest with the last one.
-    adapts_from: f64,
+    shared: AdaptationConfig,
+    adaptation: Adaptation,
 }
 
 impl Aeir {
@@ -41,132 +53,194 @@ impl Aeir {
     /// # Errors
     /// When the critics can't be made.
     pub fn new(encoder: DualEncoder, config: &TrainConfig, store: &ParameterStore) -> Result<Self> {
-        let dimension = config.model.embedding_dimension;
-        let critic = |modality: &str| DomainCritic::new(dimension, store.builder().pp("critic").pp(modality));
+        let dimension = encoder.config().pooled_dimension();
         Ok(Self {
             encoder,
-            alignment: SourceAlignment::new(&config.source_loss),
-            critics: [critic("image")?, critic("sentence")?],
+            alignment: SourceAlignment::new(config),
+            critics: Critics::new([dimension; 2], store)?,
             structure: StructureTransferLoss {
                 neighbours: config.aeir.neighbours,
                 temperature: config.aeir.structure_temperature,
-                divergence: Divergence::KullbackLeibler,
+                divergence: match config.aeir.divergence {
+                    DivergenceName::KullbackLeibler => Divergence::KullbackLeibler,
+                    DivergenceName::JensenShannon => Divergence::JensenShannon,
+                },
                 detach_reference: config.aeir.detach_reference,
                 reduction: Reduction::Sum,
             },
             config: config.aeir,
-            adapts_from: (config.aeir.source_share * config.epochs as f64).floor() / config.epochs as f64,
+            shared: config.adaptation,
+            adaptation: Adaptation::new(config),
         })
     }
 
-    /// How far the second part is, where it has begun.
-    fn adaptation(&self, progress: f64) -> Option<f64> {
-        let first = self.adapts_from;
-        (progress >= first).then(|| (progress - first) / (1.0 - first))
+    fn released(&self) -> bool {
+        self.config.fidelity == Fidelity::Released
     }
 
-    fn source_loss(&self, embeddings: &Embeddings) -> Result<Tensor> {
-        let Embeddings { source_images, source_sentences, .. } = embeddings;
-        self.alignment.loss(source_images, source_sentences, self.encoder.log_scale())
-    }
-
-    /// What the critics say of source and target, a pair a modality; `pass` goes over the embeddings first.
-    fn logits(
-        &self,
-        embeddings: &Embeddings,
-        target: &TargetEmbeddings,
-        pass: impl Fn(&Tensor) -> Result<Tensor>,
-    ) -> Result<[(Tensor, Tensor); 2]> {
-        let [image_critic, sentence_critic] = &self.critics;
-        let judge = |critic: &DomainCritic, source: &Tensor, target: &Tensor| {
-            Ok::<_, TrainError>((critic.forward(&pass(source)?)?, critic.forward(&pass(target)?)?))
+    /// What the critics judge.
+    fn sides(&self, embeddings: &Embeddings, target: &TargetEmbeddings) -> Result<[Sides; 2]> {
+        let mean = |encoded: &Encoded| {
+            if self.released() { padded_mean(encoded) } else { Ok(encoded.mean()?) }
         };
         Ok([
-            judge(image_critic, &embeddings.source_images, &target.images)?,
-            judge(sentence_critic, &embeddings.source_sentences, &target.sentences)?,
+            Sides { source: mean(&embeddings.source_images)?, target: mean(&target.images)? },
+            Sides { source: mean(&embeddings.source_sentences)?, target: mean(&target.sentences)? },
         ])
-    }
-
-    /// Each modality's critic loss and accuracy, and the losses' sum.
-    fn critic_loss(logits: &[(Tensor, Tensor); 2]) -> Result<(Tensor, Vec<(&'static str, f64)>)> {
-        let [(source_images, target_images), (source_sentences, target_sentences)] = logits;
-        let images = DomainAdversarialLoss.critic_loss(source_images, target_images)?;
-        let sentences = DomainAdversarialLoss.critic_loss(source_sentences, target_sentences)?;
-        let logged = vec![
-            ("critic_loss_images", value(&images)?),
-            ("critic_loss_sentences", value(&sentences)?),
-            ("critic_accuracy_images", DomainCritic::accuracy(source_images, target_images)?),
-            ("critic_accuracy_sentences", DomainCritic::accuracy(source_sentences, target_sentences)?),
-        ];
-        Ok(((images + sentences)?, logged))
     }
 
     /// Structure transfer, target images against source images and their sentences, and the mirror image.
     fn structure_loss(&self, embeddings: &Embeddings, target: &TargetEmbeddings) -> Result<Tensor> {
         let Embeddings { source_images, source_sentences, .. } = embeddings;
-        let images = self.structure.forward(
-            &pooled_similarity(&target.images, source_images)?,
-            &pooled_similarity(&target.images, source_sentences)?,
-        )?;
-        let sentences = self.structure.forward(
-            &pooled_similarity(&target.sentences, source_sentences)?,
-            &pooled_similarity(&target.sentences, source_images)?,
-        )?;
+        let images = self.one_direction(&target.images, source_images, source_sentences)?;
+        let sentences = self.one_direction(&target.sentences, source_sentences, source_images)?;
         Ok((images + sentences)?)
+    }
+
+    /// The mean over the members of an ensemble.
+    fn one_direction(&self, target: &Encoded, own: &Encoded, partners: &Encoded) -> Result<Tensor> {
+        let members = target.members.iter().zip(&own.members).zip(&partners.members);
+        let losses = members
+            .map(|((target, own), partners)| {
+                let own = similarity(target, own, self.released())?;
+                let cross = similarity(target, partners, self.released())?;
+                Ok(self.structure.forward(&own, &cross)?)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Tensor::stack(&losses, 0)?.mean_all()?)
     }
 
     /// `adaptation` runs from 0 to 1 over the second part.
     fn semantic_weight(&self, adaptation: f64) -> f64 {
-        let schedule = if self.config.warm_up { dann_schedule(adaptation) } else { 1.0 };
+        let warms_up = self.shared.warm_up && !self.released();
+        let schedule = if warms_up { dann_schedule(adaptation) } else { 1.0 };
         self.config.semantic_weight * schedule
     }
 
+    /// The weighted structure loss, where it has a weight, and its log line.
+    fn weighted_structure(
+        &self,
+        embeddings: &Embeddings,
+        target: &TargetEmbeddings,
+        logged: &mut Vec<(&'static str, f64)>,
+    ) -> Result<Option<Tensor>> {
+        if self.config.structure_weight == 0.0 {
+            return Ok(None);
+        }
+        let structure = self.structure_loss(embeddings, target)?;
+        logged.push(("structure_loss", value(&structure)?));
+        Ok(Some((structure * self.config.structure_weight)?))
+    }
+
+    /// The critics' own step, on embeddings without a graph.
     fn critic_phase(&self, embeddings: &Embeddings, target: &TargetEmbeddings) -> Result<PhaseOutcome> {
-        let (loss, logged) = Self::critic_loss(&self.logits(embeddings, target, |x| Ok(x.detach()))?)?;
-        Ok(PhaseOutcome { objectives: vec![Objective { loss, reaches: vec![Group::Critic] }], logged })
+        let [images, sentences] = self.sides(embeddings, target)?;
+        let sides = [images.detach(), sentences.detach()];
+        let logits = self.critics.logits(&sides)?;
+        let (loss, logged) = match self.config.adversary {
+            Adversary::Wasserstein => self.wasserstein_critic_loss(&sides, &logits)?,
+            Adversary::Alternating | Adversary::GradientReversal => critic_loss(&logits)?,
+        };
+        Ok(PhaseOutcome::critic(loss, logged))
+    }
+
+    fn wasserstein_critic_loss(
+        &self,
+        sides: &[Sides; 2],
+        logits: &Logits,
+    ) -> Result<(Tensor, Vec<(&'static str, f64)>)> {
+        let [image_critic, sentence_critic] = self.critics.each();
+        let [images, sentences] = sides;
+        let [image_logits, sentence_logits] = logits;
+        let loss = WassersteinCriticLoss::default();
+        let of = |critic, sides: &Sides, logits: &(Tensor, Tensor)| {
+            let mix = spread_over_unit(sides.source.dim(0)?, sides.source.device())?;
+            let penalty = loss.gradient_penalty(critic, &sides.source, &sides.target, &mix)?;
+            Ok::<_, crate::TrainError>((loss.critic_loss(&logits.0, &logits.1)? + penalty)?)
+        };
+        let losses =
+            [of(image_critic, images, image_logits)?, of(sentence_critic, sentences, sentence_logits)?];
+        logged_sum(losses, logits)
+    }
+
+    /// What sets the encoders against the critics.
+    fn confusion(&self, logits: &Logits) -> Result<Tensor> {
+        match self.config.adversary {
+            Adversary::Alternating | Adversary::GradientReversal => confusion_loss(logits),
+            Adversary::Wasserstein => {
+                let [images, sentences] = logits;
+                let loss = WassersteinCriticLoss::default();
+                Ok((loss.encoder_loss(&images.0, &images.1)?
+                    + loss.encoder_loss(&sentences.0, &sentences.1)?)?)
+            }
+        }
     }
 
     fn encoder_phase(
         &self,
+        alignment: Tensor,
         embeddings: &Embeddings,
         target: &TargetEmbeddings,
         adaptation: f64,
     ) -> Result<PhaseOutcome> {
-        let alignment = self.source_loss(embeddings)?;
-        let structure = self.structure_loss(embeddings, target)?;
-        let [images, sentences] = self.logits(embeddings, target, |x| Ok(x.clone()))?;
-        let confusion = (DomainAdversarialLoss.confusion_loss(&images.0, &images.1)?
-            + DomainAdversarialLoss.confusion_loss(&sentences.0, &sentences.1)?)?;
-        let logged = vec![
-            ("source_loss", value(&alignment)?),
-            ("confusion_loss", value(&confusion)?),
-            ("structure_loss", value(&structure)?),
-        ];
-        let loss = ((alignment + (confusion * self.semantic_weight(adaptation))?)?
-            + (structure * self.config.structure_weight)?)?;
-        Ok(PhaseOutcome { objectives: vec![Objective { loss, reaches: vec![Group::Encoder] }], logged })
+        let mut logged = vec![("source_loss", value(&alignment)?)];
+        let mut loss = alignment;
+        if let Some(structure) = self.weighted_structure(embeddings, target, &mut logged)? {
+            loss = (loss + structure)?;
+        }
+        if self.config.semantic_weight > 0.0 {
+            let confusion = self.confusion(&self.critics.logits(&self.sides(embeddings, target)?)?)?;
+            logged.push(("confusion_loss", value(&confusion)?));
+            loss = (loss + (confusion * self.semantic_weight(adaptation))?)?;
+        }
+        Ok(PhaseOutcome::encoder(loss, logged))
     }
 
     fn reversal_phase(
         &self,
+        alignment: Tensor,
         embeddings: &Embeddings,
         target: &TargetEmbeddings,
         adaptation: f64,
     ) -> Result<PhaseOutcome> {
-        let alignment = self.source_loss(embeddings)?;
-        let structure = self.structure_loss(embeddings, target)?;
         let strength = self.semantic_weight(adaptation);
-        let reversed = self.logits(embeddings, target, |x| Ok(gradient_reversal(x, strength)?))?;
-        let (critic_loss, mut logged) = Self::critic_loss(&reversed)?;
-        logged.extend([("source_loss", value(&alignment)?), ("structure_loss", value(&structure)?)]);
-        let encoder_loss = (alignment + (structure * self.config.structure_weight)?)?;
-        Ok(PhaseOutcome {
-            objectives: vec![
-                Objective { loss: encoder_loss, reaches: vec![Group::Encoder] },
-                Objective { loss: critic_loss, reaches: vec![Group::Encoder, Group::Critic] },
-            ],
-            logged,
-        })
+        let reverse = |sides: Sides| {
+            Ok::<_, crate::TrainError>(Sides {
+                source: gradient_reversal(&sides.source, strength)?,
+                target: gradient_reversal(&sides.target, strength)?,
+            })
+        };
+        let [images, sentences] = self.sides(embeddings, target)?;
+        let (critic_loss, mut logged) =
+            critic_loss(&self.critics.logits(&[reverse(images)?, reverse(sentences)?])?)?;
+        logged.push(("source_loss", value(&alignment)?));
+        let mut loss = alignment;
+        if let Some(structure) = self.weighted_structure(embeddings, target, &mut logged)? {
+            loss = (loss + structure)?;
+        }
+        let objectives = vec![
+            Objective { loss, reaches: vec![Group::Encoder] },
+            Objective { loss: critic_loss, reaches: vec![Group::Encoder, Group::Critic] },
+        ];
+        Ok(PhaseOutcome { objectives, logged })
+    }
+
+    /// Both losses from one forward pass; the critics also take the gradient of the encoders' loss.
+    fn released_phase(
+        &self,
+        alignment: Tensor,
+        embeddings: &Embeddings,
+        target: &TargetEmbeddings,
+    ) -> Result<PhaseOutcome> {
+        let sides = self.sides(embeddings, target)?;
+        let mut outcome = self.encoder_phase(alignment, embeddings, target, 1.0)?;
+        for objective in &mut outcome.objectives {
+            objective.reaches.push(Group::Critic);
+        }
+        let (loss, logged) = critic_loss(&self.critics.logits(&sides)?)?;
+        outcome.objectives.push(Objective { loss, reaches: vec![Group::Critic] });
+        outcome.logged.extend(logged);
+        Ok(outcome)
     }
 }
 
@@ -175,28 +249,75 @@ impl Method for Aeir {
         &self.encoder
     }
 
-    fn uses_target(&self, progress: f64) -> bool {
-        self.adaptation(progress).is_some()
+    fn uses_target(&self, moment: Moment) -> bool {
+        self.adaptation.progress(moment).is_some()
     }
 
-    fn phases(&self, progress: f64) -> usize {
-        match (self.adaptation(progress), self.config.adversary) {
-            (Some(_), Adversary::Alternating) => 2,
-            (Some(_), Adversary::GradientReversal) | (None, _) => 1,
-        }
+    fn phases(&self, moment: Moment) -> usize {
+        let alternates = self.config.adversary != Adversary::GradientReversal && !self.released();
+        let adversarial = self.config.semantic_weight > 0.0;
+        if self.uses_target(moment) && alternates && adversarial { 2 } else { 1 }
     }
 
-    fn phase(&self, index: usize, embeddings: &Embeddings, progress: f64) -> Result<PhaseOutcome> {
-        let (Some(adaptation), Some(target)) = (self.adaptation(progress), &embeddings.target) else {
-            let loss = self.source_loss(embeddings)?;
+    fn clips_jointly(&self) -> bool {
+        self.released()
+    }
+
+    fn phase(
+        &self,
+        index: usize,
+        embeddings: &Embeddings,
+        moment: Moment,
+        mode: &mut Mode<'_>,
+    ) -> Result<PhaseOutcome> {
+        let adaptation = self.adaptation.progress(moment);
+        let (Some(adaptation), Some(target)) = (adaptation, &embeddings.target) else {
+            let loss = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
             let logged = vec![("source_loss", value(&loss)?)];
-            let objectives = vec![Objective { loss, reaches: vec![Group::Encoder] }];
-            return Ok(PhaseOutcome { objectives, logged });
+            return Ok(PhaseOutcome::encoder(loss, logged));
         };
-        match (self.config.adversary, index) {
-            (Adversary::GradientReversal, _) => self.reversal_phase(embeddings, target, adaptation),
-            (Adversary::Alternating, 0) => self.critic_phase(embeddings, target),
-            (Adversary::Alternating, _) => self.encoder_phase(embeddings, target, adaptation),
+        if self.phases(moment) == 2 && index == 0 {
+            return self.critic_phase(embeddings, target);
         }
+        let alignment = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
+        if self.released() {
+            return self.released_phase(alignment, embeddings, target);
+        }
+        let reverses = self.config.adversary == Adversary::GradientReversal;
+        if reverses && self.config.semantic_weight > 0.0 {
+            return self.reversal_phase(alignment, embeddings, target, adaptation);
+        }
+        self.encoder_phase(alignment, embeddings, target, adaptation)
     }
+}
+
+/// Target rows against source columns, by fragments where both have them.
+fn similarity(target: &Embedded, source: &Embedded, released: bool) -> Result<Tensor> {
+    let (Some(targets), Some(sources)) = (&target.fragments, &source.fragments) else {
+        return Ok(pooled_similarity(&target.pooled, &source.pooled)?);
+    };
+    if released {
+        return Ok(fragment_similarity_released(targets.features(), sources.features())?);
+    }
+    Ok(fragment_similarity(targets.features(), targets.mask(), sources.features(), sources.mask())?)
+}
+
+/// The mean over all positions, padding included.
+fn padded_mean(encoded: &Encoded) -> Result<Tensor> {
+    let means = encoded
+        .members
+        .iter()
+        .map(|member| match &member.fragments {
+            Some(fragments) => Ok(fragments.features().mean(1)?),
+            None => Ok(member.pooled.clone()),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Tensor::cat(&means, 1)?)
+}
+
+/// Where between the domains the slope is looked at: evenly spread, so that nothing random has to be stored. The batches
+/// are shuffled already.
+fn spread_over_unit(count: usize, device: &Device) -> Result<Tensor> {
+    let points: Vec<f32> = (0..count).map(|index| (index as f32 + 0.5) / count as f32).collect();
+    Ok(Tensor::new(points, device)?)
 }

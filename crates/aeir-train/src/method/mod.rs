@@ -3,24 +3,37 @@
 //! A method never steps. It hands losses to the trainer, each with the groups of parameters that its gradient may
 //! reach; the trainer computes all gradients of a phase before it changes anything.
 
+mod adda;
 mod aeir;
 mod alignment;
+mod canonical;
+mod cdan;
+mod critics;
+mod dann;
+mod discrepancy;
 mod source_only;
 
-use aeir_encoders::{DualEncoder, DualEncoderConfig, Mode};
+use aeir_encoders::{DualEncoder, DualEncoderConfig, Encoded, ImageInput, Items, Mode, SentenceInput};
 use candle_core::Tensor;
 
 use crate::config::{MethodName, TrainConfig};
+use crate::data::PreparedData;
 use crate::error::{Result, TrainError};
 use crate::parameters::ParameterStore;
 
+pub use adda::Adda;
 pub use aeir::Aeir;
+pub use canonical::{Cca, Dcca};
+pub use cdan::Cdan;
+pub(crate) use critics::ACCURACIES as CRITIC_ACCURACIES;
+pub use dann::Dann;
+pub use discrepancy::{Discrepancy, DiscrepancyMethod};
 pub use source_only::SourceOnly;
 
 /// A group of parameters with an optimiser of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
-    /// Both towers and the temperature.
+    /// Both towers, the head and the temperature.
     Encoder,
     /// The domain critics.
     Critic,
@@ -36,22 +49,40 @@ impl Group {
     }
 }
 
-/// The standardised features of one step.
-pub struct Batch {
-    /// `[B, F]`.
-    pub source_images: Tensor,
-    /// `[B, G]`, row i belongs to image i.
-    pub source_sentences: Tensor,
-    /// The target's, where the run has one.
-    pub target: Option<TargetBatch>,
+/// A place in the training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// Steps done.
+    pub step: usize,
+    /// Steps in all.
+    pub steps: usize,
 }
 
-/// Target features of one step; nothing says which sentence belongs to which image.
+impl Moment {
+    /// From 0 to 1.
+    pub fn progress(self) -> f64 {
+        self.step as f64 / self.steps.max(1) as f64
+    }
+}
+
+/// The standardised items of one step.
+pub struct Batch {
+    /// B images.
+    pub source_images: Items,
+    /// B sentences; row i belongs to image i.
+    pub source_sentences: Items,
+    /// The target's, where the run has one.
+    pub target: Option<TargetBatch>,
+    /// Source pairs that are the same in every step, for methods that ask for them: images and their sentences.
+    pub anchors: Option<(Items, Items)>,
+}
+
+/// Target items of one step; nothing says which sentence belongs to which image.
 pub struct TargetBatch {
-    /// `[T, F]`.
-    pub images: Tensor,
-    /// `[U, G]`.
-    pub sentences: Tensor,
+    /// T images.
+    pub images: Items,
+    /// U sentences.
+    pub sentences: Items,
 }
 
 /// A loss and the groups that its gradient may reach.
@@ -70,94 +101,249 @@ pub struct PhaseOutcome {
     pub logged: Vec<(&'static str, f64)>,
 }
 
-/// Unit vectors of one step, rows `[.., D]`, with their graph.
+impl PhaseOutcome {
+    /// One loss for the encoders.
+    fn encoder(loss: Tensor, logged: Vec<(&'static str, f64)>) -> Self {
+        Self { objectives: vec![Objective { loss, reaches: vec![Group::Encoder] }], logged }
+    }
+
+    /// One loss for the critics.
+    fn critic(loss: Tensor, logged: Vec<(&'static str, f64)>) -> Self {
+        Self { objectives: vec![Objective { loss, reaches: vec![Group::Critic] }], logged }
+    }
+}
+
+/// One step's items in the joint space, with their graph.
 pub struct Embeddings {
-    /// `[B, D]`.
-    pub source_images: Tensor,
-    /// `[B, D]`, row i belongs to image i.
-    pub source_sentences: Tensor,
+    /// B images.
+    pub source_images: Encoded,
+    /// B sentences; row i belongs to image i.
+    pub source_sentences: Encoded,
     /// The target's, where this step uses it.
     pub target: Option<TargetEmbeddings>,
+    /// The anchors, where the method asks for them and this step uses the target.
+    pub anchors: Option<(Encoded, Encoded)>,
 }
 
-/// Unit vectors of the target batch.
+/// The target batch in the joint space.
 pub struct TargetEmbeddings {
-    /// `[T, D]`.
-    pub images: Tensor,
-    /// `[U, D]`.
-    pub sentences: Tensor,
+    /// T images.
+    pub images: Encoded,
+    /// U sentences.
+    pub sentences: Encoded,
 }
 
-/// A training method.
+impl Embeddings {
+    /// The target's part.
+    ///
+    /// # Errors
+    /// When this step has none.
+    fn target(&self) -> Result<&TargetEmbeddings> {
+        self.target.as_ref().ok_or_else(no_target)
+    }
+}
+
+/// What is trained, and with which losses.
 ///
-/// A step embeds the batch once, then goes through the phases. Only the last phase may reach the encoders: what the
+/// A step embeds its batch once and goes through the phases. Only the last phase may reach the encoders: what the
 /// earlier ones change must not be a part of the embeddings' graph.
 pub trait Method: Send {
     /// The encoders being trained.
     fn encoder(&self) -> &DualEncoder;
 
-    /// Whether a step at `progress`, from 0 to 1 over the training, uses the target batch.
-    fn uses_target(&self, progress: f64) -> bool;
+    /// Whether the step at `moment` uses the target batch.
+    fn uses_target(&self, moment: Moment) -> bool;
 
-    /// Phases of a step at `progress`; the parameters are updated after each.
-    fn phases(&self, progress: f64) -> usize;
+    /// Phases of the step at `moment`; the parameters are updated after each.
+    fn phases(&self, moment: Moment) -> usize;
 
     /// The losses of a phase.
     ///
     /// # Errors
     /// When a tensor operation fails or the batch lacks what the method needs.
-    fn phase(&self, index: usize, embeddings: &Embeddings, progress: f64) -> Result<PhaseOutcome>;
+    fn phase(
+        &self,
+        index: usize,
+        embeddings: &Embeddings,
+        moment: Moment,
+        mode: &mut Mode<'_>,
+    ) -> Result<PhaseOutcome>;
+
+    /// Whether one norm clips the gradients of all groups together, as the released procedure does.
+    fn clips_jointly(&self) -> bool {
+        false
+    }
+
+    /// How many source pairs the method wants to see in every step.
+    fn anchors(&self) -> usize {
+        0
+    }
+
+    /// Called before each step.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn before_step(&self, moment: Moment) -> Result<()> {
+        let _ = moment;
+        Ok(())
+    }
+
+    /// Called after each epoch's last step, before validation.
+    ///
+    /// # Errors
+    /// When a computation fails.
+    fn after_epoch(&self, data: &PreparedData) -> Result<()> {
+        let _ = data;
+        Ok(())
+    }
 
     /// Embeds a batch, the target's only where it is used.
     ///
     /// # Errors
     /// When the target is used and missing, or an operation fails.
-    fn embed(&self, batch: &Batch, progress: f64, mode: &mut Mode<'_>) -> Result<Embeddings> {
-        let encoder = self.encoder();
-        let source_images = encoder.embed_images(&batch.source_images, mode)?;
-        let source_sentences = encoder.embed_sentences(&batch.source_sentences, mode)?;
-        let target = match (&batch.target, self.uses_target(progress)) {
-            (_, false) => None,
-            (Some(target), true) => Some(TargetEmbeddings {
-                images: encoder.embed_images(&target.images, mode)?,
-                sentences: encoder.embed_sentences(&target.sentences, mode)?,
-            }),
-            (None, true) => {
-                return Err(TrainError::Data {
-                    what: "the target domain".into(),
-                    expected: "target images and target sentences to adapt to".into(),
-                    got: "none".into(),
-                });
-            }
-        };
-        Ok(Embeddings { source_images, source_sentences, target })
+    fn embed(&self, batch: &Batch, moment: Moment, mode: &mut Mode<'_>) -> Result<Embeddings> {
+        embed(self.encoder(), batch, self.uses_target(moment), mode)
     }
 }
 
-/// Builds the method that `config` names, with its parameters in `store`.
+/// Embeds all of a batch with one encoder.
+fn embed(encoder: &DualEncoder, batch: &Batch, uses_target: bool, mode: &mut Mode<'_>) -> Result<Embeddings> {
+    let source_images = encoder.encode_images(&batch.source_images, mode)?;
+    let source_sentences = encoder.encode_sentences(&batch.source_sentences, mode)?;
+    let target = match (&batch.target, uses_target) {
+        (_, false) => None,
+        (Some(target), true) => Some(TargetEmbeddings {
+            images: encoder.encode_images(&target.images, mode)?,
+            sentences: encoder.encode_sentences(&target.sentences, mode)?,
+        }),
+        (None, true) => return Err(no_target()),
+    };
+    let anchors = match (&batch.anchors, uses_target) {
+        (Some((images, sentences)), true) => {
+            Some((encoder.encode_images(images, mode)?, encoder.encode_sentences(sentences, mode)?))
+        }
+        _ => None,
+    };
+    Ok(Embeddings { source_images, source_sentences, target, anchors })
+}
+
+fn no_target() -> TrainError {
+    TrainError::Data {
+        what: "the target domain".into(),
+        expected: "target images and target sentences to adapt to".into(),
+        got: "none".into(),
+    }
+}
+
+/// What the towers take: decided by the data.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs {
+    /// F of the images.
+    pub image_dimension: usize,
+    /// What images come as.
+    pub images: ImageInput,
+    /// F of the sentences; for words the size of the vocabulary.
+    pub sentence_dimension: usize,
+    /// Whether sentences come as vectors, as tokens, or as words.
+    pub sentences: SentenceKind,
+}
+
+/// What sentences come as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SentenceKind {
+    /// One vector.
+    Pooled,
+    /// The vectors of their tokens.
+    Fragments,
+    /// Words of a vocabulary.
+    Words,
+}
+
+impl Inputs {
+    /// One vector an item in both modalities.
+    pub fn pooled(image_dimension: usize, sentence_dimension: usize) -> Self {
+        Self {
+            image_dimension,
+            images: ImageInput::Pooled,
+            sentence_dimension,
+            sentences: SentenceKind::Pooled,
+        }
+    }
+}
+
+/// The encoder that `config`, resolved, asks for.
+fn encoder_config(config: &TrainConfig, inputs: Inputs) -> DualEncoderConfig {
+    let sentence_input = match inputs.sentences {
+        SentenceKind::Pooled => SentenceInput::Pooled,
+        SentenceKind::Fragments => SentenceInput::Fragments,
+        SentenceKind::Words => SentenceInput::Words(config.model.words),
+    };
+    DualEncoderConfig {
+        image_dimension: inputs.image_dimension,
+        sentence_dimension: inputs.sentence_dimension,
+        embedding_dimension: config.model.embedding_dimension,
+        input_dropout: config.model.input_dropout,
+        hidden_dimension: config.model.hidden_dimension,
+        image_input: inputs.images,
+        sentence_input,
+        head: config.model.head.unwrap_or_default(),
+        head_options: config.model.head_options,
+        norm: config.norm(),
+        canonical: config.method == MethodName::Dcca,
+    }
+}
+
+/// Builds the method that `config`, resolved, names, with its parameters in `store`.
 ///
 /// # Errors
-/// When a parameter can't be made.
-pub fn build(
-    config: &TrainConfig,
-    image_dimension: usize,
-    sentence_dimension: usize,
-    store: &ParameterStore,
-) -> Result<Box<dyn Method>> {
-    let encoder = DualEncoder::new(
-        DualEncoderConfig {
-            image_dimension,
-            sentence_dimension,
-            embedding_dimension: config.model.embedding_dimension,
-            input_dropout: config.model.input_dropout,
-        },
-        config.source_loss.temperature,
-        store.builder().pp("encoder"),
-    )?;
+/// When a parameter can't be made, or the method can't work on such inputs.
+pub fn build(config: &TrainConfig, inputs: Inputs, store: &ParameterStore) -> Result<Box<dyn Method>> {
+    let shape = encoder_config(config, inputs);
+    let make =
+        |prefix: &str| DualEncoder::new(shape, config.source_loss.temperature, store.builder().pp(prefix));
+    let encoder = make("encoder")?;
     Ok(match config.method {
-        MethodName::SourceOnly => Box::new(SourceOnly::new(encoder, config)),
+        MethodName::SourceOnly
+        | MethodName::Vsepp
+        | MethodName::Scan
+        | MethodName::Saf
+        | MethodName::Sgr
+        | MethodName::Sgraf => Box::new(SourceOnly::new(encoder, config)),
         MethodName::Aeir => Box::new(Aeir::new(encoder, config, store)?),
+        MethodName::Dann => Box::new(Dann::new(encoder, config, store)?),
+        MethodName::Adda => Box::new(Adda::new(encoder, make(adda::REFERENCE)?, config, store)?),
+        MethodName::Mmd => Box::new(Discrepancy::new(encoder, config, DiscrepancyMethod::Mmd)),
+        MethodName::Coral => Box::new(Discrepancy::new(encoder, config, DiscrepancyMethod::Coral)),
+        MethodName::Cdan => Box::new(Cdan::new(encoder, config, store)?),
+        MethodName::Cca => Box::new(Cca::new(encoder, config, store)?),
+        MethodName::Dcca => Box::new(Dcca::new(encoder, config, store)?),
     })
+}
+
+/// When a method adapts: a share of the epochs belongs to the source alone.
+#[derive(Debug, Clone, Copy)]
+struct Adaptation {
+    /// Where in the training, from 0 to 1, it begins: with an epoch, at the latest with the last one.
+    from: f64,
+}
+
+impl Adaptation {
+    fn new(config: &TrainConfig) -> Self {
+        let epochs = config.epochs as f64;
+        Self { from: (config.adaptation.source_share * epochs).floor() / epochs }
+    }
+
+    /// How far the adaptation is, from 0 to 1, where it has begun.
+    fn progress(self, moment: Moment) -> Option<f64> {
+        let progress = moment.progress();
+        (progress >= self.from).then(|| (progress - self.from) / (1.0 - self.from))
+    }
+
+    /// Whether the adaptation begins with this step.
+    fn begins(self, moment: Moment) -> bool {
+        let before = Moment { step: moment.step.wrapping_sub(1), ..moment };
+        self.progress(moment).is_some() && (moment.step == 0 || self.progress(before).is_none())
+    }
 }
 
 /// The value of a scalar, for the log.

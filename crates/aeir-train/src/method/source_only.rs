@@ -1,13 +1,14 @@
 //! Training on the source pairs alone: the baseline every adaptation is measured against.
 
-use aeir_encoders::DualEncoder;
+use aeir_encoders::{DualEncoder, Mode};
 
 use super::alignment::SourceAlignment;
-use super::{Embeddings, Group, Method, Objective, PhaseOutcome, value};
+use super::{Embeddings, Method, Moment, PhaseOutcome, value};
 use crate::config::TrainConfig;
 use crate::error::Result;
 
-/// The source loss and nothing else.
+/// The source loss and nothing else. With the head and loss of a published model it is that model: VSE++, SCAN, SAF,
+/// SGR, SGRAF.
 pub struct SourceOnly {
     encoder: DualEncoder,
     alignment: SourceAlignment,
@@ -16,7 +17,7 @@ pub struct SourceOnly {
 impl SourceOnly {
     /// Trains `encoder` with the source loss of `config`.
     pub fn new(encoder: DualEncoder, config: &TrainConfig) -> Self {
-        Self { encoder, alignment: SourceAlignment::new(&config.source_loss) }
+        Self { encoder, alignment: SourceAlignment::new(config) }
     }
 }
 
@@ -25,21 +26,23 @@ impl Method for SourceOnly {
         &self.encoder
     }
 
-    fn uses_target(&self, _progress: f64) -> bool {
+    fn uses_target(&self, _moment: Moment) -> bool {
         false
     }
 
-    fn phases(&self, _progress: f64) -> usize {
+    fn phases(&self, _moment: Moment) -> usize {
         1
     }
 
-    fn phase(&self, _index: usize, embeddings: &Embeddings, _progress: f64) -> Result<PhaseOutcome> {
-        let loss = self.alignment.loss(
-            &embeddings.source_images,
-            &embeddings.source_sentences,
-            self.encoder.log_scale(),
-        )?;
+    fn phase(
+        &self,
+        _index: usize,
+        embeddings: &Embeddings,
+        moment: Moment,
+        mode: &mut Mode<'_>,
+    ) -> Result<PhaseOutcome> {
+        let loss = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
         let logged = vec![("source_loss", value(&loss)?)];
-        Ok(PhaseOutcome { objectives: vec![Objective { loss, reaches: vec![Group::Encoder] }], logged })
+        Ok(PhaseOutcome::encoder(loss, logged))
     }
 }

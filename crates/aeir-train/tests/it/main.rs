@@ -1,4 +1,5 @@
 //! Tests of the crate from outside.
 
 mod configs;
+mod parity_released;
 mod real_data;

@@ -6,8 +6,8 @@ use aeir_data::{ParallelDomain, TargetImages, TargetSentences, TestPairs};
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::{Bundle, load_image_backbone, load_text_backbone};
 use aeir_retrieve::Relevance;
-use aeir_train::features::FeatureExtractor;
-use aeir_train::validate::embed_in_blocks;
+use aeir_train::features::{FeatureExtractor, ImageEncoder, SentenceEncoder};
+use aeir_train::validate::embed_table;
 use aeir_train::{Silent, TrainConfig, TrainingData, train};
 use candle_core::Device;
 
@@ -21,9 +21,12 @@ fn a_model_trained_on_the_fixtures_beats_chance_by_far_and_survives_its_folder()
     let folder = tempfile::tempdir().unwrap();
     let images = load_image_backbone(&fixtures().join("backbones/efficientnet-lite0"), &device).unwrap();
     let sentences = load_text_backbone(&fixtures().join("backbones/static-minilm"), &device).unwrap();
-    let mut extractor = FeatureExtractor::new(images.as_ref(), sentences.as_ref())
-        .with_cache(&folder.path().join("cache"))
-        .unwrap();
+    let mut extractor = FeatureExtractor::new(
+        ImageEncoder::Pooled(images.as_ref()),
+        SentenceEncoder::Pooled(sentences.as_ref()),
+    )
+    .with_cache(&folder.path().join("cache"))
+    .unwrap();
 
     let mut domain = ParallelDomain::read(&fixtures().join("datasets/noto-cldr/captions.jsonl")).unwrap();
     domain.train.truncate(300);
@@ -61,8 +64,9 @@ fn a_model_trained_on_the_fixtures_beats_chance_by_far_and_survives_its_folder()
             encoder: trained.encoder,
             parameters: &trained.parameters,
             standardisation: &trained.standardisation,
-            image_backbone: images.as_ref(),
-            sentence_backbone: sentences.as_ref(),
+            image_backbone: Some(images.as_ref()),
+            sentence_backbone: Some(sentences.as_ref()),
+            vocabulary: None,
             backbones: BackbonePlacement::Copied,
         },
     )
@@ -76,12 +80,9 @@ fn a_model_trained_on_the_fixtures_beats_chance_by_far_and_survives_its_folder()
     let pairs = TestPairs::read(&clip_art.join("test.jsonl"), None).unwrap();
     assert_eq!(pairs.images().len(), 365);
     // Source statistics don't apply here: the bundle serves the target. Held-out source pairs are still far above chance.
-    let images =
-        embed_in_blocks(&held_out.images.tensor(&device).unwrap(), |x| bundle.embed_image_features(x))
-            .unwrap();
+    let images = embed_table(&held_out.images, &device, |items| bundle.encode_images(items)).unwrap();
     let sentences =
-        embed_in_blocks(&held_out.sentences.tensor(&device).unwrap(), |x| bundle.embed_sentence_features(x))
-            .unwrap();
+        embed_table(&held_out.sentences, &device, |items| bundle.encode_sentences(items)).unwrap();
     let relevance = Relevance::from_owners(images.rows(), &held_out.owners).unwrap();
     let scored = aeir_retrieve::evaluate_embeddings(&images, &sentences, &relevance).unwrap();
     let chance = aeir_retrieve::chance(&relevance);
@@ -105,7 +106,10 @@ fn broken_images_are_left_out_and_named() {
     std::fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
     let missing = folder.path().join("missing.webp");
     let paths = [broken.clone(), good.clone(), missing.clone(), good.clone()];
-    let mut extractor = FeatureExtractor::new(images.as_ref(), sentences.as_ref());
+    let mut extractor = FeatureExtractor::new(
+        ImageEncoder::Pooled(images.as_ref()),
+        SentenceEncoder::Pooled(sentences.as_ref()),
+    );
     let extracted = extractor.images("images", &paths).unwrap();
     assert_eq!(extracted.rows, [None, Some(0), None, Some(1)]);
     let named: Vec<&str> = extracted.skipped.iter().map(|skipped| skipped.item.as_str()).collect();

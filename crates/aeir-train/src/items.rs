@@ -1,0 +1,589 @@
+//! Tables of items: pooled features, fragments or words, and batches of them.
+
+use std::sync::Arc;
+
+use aeir_data::RegionFeatures;
+use aeir_encoders::standardise::Standardiser;
+use aeir_encoders::{Fragments, ImageInput, Items, WordBatch};
+use candle_core::{Device, Tensor};
+use half::f16;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Result, TrainError};
+use crate::method::SentenceKind;
+
+/// Rows of a mapped file that its digest reads: a 100 GB file can't be hashed at every start.
+const DIGEST_ROWS: usize = 1_024;
+
+/// A set of items of one modality, on the host.
+#[derive(Debug, Clone)]
+pub enum ItemTable {
+    /// One vector an item.
+    Pooled(FeatureTable),
+    /// Regions, grid cells or tokens.
+    Fragments(FragmentTable),
+    /// Words of a vocabulary.
+    Words(WordTable),
+}
+
+impl ItemTable {
+    /// Number of items.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Pooled(table) => table.len(),
+            Self::Fragments(table) => table.len(),
+            Self::Words(table) => table.ids.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// F of the features; for words the size of the vocabulary.
+    pub fn dimension(&self) -> usize {
+        match self {
+            Self::Pooled(table) => table.dimension,
+            Self::Fragments(table) => table.dimension,
+            Self::Words(table) => table.vocabulary_size,
+        }
+    }
+
+    /// Hands every feature row to `visit`: a vector an item, or one a fragment. Words have none.
+    ///
+    /// # Errors
+    /// When a mapped file can't be read.
+    pub fn each_row(&self, visit: &mut dyn FnMut(&[f32])) -> Result<()> {
+        match self {
+            Self::Pooled(table) => table.rows().for_each(visit),
+            Self::Fragments(table) => {
+                let mut values = Vec::new();
+                for item in 0..table.len() {
+                    values.resize(table.fragments(item) * table.dimension, 0.0);
+                    table.read(item, &mut values)?;
+                    values.chunks_exact(table.dimension).for_each(&mut *visit);
+                }
+            }
+            Self::Words(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The items of `rows` as a batch, not standardised.
+    ///
+    /// # Errors
+    /// When the device has no room or a mapped file can't be read.
+    pub fn items(&self, rows: &[usize], device: &Device) -> Result<Items> {
+        PreparedItems::new(&[(self, None)], device)?.select(rows)
+    }
+
+    pub(crate) fn digest(&self, hash: &mut Sha256) {
+        let mut numbers = |numbers: &[usize]| {
+            numbers.iter().for_each(|number| hash.update((*number as u64).to_le_bytes()));
+        };
+        match self {
+            Self::Pooled(table) => {
+                numbers(&[0, table.len(), table.dimension]);
+                table.values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+            }
+            Self::Fragments(table) => {
+                numbers(&[1, table.len(), table.dimension]);
+                table.digest(hash);
+            }
+            Self::Words(table) => {
+                numbers(&[2, table.ids.len(), table.vocabulary_size]);
+                for ids in table.ids.iter() {
+                    hash.update((ids.len() as u64).to_le_bytes());
+                    ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+                }
+            }
+        }
+    }
+}
+
+/// Frozen-backbone features of a set of items, one row an item, `[N, F]` row-major on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureTable {
+    dimension: usize,
+    values: Vec<f32>,
+}
+
+impl FeatureTable {
+    /// A table of `values.len() / dimension` rows.
+    ///
+    /// # Errors
+    /// When that is not a whole number, or a value is not finite.
+    pub fn new(values: Vec<f32>, dimension: usize) -> Result<Self> {
+        if dimension == 0 || !values.len().is_multiple_of(dimension) {
+            return Err(TrainError::Data {
+                what: "feature table".into(),
+                expected: format!("a multiple of {dimension} values, {dimension} above 0"),
+                got: values.len().to_string(),
+            });
+        }
+        if let Some(position) = values.iter().position(|value| !value.is_finite()) {
+            return Err(TrainError::Data {
+                what: format!("feature {} of item {}", position % dimension, position / dimension),
+                expected: "a finite number".into(),
+                got: values.get(position).map_or_else(String::new, f32::to_string),
+            });
+        }
+        Ok(Self { dimension, values })
+    }
+
+    /// Number of items.
+    pub fn len(&self) -> usize {
+        self.values.len() / self.dimension
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.values.is_empty()
+    }
+
+    /// F.
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// The features of each item.
+    pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
+        self.values.chunks_exact(self.dimension)
+    }
+
+    fn tensor(&self, device: &Device) -> Result<Tensor> {
+        Ok(Tensor::from_slice(&self.values, (self.len(), self.dimension), device)?)
+    }
+}
+
+/// Fragments of a set of items: half precision in memory, or regions in a mapped file.
+#[derive(Debug, Clone)]
+pub struct FragmentTable {
+    dimension: usize,
+    /// The stored entry of each item; items of equal content share one.
+    entries: Arc<Vec<usize>>,
+    storage: Storage,
+}
+
+#[derive(Debug, Clone)]
+enum Storage {
+    /// Values of all entries one after the other; entry e begins at fragment `starts[e]` and ends at `starts[e + 1]`.
+    Memory {
+        values: Arc<Vec<f16>>,
+        starts: Arc<Vec<usize>>,
+    },
+    Mapped(RegionFeatures),
+}
+
+impl FragmentTable {
+    /// Every image of a file of region features, or those in `rows`.
+    ///
+    /// # Errors
+    /// When a row isn't there.
+    pub fn mapped(file: RegionFeatures, rows: Option<Vec<usize>>) -> Result<Self> {
+        let entries = rows.unwrap_or_else(|| (0..file.len()).collect());
+        if let Some(row) = entries.iter().find(|row| **row >= file.len()) {
+            return Err(TrainError::Data {
+                what: "rows of region features".into(),
+                expected: format!("below {}", file.len()),
+                got: row.to_string(),
+            });
+        }
+        Ok(Self { dimension: file.dimension(), entries: Arc::new(entries), storage: Storage::Mapped(file) })
+    }
+
+    /// Number of items.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// F.
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// Number of fragments of an item; 0 for one that isn't there.
+    pub fn fragments(&self, item: usize) -> usize {
+        let Some(&entry) = self.entries.get(item) else { return 0 };
+        match &self.storage {
+            Storage::Memory { starts, .. } => match (starts.get(entry), starts.get(entry + 1)) {
+                (Some(start), Some(end)) => end - start,
+                _ => 0,
+            },
+            Storage::Mapped(file) => file.regions(),
+        }
+    }
+
+    /// Writes the fragments of an item, one after the other, to the start of `into`.
+    fn read(&self, item: usize, into: &mut [f32]) -> Result<()> {
+        let Some(&entry) = self.entries.get(item) else { return Ok(()) };
+        match &self.storage {
+            Storage::Memory { values, starts } => {
+                let start = starts.get(entry).copied().unwrap_or(0) * self.dimension;
+                let stored = values.get(start..).unwrap_or_default();
+                for (into, value) in into.iter_mut().zip(stored).take(self.fragments(item) * self.dimension) {
+                    *into = value.to_f32();
+                }
+            }
+            Storage::Mapped(file) => {
+                let length = file.regions() * self.dimension;
+                if let Some(into) = into.get_mut(..length) {
+                    file.read_into(entry, into)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn digest(&self, hash: &mut Sha256) {
+        self.entries.iter().for_each(|entry| hash.update((*entry as u64).to_le_bytes()));
+        match &self.storage {
+            Storage::Memory { values, starts } => {
+                starts.iter().for_each(|start| hash.update((*start as u64).to_le_bytes()));
+                values.iter().for_each(|value| hash.update(value.to_le_bytes()));
+            }
+            Storage::Mapped(file) => {
+                let mut row = vec![0f32; file.regions() * file.dimension()];
+                for index in (0..file.len()).step_by(file.len().div_ceil(DIGEST_ROWS).max(1)) {
+                    // A row that can't be read is reported where it is trained on.
+                    if file.read_into(index, &mut row).is_ok() {
+                        row.iter().for_each(|value| hash.update(value.to_le_bytes()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Collects fragments in memory, entry by entry.
+#[derive(Debug)]
+pub(crate) struct FragmentTableBuilder {
+    dimension: usize,
+    values: Vec<f16>,
+    starts: Vec<usize>,
+    entries: Vec<usize>,
+}
+
+impl FragmentTableBuilder {
+    pub(crate) fn new(dimension: usize) -> Self {
+        Self { dimension, values: Vec::new(), starts: vec![0], entries: Vec::new() }
+    }
+
+    /// Stores an entry, rows of features one after the other, and gives its number.
+    pub(crate) fn store(&mut self, values: &[f32]) -> usize {
+        self.values.extend(values.iter().map(|value| f16::from_f32(*value)));
+        self.starts.push(self.values.len() / self.dimension.max(1));
+        self.starts.len() - 2
+    }
+
+    /// The next item has the fragments of a stored entry.
+    pub(crate) fn item(&mut self, entry: usize) {
+        self.entries.push(entry);
+    }
+
+    /// # Errors
+    /// When a value is not finite, also where half precision has no room for it.
+    pub(crate) fn finish(self, what: &str) -> Result<FragmentTable> {
+        if let Some(position) = self.values.iter().position(|value| !value.is_finite()) {
+            let fragment = position / self.dimension.max(1);
+            let entry = self.starts.partition_point(|start| *start <= fragment).saturating_sub(1);
+            return Err(TrainError::Data {
+                what: format!("{what}: a fragment's feature {} of entry {entry}", position % self.dimension),
+                expected: "a finite number below 65,504".into(),
+                got: self.values.get(position).map_or_else(String::new, f16::to_string),
+            });
+        }
+        Ok(FragmentTable {
+            dimension: self.dimension,
+            entries: Arc::new(self.entries),
+            storage: Storage::Memory { values: Arc::new(self.values), starts: Arc::new(self.starts) },
+        })
+    }
+}
+
+/// Sentences as ids of a vocabulary's words.
+#[derive(Debug, Clone)]
+pub struct WordTable {
+    /// The words of each sentence.
+    pub ids: Arc<Vec<Vec<u32>>>,
+    /// Number of words that the vocabulary has.
+    pub vocabulary_size: usize,
+}
+
+/// Standardised items, ready for batches.
+#[derive(Clone)]
+pub struct PreparedItems {
+    device: Device,
+    parts: Parts,
+    /// The rows of the tables that these items are, where not all in order.
+    rows: Option<Arc<Vec<usize>>>,
+    count: usize,
+}
+
+#[derive(Clone)]
+enum Parts {
+    /// All domains in one tensor on the device.
+    Pooled(Tensor),
+    /// A table a domain, standardised as batches are made.
+    Fragments(Vec<FragmentPart>),
+    Words {
+        parts: Vec<Arc<Vec<Vec<u32>>>>,
+        vocabulary_size: usize,
+    },
+}
+
+#[derive(Clone)]
+struct FragmentPart {
+    table: FragmentTable,
+    /// Mean and deviation.
+    statistics: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+impl PreparedItems {
+    /// The items of all tables in order, each with its domain's statistics.
+    ///
+    /// # Errors
+    /// When the tables differ in kind or dimension, or the device has no room.
+    pub fn new(tables: &[(&ItemTable, Option<&Standardiser>)], device: &Device) -> Result<Self> {
+        let count = tables.iter().map(|(table, _)| table.len()).sum();
+        let (mut pooled, mut fragments, mut words) = (Vec::new(), Vec::new(), Vec::new());
+        for (table, statistics) in tables {
+            match table {
+                ItemTable::Pooled(table) => {
+                    let features = table.tensor(device)?;
+                    pooled.push(statistics.map_or_else(|| Ok(features.clone()), |it| it.apply(&features))?);
+                }
+                ItemTable::Fragments(table) => fragments.push(FragmentPart {
+                    table: table.clone(),
+                    statistics: statistics.map(Standardiser::to_host).transpose()?,
+                }),
+                ItemTable::Words(table) => words.push(table.ids.clone()),
+            }
+        }
+        let dimensions: Vec<usize> = tables.iter().map(|(table, _)| table.dimension()).collect();
+        let alike = dimensions.windows(2).all(|pair| pair.first() == pair.last());
+        let parts = match (pooled.len(), fragments.len(), words.len()) {
+            (1.., 0, 0) if alike => Parts::Pooled(Tensor::cat(&pooled, 0)?),
+            (0, 1.., 0) if alike => Parts::Fragments(fragments),
+            (0, 0, 1..) if alike => {
+                Parts::Words { parts: words, vocabulary_size: dimensions.first().copied().unwrap_or(0) }
+            }
+            _ => {
+                return Err(TrainError::Data {
+                    what: "features of the source domains".into(),
+                    expected: "the same kind and dimension in all of them".into(),
+                    got: format!("dimensions {dimensions:?}"),
+                });
+            }
+        };
+        Ok(Self { device: device.clone(), parts, rows: None, count })
+    }
+
+    /// These items alone, in this order; none may be beyond the last.
+    pub(crate) fn view(&self, rows: Vec<usize>) -> Self {
+        let of_tables = |row: usize| self.rows.as_ref().map_or(Some(row), |rows| rows.get(row).copied());
+        let rows: Vec<usize> = rows.into_iter().filter_map(of_tables).collect();
+        Self {
+            count: rows.len(),
+            rows: Some(Arc::new(rows)),
+            parts: self.parts.clone(),
+            device: self.device.clone(),
+        }
+    }
+
+    /// Number of items.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// F of the features; for words the size of the vocabulary.
+    pub(crate) fn dimension(&self) -> Result<usize> {
+        Ok(match &self.parts {
+            Parts::Pooled(features) => features.dim(1)?,
+            Parts::Fragments(parts) => parts.first().map_or(0, |part| part.table.dimension),
+            Parts::Words { vocabulary_size, .. } => *vocabulary_size,
+        })
+    }
+
+    /// What sentences come as.
+    pub(crate) fn sentence_kind(&self) -> SentenceKind {
+        match &self.parts {
+            Parts::Pooled(_) => SentenceKind::Pooled,
+            Parts::Fragments(_) => SentenceKind::Fragments,
+            Parts::Words { .. } => SentenceKind::Words,
+        }
+    }
+
+    /// What images come as.
+    pub(crate) fn image_input(&self) -> Result<ImageInput> {
+        let Parts::Fragments(parts) = &self.parts else { return Ok(ImageInput::Pooled) };
+        let mut counts =
+            parts.iter().flat_map(|part| (0..part.table.len()).map(|it| part.table.fragments(it)));
+        let first = counts.next().unwrap_or(0);
+        match counts.find(|count| *count != first) {
+            None => Ok(ImageInput::Fragments(first)),
+            Some(other) => Err(TrainError::Data {
+                what: "regions of the source images".into(),
+                expected: format!("{first} in every image"),
+                got: other.to_string(),
+            }),
+        }
+    }
+
+    /// Items that are embedded at once, to bound memory.
+    pub(crate) fn rows_at_once(&self) -> usize {
+        match &self.parts {
+            Parts::Pooled(_) => 4_096,
+            Parts::Fragments(_) | Parts::Words { .. } => 128,
+        }
+    }
+
+    /// The items of `rows` as a batch.
+    ///
+    /// # Errors
+    /// When a row isn't there, or a mapped file can't be read.
+    pub fn select(&self, rows: &[usize]) -> Result<Items> {
+        if let Some(row) = rows.iter().find(|row| **row >= self.count) {
+            return Err(TrainError::Data {
+                what: "rows of a batch".into(),
+                expected: format!("below {}", self.count),
+                got: row.to_string(),
+            });
+        }
+        let viewed: Option<Vec<usize>> =
+            self.rows.as_ref().map(|all| rows.iter().filter_map(|row| all.get(*row).copied()).collect());
+        let rows = viewed.as_deref().unwrap_or(rows);
+        match &self.parts {
+            Parts::Pooled(features) => {
+                let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+                Ok(Items::Pooled(features.index_select(&Tensor::new(rows, &self.device)?, 0)?))
+            }
+            Parts::Fragments(parts) => Ok(Items::Fragments(self.gather(parts, rows)?)),
+            Parts::Words { parts, .. } => {
+                let find = |row: usize| {
+                    let mut row = row;
+                    for part in parts {
+                        match part.get(row) {
+                            Some(ids) => return ids.as_slice(),
+                            None => row -= part.len(),
+                        }
+                    }
+                    &[][..]
+                };
+                let ids: Vec<&[u32]> = rows.iter().map(|row| find(*row)).collect();
+                Ok(Items::Words(WordBatch::new(&ids, &self.device)?))
+            }
+        }
+    }
+
+    fn gather(&self, parts: &[FragmentPart], rows: &[usize]) -> Result<Fragments> {
+        let found: Vec<(&FragmentPart, usize)> = rows
+            .iter()
+            .filter_map(|row| {
+                let mut row = *row;
+                parts.iter().find_map(|part| match row.checked_sub(part.table.len()) {
+                    None => Some((part, row)),
+                    Some(left) => {
+                        row = left;
+                        None
+                    }
+                })
+            })
+            .collect();
+        let dimension = parts.first().map_or(1, |part| part.table.dimension).max(1);
+        let longest = found.iter().map(|(part, row)| part.table.fragments(*row)).max().unwrap_or(0).max(1);
+        let mut values = vec![0f32; rows.len() * longest * dimension];
+        let mut mask = vec![0f32; rows.len() * longest];
+        values
+            .par_chunks_exact_mut(longest * dimension)
+            .zip(mask.par_chunks_exact_mut(longest))
+            .zip(&found)
+            .try_for_each(|((values, mask), (part, row))| {
+                let count = part.table.fragments(*row);
+                part.table.read(*row, values)?;
+                mask.iter_mut().take(count).for_each(|mask| *mask = 1.0);
+                if let Some((mean, deviation)) = &part.statistics {
+                    for fragment in values.chunks_exact_mut(dimension).take(count) {
+                        for ((value, mean), deviation) in fragment.iter_mut().zip(mean).zip(deviation) {
+                            *value = (*value - mean) / deviation;
+                        }
+                    }
+                }
+                Ok::<_, TrainError>(())
+            })?;
+        let features = Tensor::from_vec(values, (rows.len(), longest, dimension), &Device::Cpu)?;
+        let mask = Tensor::from_vec(mask, (rows.len(), longest), &Device::Cpu)?;
+        Ok(Fragments::new(features.to_device(&self.device)?, mask.to_device(&self.device)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_that_are_not_finite_are_refused_by_place() {
+        let error = FeatureTable::new(vec![0.0, 1.0, f32::NAN, 2.0], 2).unwrap_err().to_string();
+        assert!(error.contains("feature 0 of item 1"), "{error}");
+        assert!(FeatureTable::new(vec![0.0; 3], 2).is_err());
+        let mut builder = FragmentTableBuilder::new(2);
+        builder.store(&[0.0, 1.0]);
+        builder.store(&[0.0, 1.0, 7e4, 1.0]);
+        let error = builder.finish("images").unwrap_err().to_string();
+        assert!(error.contains("feature 0 of entry 1"), "{error}");
+    }
+
+    fn two_items() -> ItemTable {
+        let mut builder = FragmentTableBuilder::new(2);
+        let (long, short) = (builder.store(&[1.0, 2.0, 3.0, 4.0]), builder.store(&[5.0, 7.0]));
+        for entry in [short, long, short] {
+            builder.item(entry);
+        }
+        ItemTable::Fragments(builder.finish("items").unwrap())
+    }
+
+    #[test]
+    fn fragments_come_padded_and_standardised_with_their_own_domain() {
+        let table = two_items();
+        let statistics = Standardiser::fit([&[1.0f32, 2.0][..], &[3.0, 2.0]], 2, &Device::Cpu).unwrap();
+        let both = [(&table, None), (&table, Some(&statistics))];
+        let items = PreparedItems::new(&both, &Device::Cpu).unwrap();
+        assert_eq!(items.len(), 6);
+        let Items::Fragments(batch) = items.select(&[1, 2, 4]).unwrap() else { panic!("not fragments") };
+        assert_eq!(batch.mask().to_vec2::<f32>().unwrap(), [[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]]);
+        let values = batch.features().to_vec3::<f32>().unwrap();
+        assert_eq!(values[0], [[1.0, 2.0], [3.0, 4.0]]);
+        assert_eq!(values[1], [[5.0, 7.0], [0.0, 0.0]]);
+        assert_eq!((values[2][0][0], values[2][1][0]), (-1.0, 1.0));
+        assert!(items.select(&[6]).is_err());
+        assert!(items.image_input().is_err(), "the items differ in their number of fragments");
+    }
+
+    #[test]
+    fn domains_of_other_sizes_are_refused() {
+        let other = ItemTable::Pooled(FeatureTable::new(vec![0.0; 6], 3).unwrap());
+        assert!(PreparedItems::new(&[(&two_items(), None), (&other, None)], &Device::Cpu).is_err());
+    }
+
+    #[test]
+    fn words_are_found_across_domains() {
+        let table =
+            |ids: Vec<Vec<u32>>| ItemTable::Words(WordTable { ids: Arc::new(ids), vocabulary_size: 9 });
+        let (first, second) = (table(vec![vec![1], vec![2, 3]]), table(vec![vec![4, 5, 6]]));
+        let items = PreparedItems::new(&[(&first, None), (&second, None)], &Device::Cpu).unwrap();
+        let Items::Words(batch) = items.select(&[2, 0]).unwrap() else { panic!("not words") };
+        assert_eq!(batch.ids().to_vec2::<u32>().unwrap(), [[4, 5, 6], [1, 0, 0]]);
+    }
+}
