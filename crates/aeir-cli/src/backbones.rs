@@ -1,26 +1,106 @@
-//! Finding the frozen encoders that a user names by folder or id.
+//! The encoders that a user names by folder or id, and what a model makes of images and sentences with them.
 
 use std::path::{Path, PathBuf};
 
-use aeir_encoders::{ImageBackbone, TextBackbone, load_image_backbone, load_text_backbone};
+use aeir_encoders::{
+    Bundle, ImageBackbone, ImageInput, SentenceInput, TextBackbone, Vocabulary, load_image_backbone,
+    load_text_backbone,
+};
+use aeir_train::features::{FeatureExtractor, ImageEncoder, SentenceEncoder};
 use candle_core::Device;
 
 use crate::failure::CliError;
 use crate::place::cache_folder;
 
-/// Both frozen encoders.
+/// What `--text-encoder` says for a vocabulary and a recurrent network that are trained.
+pub(crate) const WORDS: &str = "words";
+
+/// The encoders of a run.
 pub(crate) struct Backbones {
-    pub(crate) image: Box<dyn ImageBackbone>,
-    pub(crate) sentence: Box<dyn TextBackbone>,
+    /// None where images come as region features.
+    pub(crate) image: Option<Box<dyn ImageBackbone>>,
+    pub(crate) sentence: Sentences,
+    /// Whether the head needs grid cells and tokens.
+    pub(crate) fragments: bool,
+}
+
+/// What becomes of sentences.
+pub(crate) enum Sentences {
+    Backbone(Box<dyn TextBackbone>),
+    Words(Box<Vocabulary>),
 }
 
 impl Backbones {
-    /// Loads both, each from a folder or by id.
+    /// Loads both frozen encoders, each from a folder or by id.
     pub(crate) fn load(image: &str, sentence: &str, device: &Device) -> anyhow::Result<Self> {
-        let image = load_image_backbone(&find(image, "--image-encoder")?, device)?;
-        let sentence = load_text_backbone(&find(sentence, "--text-encoder")?, device)?;
-        Ok(Self { image, sentence })
+        Ok(Self {
+            image: Some(load_image(image, device)?),
+            sentence: Sentences::Backbone(load_sentence(sentence, device)?),
+            fragments: false,
+        })
     }
+
+    pub(crate) fn sentence_backbone(&self) -> Option<&dyn TextBackbone> {
+        match &self.sentence {
+            Sentences::Backbone(backbone) => Some(backbone.as_ref()),
+            Sentences::Words(_) => None,
+        }
+    }
+
+    pub(crate) fn vocabulary(&self) -> Option<&Vocabulary> {
+        match &self.sentence {
+            Sentences::Backbone(_) => None,
+            Sentences::Words(vocabulary) => Some(vocabulary),
+        }
+    }
+
+    /// Encodes as the head needs it.
+    pub(crate) fn extractor(&self) -> FeatureExtractor<'_> {
+        let image = match (self.image.as_deref(), self.fragments) {
+            (None, _) => ImageEncoder::Regions,
+            (Some(backbone), false) => ImageEncoder::Pooled(backbone),
+            (Some(backbone), true) => ImageEncoder::Fragments(backbone),
+        };
+        let sentence = match (&self.sentence, self.fragments) {
+            (Sentences::Words(vocabulary), _) => SentenceEncoder::Words(vocabulary),
+            (Sentences::Backbone(backbone), false) => SentenceEncoder::Pooled(backbone.as_ref()),
+            (Sentences::Backbone(backbone), true) => SentenceEncoder::Fragments(backbone.as_ref()),
+        };
+        FeatureExtractor::new(image, sentence)
+    }
+}
+
+/// The frozen image encoder that `--image-encoder` names.
+pub(crate) fn load_image(name: &str, device: &Device) -> anyhow::Result<Box<dyn ImageBackbone>> {
+    Ok(load_image_backbone(&find(name, "--image-encoder")?, device)?)
+}
+
+/// The frozen sentence encoder that `--text-encoder` names.
+pub(crate) fn load_sentence(name: &str, device: &Device) -> anyhow::Result<Box<dyn TextBackbone>> {
+    Ok(load_text_backbone(&find(name, "--text-encoder")?, device)?)
+}
+
+/// Encodes as a trained model needs it.
+pub(crate) fn extractor_of(bundle: &Bundle) -> anyhow::Result<FeatureExtractor<'_>> {
+    let config = &bundle.manifest().encoder;
+    let image = match (bundle.image_backbone(), config.image_input) {
+        (None, _) => ImageEncoder::Regions,
+        (Some(backbone), ImageInput::Pooled) => ImageEncoder::Pooled(backbone),
+        (Some(backbone), ImageInput::Fragments(_)) => ImageEncoder::Fragments(backbone),
+    };
+    let sentence = match (bundle.sentence_backbone(), bundle.vocabulary(), config.sentence_input) {
+        (Some(backbone), _, SentenceInput::Pooled) => SentenceEncoder::Pooled(backbone),
+        (Some(backbone), _, SentenceInput::Fragments) => SentenceEncoder::Fragments(backbone),
+        (_, Some(vocabulary), SentenceInput::Words(_)) => SentenceEncoder::Words(vocabulary),
+        _ => {
+            return Err(CliError::Data {
+                message: "the model lacks the encoder of its sentences".into(),
+                hint: "train it again".into(),
+            }
+            .into());
+        }
+    };
+    Ok(FeatureExtractor::new(image, sentence))
 }
 
 /// The folder of an encoder: as named, else `backbones/ID` in the cache, else `fixtures/backbones/ID` in a folder

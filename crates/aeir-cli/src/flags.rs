@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use aeir_data::Split;
-use aeir_train::config::{Adversary, SourceLossKind};
+use aeir_encoders::Head;
+use aeir_train::config::{Adversary, Fidelity, SourceLossKind};
 use aeir_train::{MethodName, TrainConfig};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -68,11 +69,12 @@ pub(crate) struct DemoFlags {
 #[derive(Args)]
 pub(crate) struct TrainFlags {
     /// Source pairs: one `{"image": path, "captions": [..], "split"?: "train"|"val"}` a line, paths relative to the
-    /// file. May be repeated; each file is a domain of its own
-    #[arg(long, required = true, value_name = "FILE.jsonl", env = "AEIR_SOURCE")]
+    /// file; or a folder of region features, `train_ims.npy` with `train_caps.txt`, and `dev_` for validation. May be
+    /// repeated; each is a domain of its own
+    #[arg(long, required = true, value_name = "FILE.jsonl|DIR", env = "AEIR_SOURCE")]
     pub(crate) source: Vec<PathBuf>,
-    /// Target images: a list file with one path a line, or a folder
-    #[arg(long, value_name = "LIST|DIR", env = "AEIR_TARGET_IMAGES")]
+    /// Target images: a list file with one path a line, a folder, or a `.npy` file of region features
+    #[arg(long, value_name = "LIST|DIR|FILE.npy", env = "AEIR_TARGET_IMAGES")]
     pub(crate) target_images: Option<PathBuf>,
     /// Target sentences, one a line; which belongs to which image need not be known
     #[arg(long, value_name = "FILE", env = "AEIR_TARGET_SENTENCES")]
@@ -80,13 +82,22 @@ pub(crate) struct TrainFlags {
     /// What to train [default: aeir]
     #[arg(long, value_enum, env = "AEIR_METHOD")]
     pub(crate) method: Option<MethodFlag>,
+    /// How image and sentence are compared [default: cosine, or what the method stands for]. Heads other than cosine look
+    /// at grid cells or regions and at tokens or words; they re-rank what the cosine finds
+    #[arg(long, value_enum, env = "AEIR_HEAD")]
+    pub(crate) head: Option<HeadFlag>,
+    /// With `aeir`: the paper's procedure, or the released code's with all that is wrong in it [default: paper]
+    #[arg(long, value_enum, env = "AEIR_FIDELITY")]
+    pub(crate) fidelity: Option<FidelityFlag>,
     /// Shift and scale the features by each domain's own mean and spread; the target's come from its unpaired sets
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_STANDARDISE")]
     pub(crate) standardise: bool,
-    /// Frozen image encoder: a folder, or the name of one in `fixtures/backbones` or in the cache
+    /// Frozen image encoder: a folder, or the name of one in `fixtures/backbones` or in the cache; not used with region
+    /// features
     #[arg(long, value_name = "DIR|ID", default_value = "efficientnet-lite0", env = "AEIR_IMAGE_ENCODER")]
     pub(crate) image_encoder: String,
-    /// Frozen sentence encoder: a folder, or the name of one in `fixtures/backbones` or in the cache
+    /// Frozen sentence encoder: a folder, or the name of one in `fixtures/backbones` or in the cache; or `words`: a
+    /// vocabulary of the training sentences and a bidirectional GRU, both trained
     #[arg(long, value_name = "DIR|ID", default_value = "static-minilm", env = "AEIR_TEXT_ENCODER")]
     pub(crate) text_encoder: String,
     /// Settings in TOML; a flag wins over its line in the file
@@ -101,9 +112,15 @@ pub(crate) struct TrainFlags {
     /// Peak learning rate [default: 0.002]
     #[arg(long = "lr", value_name = "RATE", env = "AEIR_LR")]
     pub(crate) learning_rate: Option<f64>,
-    /// Loss on the source pairs [default: info-nce]
+    /// Loss on the source pairs [default: info-nce with the cosine, else triplet-hardest]
     #[arg(long, value_enum, value_name = "LOSS", env = "AEIR_SOURCE_LOSS")]
     pub(crate) source_loss: Option<SourceLossFlag>,
+    /// With `aeir`: weight of the adversarial term; 0 leaves it out [default: 1]
+    #[arg(long, value_name = "WEIGHT", env = "AEIR_SEMANTIC_WEIGHT")]
+    pub(crate) semantic_weight: Option<f64>,
+    /// With `aeir`: weight of structure transfer; 0 leaves it out [default: 0.001]
+    #[arg(long, value_name = "WEIGHT", env = "AEIR_STRUCTURE_WEIGHT")]
+    pub(crate) structure_weight: Option<f64>,
     /// How the encoders are set against the domain critics [default: alternating]
     #[arg(long, value_enum, value_name = "HOW", env = "AEIR_ADVERSARY")]
     pub(crate) adversary: Option<AdversaryFlag>,
@@ -128,12 +145,17 @@ pub(crate) struct EvalFlags {
     /// Folder of a trained model
     #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
     pub(crate) model: PathBuf,
-    /// Test pairs: one `{"image": path, "captions": [..], "split"?: ".."}` a line, paths relative to the file
-    #[arg(long, value_name = "FILE.jsonl", env = "AEIR_DATA")]
+    /// Test pairs: one `{"image": path, "captions": [..], "split"?: ".."}` a line, paths relative to the file; or a folder
+    /// of region features, `test_ims.npy` with `test_caps.txt`
+    #[arg(long, value_name = "FILE.jsonl|DIR", env = "AEIR_DATA")]
     pub(crate) data: PathBuf,
-    /// Score this split only [default: the lines marked `test`, or all where none is]
+    /// Score this split only [default: the lines marked `test`, or all where none is; `test` of a folder]
     #[arg(long, value_enum, env = "AEIR_SPLIT")]
     pub(crate) split: Option<SplitFlag>,
+    /// Of a model with a cross-attentive head: re-rank this many of each query's first results with it, 0 for none, or
+    /// `all` to score every pair
+    #[arg(long, value_name = "N|all", default_value = "100", env = "AEIR_RERANK")]
+    pub(crate) rerank: Rerank,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
@@ -146,8 +168,9 @@ pub(crate) struct IndexFlags {
     /// Folder of a trained model
     #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
     pub(crate) model: PathBuf,
-    /// Images: a folder, a list file with one path a line, or a `.jsonl` file with an `image` a line
-    #[arg(long, value_name = "DIR|LIST|FILE.jsonl", env = "AEIR_IMAGES")]
+    /// Images: a folder, a list file with one path a line, a `.jsonl` file with an `image` a line, or a `.npy` file of
+    /// region features
+    #[arg(long, value_name = "DIR|LIST|FILE.jsonl|FILE.npy", env = "AEIR_IMAGES")]
     pub(crate) images: PathBuf,
     /// Folder for the index; an earlier index in it is replaced once the new one is whole
     #[arg(long, short, value_name = "IDX", env = "AEIR_OUTPUT")]
@@ -170,6 +193,9 @@ pub(crate) struct SearchFlags {
     /// Number of results
     #[arg(short, value_name = "N", default_value_t = 10, value_parser = at_least_one, allow_negative_numbers = true, env = "AEIR_K")]
     pub(crate) k: usize,
+    /// Of a model with a cross-attentive head: re-rank this many of the first results with it, 0 for none, or `all`
+    #[arg(long, value_name = "N|all", default_value = "100", env = "AEIR_RERANK")]
+    pub(crate) rerank: Rerank,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
@@ -190,6 +216,108 @@ pub(crate) enum MethodFlag {
     SourceOnly,
     /// Source pairs, and adaptation to the target (semantic and structure transfer)
     Aeir,
+    /// Adversarial adaptation by gradient reversal
+    Dann,
+    /// A target encoder against a fixed source encoder
+    Adda,
+    /// Maximum mean discrepancy between the domains
+    Mmd,
+    /// Distance of the domains' covariances
+    Coral,
+    /// Adversarial adaptation on embeddings joined with their retrieval posterior
+    Cdan,
+    /// Linear canonical correlation of the source pairs, in closed form
+    Cca,
+    /// Canonical correlation of two small networks
+    Dcca,
+    /// Source pairs alone: cosine and the hardest negative (VSE++)
+    Vsepp,
+    /// Source pairs alone: stacked cross attention
+    Scan,
+    /// Source pairs alone: similarity attention filtration
+    Saf,
+    /// Source pairs alone: similarity graph reasoning
+    Sgr,
+    /// Source pairs alone: SAF and SGR, each with towers of its own, averaged
+    Sgraf,
+}
+
+impl MethodFlag {
+    fn method(self) -> MethodName {
+        match self {
+            Self::SourceOnly => MethodName::SourceOnly,
+            Self::Aeir => MethodName::Aeir,
+            Self::Dann => MethodName::Dann,
+            Self::Adda => MethodName::Adda,
+            Self::Mmd => MethodName::Mmd,
+            Self::Coral => MethodName::Coral,
+            Self::Cdan => MethodName::Cdan,
+            Self::Cca => MethodName::Cca,
+            Self::Dcca => MethodName::Dcca,
+            Self::Vsepp => MethodName::Vsepp,
+            Self::Scan => MethodName::Scan,
+            Self::Saf => MethodName::Saf,
+            Self::Sgr => MethodName::Sgr,
+            Self::Sgraf => MethodName::Sgraf,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum HeadFlag {
+    /// Dot product of pooled vectors
+    Cosine,
+    /// Similarity attention filtration
+    Saf,
+    /// Similarity graph reasoning
+    Sgr,
+    /// Both of these, averaged
+    Sgraf,
+    /// Stacked cross attention: words attend to regions
+    ScanT2i,
+    /// Stacked cross attention: regions attend to words
+    ScanI2t,
+}
+
+impl HeadFlag {
+    fn head(self) -> Head {
+        match self {
+            Self::Cosine => Head::Cosine,
+            Self::Saf => Head::Saf,
+            Self::Sgr => Head::Sgr,
+            Self::Sgraf => Head::Sgraf,
+            Self::ScanT2i => Head::ScanT2i,
+            Self::ScanI2t => Head::ScanI2t,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum FidelityFlag {
+    /// As the paper describes it
+    Paper,
+    /// As the released code computes it
+    Released,
+}
+
+/// How many results the second stage looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rerank {
+    First(usize),
+    All,
+}
+
+impl std::str::FromStr for Rerank {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" => Ok(Self::All),
+            number => {
+                number.parse().map(Self::First).map_err(|_| "expected a whole number or `all`".to_owned())
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -208,6 +336,8 @@ pub(crate) enum AdversaryFlag {
     Alternating,
     /// Both step at once, the gradient reversed between them
     GradientReversal,
+    /// As alternating, with critics of bounded slope (Wasserstein distance with gradient penalty)
+    Wasserstein,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -244,10 +374,14 @@ impl SplitFlag {
 impl TrainFlags {
     /// The settings of the file, or the defaults, with the flags on top.
     pub(crate) fn apply(&self, mut config: TrainConfig) -> TrainConfig {
-        if let Some(method) = self.method {
-            config.method = match method {
-                MethodFlag::SourceOnly => MethodName::SourceOnly,
-                MethodFlag::Aeir => MethodName::Aeir,
+        config.method = self.method.map_or(config.method, MethodFlag::method);
+        config.model.head = self.head.map(HeadFlag::head).or(config.model.head);
+        config.aeir.semantic_weight = self.semantic_weight.unwrap_or(config.aeir.semantic_weight);
+        config.aeir.structure_weight = self.structure_weight.unwrap_or(config.aeir.structure_weight);
+        if let Some(fidelity) = self.fidelity {
+            config.aeir.fidelity = match fidelity {
+                FidelityFlag::Paper => Fidelity::Paper,
+                FidelityFlag::Released => Fidelity::Released,
             };
         }
         config.standardise |= self.standardise;
@@ -256,16 +390,17 @@ impl TrainFlags {
         config.seed = self.seed.unwrap_or(config.seed);
         config.optimizer.learning_rate = self.learning_rate.unwrap_or(config.optimizer.learning_rate);
         if let Some(loss) = self.source_loss {
-            config.source_loss.kind = match loss {
+            config.source_loss.kind = Some(match loss {
                 SourceLossFlag::InfoNce => SourceLossKind::InfoNce,
                 SourceLossFlag::TripletHardest => SourceLossKind::TripletHardest,
                 SourceLossFlag::TripletAll => SourceLossKind::TripletAll,
-            };
+            });
         }
         if let Some(adversary) = self.adversary {
             config.aeir.adversary = match adversary {
                 AdversaryFlag::Alternating => Adversary::Alternating,
                 AdversaryFlag::GradientReversal => Adversary::GradientReversal,
+                AdversaryFlag::Wasserstein => Adversary::Wasserstein,
             };
         }
         config

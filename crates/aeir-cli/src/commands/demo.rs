@@ -9,12 +9,13 @@ use std::time::Instant;
 use aeir_data::{
     AlignedTarget, ParallelDomain, Skipped, TargetImages, TargetSentences, TestPairs, write_skipped,
 };
+use aeir_encoders::Head;
 use aeir_encoders::bundle::{BackbonePlacement, copy_backbones};
 use aeir_encoders::{Bundle, write_atomically};
 use aeir_retrieve::{Index, Matrix, Relevance, RetrievalMetrics};
 use aeir_train::features::FeatureExtractor;
 use aeir_train::run::{Existing, METRICS_FILE, Opened, RunFolder, SKIPPED_FILE};
-use aeir_train::validate::embed_in_blocks;
+use aeir_train::validate::embed_table;
 use aeir_train::{EpochRecord, EvaluationPairs, MethodName, Observer, TrainConfig, TrainingData, train};
 use anyhow::Context;
 use candle_core::Device;
@@ -115,6 +116,13 @@ pub(crate) fn run(flags: &DemoFlags, terminal: &Terminal) -> anyhow::Result<()> 
     let started = Instant::now();
     let config = read_config(flags.config.as_deref())?;
     config.check()?;
+    if config.model.head.is_some_and(|head| head != Head::Cosine) {
+        return Err(CliError::Usage {
+            message: "the demo compares by cosine: `model.head` in its settings names another head".into(),
+            hint: "train with other heads by `aeir train --head`".into(),
+        }
+        .into());
+    }
     let device = flags.device.device.open(terminal)?;
     let inputs = Inputs::read(&flags.fixtures)?;
     claim(&flags.output)?;
@@ -127,12 +135,11 @@ pub(crate) fn run(flags: &DemoFlags, terminal: &Terminal) -> anyhow::Result<()> 
     )?;
     copy_backbones(
         &flags.output.join(SHARED_ENCODERS),
-        backbones.image.as_ref(),
-        backbones.sentence.as_ref(),
+        backbones.image.as_deref(),
+        backbones.sentence_backbone(),
     )?;
-    let mut extractor = FeatureExtractor::new(backbones.image.as_ref(), backbones.sentence.as_ref())
-        .with_cache(&feature_cache()?)?
-        .with_progress(extraction(terminal));
+    let mut extractor =
+        backbones.extractor().with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
     let encoding = Instant::now();
     let (features, mut skipped) = inputs.encode(&mut extractor)?;
     let encoding_seconds = encoding.elapsed().as_secs_f64();
@@ -303,7 +310,8 @@ impl Jobs<'_> {
 
     fn one(&self, plan: &Plan, seed: u64, bar: &ProgressBar) -> anyhow::Result<RunResult> {
         let config =
-            TrainConfig { method: plan.method, standardise: plan.standardise, seed, ..self.config.clone() };
+            TrainConfig { method: plan.method, standardise: plan.standardise, seed, ..self.config.clone() }
+                .resolved()?;
         let data = if plan.oracle { &self.features.oracle } else { &self.features.source };
         let folder = self.folder(plan.key, seed);
         let Opened::Ready(run) = RunFolder::open(&folder, Existing::Overwrite)? else {
@@ -415,10 +423,8 @@ fn searches(bundle: &Bundle, folder: &Path, image_query: &Path) -> anyhow::Resul
 /// the sentences found for them.
 fn galleries(bundle: &Bundle, features: &EncodedInputs, inputs: &Inputs) -> anyhow::Result<Vec<Gallery>> {
     let test = &features.test;
-    let embed_images = |x: &candle_core::Tensor| bundle.embed_image_features(x);
-    let images = embed_in_blocks(&test.images.tensor(bundle.device())?, embed_images)?;
-    let sentences =
-        embed_in_blocks(&test.sentences.tensor(bundle.device())?, |x| bundle.embed_sentence_features(x))?;
+    let images = embed_table(&test.images, bundle.device(), |items| bundle.encode_images(items))?;
+    let sentences = embed_table(&test.sentences, bundle.device(), |items| bundle.encode_sentences(items))?;
     let by_sentence = aeir_retrieve::similarity(&sentences, &images)?;
     let mut groups: [Vec<Example>; 3] = Default::default();
     for (sentence, owner) in test.owners.iter().enumerate() {

@@ -2,15 +2,16 @@
 
 use std::fmt::Write;
 
-use aeir_data::TestPairs;
+use aeir_data::{RegionTestPairs, Split, TestPairs, is_region_folder};
 use aeir_encoders::Bundle;
 use aeir_retrieve::{DirectionMetrics, Relevance, RetrievalMetrics};
 use aeir_train::EvaluationPairs;
-use aeir_train::features::FeatureExtractor;
-use aeir_train::validate::embed_in_blocks;
+use aeir_train::score::{HeadReranker, full_scores};
+use aeir_train::validate::{embed_table, encode_table};
 
 use super::{print, print_json, tell_skipped};
-use crate::flags::EvalFlags;
+use crate::backbones::extractor_of;
+use crate::flags::{EvalFlags, Rerank};
 use crate::place::feature_cache;
 use crate::progress::extraction;
 use crate::terminal::Terminal;
@@ -19,30 +20,90 @@ use crate::terminal::Terminal;
 pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let device = flags.device.device.open(terminal)?;
     let bundle = Bundle::load(&flags.model, &device)?;
-    let pairs = TestPairs::read(&flags.data, flags.split.map(crate::flags::SplitFlag::split))?;
-    if let Some(note) = pairs.note() {
-        terminal.warn(note);
-    }
-    let mut extractor = FeatureExtractor::new(bundle.image_backbone(), bundle.sentence_backbone())
-        .with_cache(&feature_cache()?)?
-        .with_progress(extraction(terminal));
-    let (test, mut skipped) = extractor.test(&pairs)?;
-    skipped.extend(pairs.skipped().iter().cloned());
-    let metrics = score(&bundle, &test)?;
+    let split = flags.split.map(crate::flags::SplitFlag::split);
+    let mut extractor =
+        extractor_of(&bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
+    let (test, skipped) = if is_region_folder(&flags.data) {
+        let pairs = RegionTestPairs::read(&flags.data, split.or(Some(Split::Test)))?;
+        pairs.notes().iter().for_each(|note| terminal.warn(note));
+        (extractor.region_test(&pairs)?, pairs.skipped().to_vec())
+    } else {
+        let pairs = TestPairs::read(&flags.data, split)?;
+        if let Some(note) = pairs.note() {
+            terminal.warn(note);
+        }
+        let (test, mut skipped) = extractor.test(&pairs)?;
+        skipped.extend(pairs.skipped().iter().cloned());
+        (test, skipped)
+    };
+    let metrics = score_with_head(&bundle, &test, flags.rerank, terminal)?;
     tell_skipped(terminal, &skipped, None);
-    if flags.json { print_json(&metrics) } else { print(&table(&metrics)) }
+    if flags.json {
+        return print_json(&metrics);
+    }
+    let how = match (bundle.encoder().config().head, flags.rerank) {
+        (head, _) if !head.is_cross_attentive() => String::new(),
+        (_, Rerank::First(0)) => "pooled vectors alone, without the head\n".to_owned(),
+        (head, Rerank::First(count)) => {
+            format!("the first {count} of each query re-ranked by head {}\n", head.as_str())
+        }
+        (head, Rerank::All) => format!("all pairs scored by head {}\n", head.as_str()),
+    };
+    print(&format!("{how}{}", table(&metrics)))
 }
 
-/// The metrics of a model on features of test pairs.
+/// The metrics of a model's pooled vectors on features of test pairs.
 pub(crate) fn score(bundle: &Bundle, test: &EvaluationPairs) -> anyhow::Result<RetrievalMetrics> {
-    let images = embed_in_blocks(&test.images.tensor(bundle.device())?, |features| {
-        bundle.embed_image_features(features)
-    })?;
-    let sentences = embed_in_blocks(&test.sentences.tensor(bundle.device())?, |features| {
-        bundle.embed_sentence_features(features)
-    })?;
+    let images = embed_table(&test.images, bundle.device(), |items| bundle.encode_images(items))?;
+    let sentences = embed_table(&test.sentences, bundle.device(), |items| bundle.encode_sentences(items))?;
     let relevance = Relevance::from_owners(images.rows(), &test.owners)?;
     Ok(aeir_retrieve::evaluate_embeddings(&images, &sentences, &relevance)?)
+}
+
+/// The same with the second stage, where the model has one.
+fn score_with_head(
+    bundle: &Bundle,
+    test: &EvaluationPairs,
+    rerank: Rerank,
+    terminal: &Terminal,
+) -> anyhow::Result<RetrievalMetrics> {
+    let encoder = bundle.encoder();
+    if !encoder.config().head.is_cross_attentive() || rerank == Rerank::First(0) {
+        return score(bundle, test);
+    }
+    let images = encode_table(&test.images, bundle.device(), |items| bundle.encode_images(items))?;
+    let sentences = encode_table(&test.sentences, bundle.device(), |items| bundle.encode_sentences(items))?;
+    let relevance = Relevance::from_owners(test.images.len(), &test.owners)?;
+    match rerank {
+        Rerank::All => {
+            let bar = terminal.bar("scoring pairs", 0);
+            let scores = full_scores(encoder, &images, &sentences, |done, total| {
+                bar.set_length(total as u64);
+                bar.set_position(done as u64);
+            })?;
+            bar.finish();
+            Ok(aeir_retrieve::evaluate(&scores, &relevance)?)
+        }
+        Rerank::First(count) => {
+            let bar = terminal.bar("re-ranking queries", test.images.len() + test.sentences.len());
+            let mut second = HeadReranker::new(encoder, &images, &sentences, || bar.inc(1));
+            let vectors = |encoded: &aeir_encoders::Encoded| -> anyhow::Result<aeir_retrieve::Matrix> {
+                let pooled = encoded.pooled()?;
+                let (rows, columns) = pooled.dims2()?;
+                Ok(aeir_retrieve::Matrix::new(pooled.flatten_all()?.to_vec1::<f32>()?, rows, columns)?)
+            };
+            let (image_vectors, sentence_vectors) = (vectors(&images)?, vectors(&sentences)?);
+            let ranks = aeir_retrieve::rank_two_stage_embeddings(
+                &image_vectors,
+                &sentence_vectors,
+                &relevance,
+                count,
+                &mut second,
+            )?;
+            bar.finish();
+            Ok(ranks.metrics())
+        }
+    }
 }
 
 fn table(metrics: &RetrievalMetrics) -> String {

@@ -2,15 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use aeir_data::{Skipped, TargetImages, read_captions, write_skipped};
+use aeir_data::{RegionFeatures, Skipped, TargetImages, read_captions, write_skipped};
 use aeir_encoders::Bundle;
 use aeir_retrieve::{IndexBuilder, IndexContent};
 use aeir_train::features::FeatureExtractor;
 use aeir_train::run::SKIPPED_FILE;
-use aeir_train::validate::embed_in_blocks;
+use aeir_train::validate::embed_table;
 use anyhow::Context;
 
 use super::{print, tell_skipped};
+use crate::backbones::extractor_of;
 use crate::flags::IndexFlags;
 use crate::place::feature_cache;
 use crate::progress::extraction;
@@ -23,17 +24,54 @@ pub(crate) const MODEL_FOLDER: &str = "model";
 pub(crate) fn run(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let device = flags.device.device.open(terminal)?;
     let bundle = Bundle::load(&flags.model, &device)?;
+    if is_npy(&flags.images) {
+        let count = build_of_regions(&bundle, &flags.images, &flags.output, terminal)?;
+        return tell(&flags.output, count);
+    }
     let (paths, skipped) = image_paths(&flags.images)?;
-    let mut extractor = FeatureExtractor::new(bundle.image_backbone(), bundle.sentence_backbone())
-        .with_cache(&feature_cache()?)?
-        .with_progress(extraction(terminal));
+    let mut extractor =
+        extractor_of(&bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
     let built = build(&bundle, &mut extractor, &paths, skipped, &flags.output)?;
     tell_skipped(terminal, &built.skipped, Some(&flags.output.join(SKIPPED_FILE)));
+    tell(&flags.output, built.items.len())
+}
+
+fn tell(folder: &Path, count: usize) -> anyhow::Result<()> {
+    let folder = folder.display();
     print(&format!(
-        "index   {folder}\nimages  {count}\nnext    aeir search --index {folder} \"a sentence\"\n",
-        folder = flags.output.display(),
-        count = built.items.len()
+        "index   {folder}\nimages  {count}\nnext    aeir search --index {folder} \"a sentence\"\n"
     ))
+}
+
+fn is_npy(path: &Path) -> bool {
+    path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("npy")) && path.is_file()
+}
+
+/// An index of a file of region features; an item is named `FILE#ROW`. Gives the number of items.
+fn build_of_regions(
+    bundle: &Bundle,
+    images: &Path,
+    folder: &Path,
+    terminal: &Terminal,
+) -> anyhow::Result<usize> {
+    let builder = IndexBuilder::begin(folder)?;
+    let absolute = std::path::absolute(images)
+        .with_context(|| format!("could not make `{}` absolute", images.display()))?;
+    let features = RegionFeatures::open(&absolute)?;
+    features.note().iter().for_each(|note| terminal.warn(note));
+    let table = extractor_of(bundle)?.regions(&features)?;
+    let embeddings = embed_table(&table, bundle.device(), |items| bundle.encode_images(items))?;
+    let items: Vec<String> = (0..features.len()).map(|image| features.name(image)).collect();
+    let model = builder.staging().join(MODEL_FOLDER);
+    std::fs::create_dir_all(&model).with_context(|| format!("could not make `{}`", model.display()))?;
+    bundle.copy_to(&model)?;
+    write_skipped(&builder.staging().join(SKIPPED_FILE), &[])?;
+    builder.commit(IndexContent {
+        embeddings: &embeddings,
+        items: &items,
+        model_fingerprint: bundle.fingerprint(),
+    })?;
+    Ok(items.len())
 }
 
 /// What an index was made of.
@@ -53,9 +91,7 @@ pub(crate) fn build(
     // Claims the folder first: a refusal should not come after the work.
     let builder = IndexBuilder::begin(folder)?;
     let extracted = extractor.images("images", paths)?;
-    let embeddings = embed_in_blocks(&extracted.table.tensor(bundle.device())?, |features| {
-        bundle.embed_image_features(features)
-    })?;
+    let embeddings = embed_table(&extracted.table, bundle.device(), |items| bundle.encode_images(items))?;
     let items = extracted
         .kept()
         .filter_map(|index| paths.get(index))

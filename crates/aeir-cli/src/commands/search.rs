@@ -2,14 +2,22 @@
 
 use std::fmt::Write;
 
-use aeir_encoders::Bundle;
-use aeir_retrieve::{Hit, Index};
+use std::path::{Path, PathBuf};
+
+use aeir_data::RegionFeatures;
+use aeir_encoders::{Bundle, Encoded, Items, Mode};
+use aeir_retrieve::{Hit, Index, Query, rerank_hits};
+use aeir_train::{ItemTable, TrainError};
+use candle_core::{Device, Tensor};
 use serde::Serialize;
 
 use super::index::MODEL_FOLDER;
 use super::{decode_query, print, print_json};
+use crate::backbones::extractor_of;
 use crate::failure::CliError;
-use crate::flags::SearchFlags;
+use crate::flags::{Rerank, SearchFlags};
+use crate::place::feature_cache;
+use crate::progress::extraction;
 use crate::terminal::Terminal;
 
 #[derive(Serialize)]
@@ -38,11 +46,21 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
     let device = flags.device.device.open(terminal)?;
     let bundle = Bundle::load(&flags.index.join(MODEL_FOLDER), &device)?;
     index.check_model(bundle.fingerprint())?;
-    let query = match (&flags.image, sentence) {
-        (Some(image), _) => bundle.embed_images(&[decode_query(image)?.image])?,
-        (None, sentence) => bundle.embed_sentences(&[sentence.unwrap_or_default()])?,
+    let items = match (&flags.image, sentence) {
+        (Some(image), _) => bundle.image_items(&[decode_query(image)?.image])?,
+        (None, sentence) => bundle.sentence_items(&[sentence.unwrap_or_default()])?,
     };
-    let hits = index.search(&query.flatten_all()?.to_vec1::<f32>()?, flags.k)?;
+    let hits = match (&flags.image, second_stage(&bundle, flags.rerank)) {
+        (None, Some(count)) => reranked(&bundle, &index, &items, count, flags.k, terminal)?,
+        _ => {
+            let query = if flags.image.is_some() {
+                bundle.encode_images(&items)?
+            } else {
+                bundle.encode_sentences(&items)?
+            };
+            index.search(&query.pooled()?.flatten_all()?.to_vec1::<f32>()?, flags.k)?
+        }
+    };
     if flags.json {
         let results = hits.iter().map(|Hit { rank, score, item, .. }| Result {
             rank: *rank,
@@ -57,4 +75,111 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         let _ = writeln!(text, "{rank:>4}  {score:.4}  {item}");
     }
     print(&text)
+}
+
+/// How many results the model's head looks at; none where it has no head or none is asked for.
+fn second_stage(bundle: &Bundle, rerank: Rerank) -> Option<usize> {
+    match rerank {
+        _ if !bundle.encoder().config().head.is_cross_attentive() => None,
+        Rerank::First(0) => None,
+        Rerank::First(count) => Some(count),
+        Rerank::All => Some(usize::MAX),
+    }
+}
+
+/// The first `count` results of a sentence, ordered by the model's head; the best `k` of them.
+///
+/// The head needs the fragments of the images found. They are encoded again, or come from the feature cache; an image that
+/// can't be read any more keeps its place behind those that can.
+fn reranked(
+    bundle: &Bundle,
+    index: &Index,
+    sentence: &Items,
+    count: usize,
+    k: usize,
+    terminal: &Terminal,
+) -> anyhow::Result<Vec<Hit>> {
+    let sentence = bundle.encode_sentences(sentence)?;
+    let vector = sentence.pooled()?.flatten_all()?.to_vec1::<f32>()?;
+    let hits = index.search(&vector, count.max(k).min(index.len()))?;
+    let (readable, unreadable, table) = fragments_of(bundle, hits, count, terminal)?;
+    let images = (0..table.len())
+        .step_by(IMAGES_AT_ONCE)
+        .map(|start| {
+            let rows: Vec<usize> = (start..table.len().min(start + IMAGES_AT_ONCE)).collect();
+            Ok(bundle.encode_images(&table.items(&rows, bundle.device())?)?)
+        })
+        .collect::<anyhow::Result<Vec<Encoded>>>()?;
+    let places: Vec<usize> = readable.iter().map(|hit| hit.position).collect();
+    let mut second = |_: Query, candidates: &[usize]| -> std::result::Result<Vec<f32>, TrainError> {
+        let row_of = |position: &usize| places.iter().position(|place| place == position);
+        let rows: Vec<usize> = candidates.iter().filter_map(row_of).collect();
+        let mut scores = Vec::with_capacity(rows.len());
+        for row in rows {
+            let Some(block) = images.get(row / IMAGES_AT_ONCE) else { continue };
+            let image = block.select(&Tensor::new(&[(row % IMAGES_AT_ONCE) as u32], &Device::Cpu)?)?;
+            let score = bundle.encoder().scores(&image, &sentence, &mut Mode::Evaluation)?;
+            scores.extend(score.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Ok(scores)
+    };
+    let found = if readable.is_empty() {
+        Vec::new()
+    } else {
+        rerank_hits(readable, Query::Sentence(0), count, &mut second)?
+    };
+    let mut hits: Vec<Hit> = found.into_iter().map(|found| found.hit).chain(unreadable).take(k).collect();
+    for (place, hit) in hits.iter_mut().enumerate() {
+        hit.rank = place + 1;
+    }
+    Ok(hits)
+}
+
+/// Images whose fragments are encoded at once.
+const IMAGES_AT_ONCE: usize = 128;
+
+/// The first `count` hits with their fragments, row by row, and the hits without.
+fn fragments_of(
+    bundle: &Bundle,
+    hits: Vec<Hit>,
+    count: usize,
+    terminal: &Terminal,
+) -> anyhow::Result<(Vec<Hit>, Vec<Hit>, ItemTable)> {
+    let behind: Vec<Hit> = hits.iter().skip(count).cloned().collect();
+    let first: Vec<Hit> = hits.into_iter().take(count).collect();
+    if bundle.image_backbone().is_none() {
+        let (file, rows) = region_rows(&first)?;
+        let features = RegionFeatures::open(&file)?;
+        let table = aeir_train::FragmentTable::mapped(features, Some(rows))?;
+        return Ok((first, behind, ItemTable::Fragments(table)));
+    }
+    let paths: Vec<PathBuf> = first.iter().map(|hit| PathBuf::from(&hit.item)).collect();
+    let mut extractor =
+        extractor_of(bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
+    let extracted = extractor.images("images to re-rank", &paths)?;
+    super::tell_skipped(terminal, &extracted.skipped, None);
+    let (mut readable, mut unreadable) = (Vec::new(), Vec::new());
+    for (hit, row) in first.into_iter().zip(&extracted.rows) {
+        if row.is_some() { readable.push(hit) } else { unreadable.push(hit) }
+    }
+    unreadable.extend(behind);
+    Ok((readable, unreadable, extracted.table))
+}
+
+/// The file and the images that items `FILE#ROW` name.
+fn region_rows(hits: &[Hit]) -> anyhow::Result<(PathBuf, Vec<usize>)> {
+    let split = |hit: &Hit| {
+        let (file, row) = hit.item.rsplit_once('#')?;
+        Some((file.to_owned(), row.parse::<usize>().ok()?))
+    };
+    let named: Option<Vec<(String, usize)>> = hits.iter().map(split).collect();
+    let missing = || CliError::Data {
+        message: "the index has items that name no row of a feature file".into(),
+        hint: "build it again with `aeir index`".into(),
+    };
+    let named = named.ok_or_else(missing)?;
+    let file = named.first().map(|(file, _)| file.clone()).ok_or_else(missing)?;
+    let features = RegionFeatures::open(Path::new(&file))?;
+    let rows = named.iter().map(|(_, row)| row / features.rows_per_image().max(1)).collect();
+    Ok((PathBuf::from(file), rows))
 }

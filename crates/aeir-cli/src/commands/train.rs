@@ -3,17 +3,20 @@
 use std::fs;
 use std::path::Path;
 
-use aeir_data::{ParallelDomain, Skipped, TargetImages, TargetSentences, write_skipped};
+use aeir_data::{
+    ParallelDomain, RegionDomain, Skipped, TargetImages, TargetRegions, TargetSentences, is_region_folder,
+    write_skipped,
+};
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
-use aeir_encoders::write_atomically;
+use aeir_encoders::{DEFAULT_MINIMUM_COUNT, Vocabulary, write_atomically};
 use aeir_train::config::Selection;
-use aeir_train::features::FeatureExtractor;
 use aeir_train::run::{CONFIG_FILE, Existing, Opened, RunFolder, SKIPPED_FILE};
-use aeir_train::{MethodName, TrainConfig, Trained, TrainingData, train};
+use aeir_train::{TrainConfig, Trained, TrainingData, train};
 use anyhow::Context;
+use candle_core::Device;
 
 use super::{print, tell_skipped};
-use crate::backbones::Backbones;
+use crate::backbones::{Backbones, Sentences, WORDS, load_image, load_sentence};
 use crate::failure::CliError;
 use crate::flags::TrainFlags;
 use crate::place::feature_cache;
@@ -22,12 +25,11 @@ use crate::terminal::Terminal;
 
 /// Trains a model into the output folder.
 pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()> {
-    let config = flags.apply(read_config(flags.config.as_deref())?);
-    config.check()?;
+    let config = flags.apply(read_config(flags.config.as_deref())?).resolved()?;
     let device = flags.device.device.open(terminal)?;
     let inputs = Inputs::read(flags, &config)?;
 
-    let backbones = Backbones::load(&flags.image_encoder, &flags.text_encoder, &device)?;
+    let backbones = inputs.backbones(flags, &config, terminal, &device)?;
     let existing = match (flags.overwrite, flags.resume) {
         (true, _) => Existing::Overwrite,
         (false, Some(_)) => Existing::Resume,
@@ -66,52 +68,92 @@ pub(crate) fn read_config(file: Option<&Path>) -> anyhow::Result<TrainConfig> {
     Ok(TrainConfig::from_toml(&text, &file.display().to_string())?)
 }
 
-/// What the flags name, read but not decoded.
-struct Inputs {
-    sources: Vec<ParallelDomain>,
-    target: Option<(TargetImages, TargetSentences)>,
+/// What the flags name, read but not decoded: images in files, or as region features.
+enum Inputs {
+    Images { sources: Vec<ParallelDomain>, target: Option<(TargetImages, TargetSentences)> },
+    Regions { sources: Vec<RegionDomain>, target: Option<(TargetRegions, TargetSentences)> },
 }
 
 impl Inputs {
     fn read(flags: &TrainFlags, config: &TrainConfig) -> anyhow::Result<Self> {
-        let target = match (&flags.target_images, &flags.target_sentences) {
-            (Some(images), Some(sentences)) => Some((images, sentences)),
-            (None, None) => {
-                let reason = match (config.method, config.standardise) {
-                    (MethodName::Aeir, _) => "method `aeir` adapts to a target",
-                    (_, true) => "--standardise takes the target's statistics",
-                    (MethodName::SourceOnly, false) => "",
-                };
-                if !reason.is_empty() {
-                    return Err(CliError::Usage {
-                        message: format!("{reason}: --target-images and --target-sentences are missing"),
-                        hint: "add both, or train on the source alone with --method source-only".into(),
-                    }
-                    .into());
+        let target = target_files(flags, config)?;
+        let regions = flags.source.iter().filter(|source| is_region_folder(source)).count();
+        if regions == 0 {
+            let sources =
+                flags.source.iter().map(|file| ParallelDomain::read(file)).collect::<Result<_, _>>()?;
+            let target = match target {
+                Some((images, sentences)) => {
+                    Some((TargetImages::read(images)?, TargetSentences::read(sentences)?))
                 }
-                None
+                None => None,
+            };
+            return Ok(Self::Images { sources, target });
+        }
+        if regions < flags.source.len() {
+            return Err(CliError::Usage {
+                message: "some --source are folders of region features and some are not".into(),
+                hint: "all sources must have the same kind of features".into(),
             }
-            (images, _) => {
-                let (given, missing) = match images {
-                    Some(_) => ("--target-images", "--target-sentences"),
-                    None => ("--target-sentences", "--target-images"),
-                };
-                return Err(CliError::Usage {
-                    message: format!("{given} is given without {missing}"),
-                    hint: "the target domain needs both sets; which sentence belongs to which image need not be known"
-                        .into(),
-                }
-                .into());
-            }
-        };
-        let sources = flags.source.iter().map(|file| ParallelDomain::read(file)).collect::<Result<_, _>>()?;
+            .into());
+        }
+        let sources: Vec<RegionDomain> =
+            flags.source.iter().map(|folder| RegionDomain::read(folder)).collect::<Result<_, _>>()?;
         let target = match target {
             Some((images, sentences)) => {
-                Some((TargetImages::read(images)?, TargetSentences::read(sentences)?))
+                Some((TargetRegions::open(images)?, TargetSentences::read(sentences)?))
             }
             None => None,
         };
-        Ok(Self { sources, target })
+        if let Some(first) = sources.first() {
+            let shape = first.train.features();
+            let others = sources.iter().map(|source| source.train.features());
+            for features in others.chain(target.iter().map(|(images, _)| images.features())) {
+                features.check_shape(shape.regions(), shape.dimension())?;
+            }
+        }
+        Ok(Self::Regions { sources, target })
+    }
+
+    /// Loads what images and sentences are encoded with; for words, collects the vocabulary from the training sentences.
+    fn backbones(
+        &self,
+        flags: &TrainFlags,
+        config: &TrainConfig,
+        terminal: &Terminal,
+        device: &Device,
+    ) -> anyhow::Result<Backbones> {
+        let image = match self {
+            Self::Images { .. } => Some(load_image(&flags.image_encoder, device)?),
+            Self::Regions { .. } => None,
+        };
+        let sentence = if flags.text_encoder == WORDS {
+            let vocabulary = Vocabulary::build(self.training_sentences().into_iter(), DEFAULT_MINIMUM_COUNT);
+            terminal.note(&format!(
+                "vocabulary of {} words that occur {DEFAULT_MINIMUM_COUNT} times or more",
+                vocabulary.size()
+            ));
+            Sentences::Words(Box::new(vocabulary))
+        } else {
+            Sentences::Backbone(load_sentence(&flags.text_encoder, device)?)
+        };
+        let fragments = config.model.head.unwrap_or_default().is_cross_attentive();
+        Ok(Backbones { image, sentence, fragments })
+    }
+
+    /// Of both domains; never validation or test sentences.
+    fn training_sentences(&self) -> Vec<&str> {
+        let (sources, target): (Vec<&String>, _) = match self {
+            Self::Images { sources, target } => (
+                sources.iter().flat_map(|source| &source.train).flat_map(|item| &item.captions).collect(),
+                target.as_ref().map(|(_, sentences)| sentences),
+            ),
+            Self::Regions { sources, target } => (
+                sources.iter().flat_map(|source| source.train.sentences()).collect(),
+                target.as_ref().map(|(_, sentences)| sentences),
+            ),
+        };
+        let target = target.into_iter().flat_map(|sentences| sentences.sentences());
+        sources.into_iter().chain(target).map(String::as_str).collect()
     }
 
     fn encode(
@@ -119,26 +161,74 @@ impl Inputs {
         backbones: &Backbones,
         terminal: &Terminal,
     ) -> anyhow::Result<(TrainingData, Vec<Skipped>)> {
-        let mut extractor = FeatureExtractor::new(backbones.image.as_ref(), backbones.sentence.as_ref())
-            .with_cache(&feature_cache()?)?
-            .with_progress(extraction(terminal));
-        let (mut sources, mut skipped) = (Vec::new(), Vec::new());
-        for domain in &self.sources {
-            skipped.extend(domain.skipped.iter().cloned());
-            let (source, more) = extractor.source(domain)?;
-            sources.push(source);
-            skipped.extend(more);
-        }
-        let target = match &self.target {
-            Some((images, sentences)) => {
-                skipped.extend(images.skipped().iter().chain(sentences.skipped()).cloned());
-                let (target, more) = extractor.target(images, sentences)?;
-                skipped.extend(more);
-                Some(target)
+        let mut extractor =
+            backbones.extractor().with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
+        let (mut data, mut skipped) = (TrainingData { sources: Vec::new(), target: None }, Vec::new());
+        match self {
+            Self::Images { sources, target } => {
+                for domain in &sources {
+                    skipped.extend(domain.skipped.iter().cloned());
+                    let (source, more) = extractor.source(domain)?;
+                    data.sources.push(source);
+                    skipped.extend(more);
+                }
+                if let Some((images, sentences)) = &target {
+                    skipped.extend(images.skipped().iter().chain(sentences.skipped()).cloned());
+                    let (target, more) = extractor.target(images, sentences)?;
+                    data.target = Some(target);
+                    skipped.extend(more);
+                }
             }
-            None => None,
-        };
-        Ok((TrainingData { sources, target }, skipped))
+            Self::Regions { sources, target } => {
+                for domain in &sources {
+                    domain.notes.iter().for_each(|note| terminal.warn(note));
+                    skipped.extend(domain.skipped.iter().cloned());
+                    data.sources.push(extractor.region_source(domain)?);
+                }
+                if let Some((images, sentences)) = &target {
+                    images.features().note().iter().for_each(|note| terminal.warn(note));
+                    skipped.extend(sentences.skipped().iter().cloned());
+                    data.target = Some(extractor.region_target(images, sentences)?);
+                }
+            }
+        }
+        Ok((data, skipped))
+    }
+}
+
+/// The two target flags: both, or none where none is needed.
+fn target_files<'a>(
+    flags: &'a TrainFlags,
+    config: &TrainConfig,
+) -> anyhow::Result<Option<(&'a Path, &'a Path)>> {
+    match (&flags.target_images, &flags.target_sentences) {
+        (Some(images), Some(sentences)) => Ok(Some((images, sentences))),
+        (None, None) => {
+            let reason = if config.method.adapts() {
+                format!("method `{}` adapts to a target", config.method.as_str())
+            } else if config.standardise {
+                "--standardise takes the target's statistics".to_owned()
+            } else {
+                return Ok(None);
+            };
+            Err(CliError::Usage {
+                message: format!("{reason}: --target-images and --target-sentences are missing"),
+                hint: "add both, or train on the source alone with --method source-only".into(),
+            }
+            .into())
+        }
+        (images, _) => {
+            let (given, missing) = match images {
+                Some(_) => ("--target-images", "--target-sentences"),
+                None => ("--target-sentences", "--target-images"),
+            };
+            Err(CliError::Usage {
+                message: format!("{given} is given without {missing}"),
+                hint: "the target domain needs both sets; which sentence belongs to which image need not be known"
+                    .into(),
+            }
+            .into())
+        }
     }
 }
 
@@ -157,8 +247,9 @@ pub(crate) fn save_bundle(
             encoder: trained.encoder,
             parameters: &trained.parameters,
             standardisation: &trained.standardisation,
-            image_backbone: backbones.image.as_ref(),
-            sentence_backbone: backbones.sentence.as_ref(),
+            image_backbone: backbones.image.as_deref(),
+            sentence_backbone: backbones.sentence_backbone(),
+            vocabulary: backbones.vocabulary(),
             backbones: placement,
         },
     )?;
@@ -205,8 +296,10 @@ pub(crate) fn write_card(
          Finds images by sentence and sentences by image. Trained with aeir {version}, method `{method}`, seed {seed}.\n\n\
          ## Data\n\n{sources}{target}\n\
          ## Training\n\n\
+         - similarity head `{head}`\n\
          - {epochs} epochs; the model is that of epoch {epoch}{chosen}\n\
          - feature statistics: {statistics}\n\
+         {distances}\
          - all settings: `config.toml`; losses by epoch: `metrics.jsonl`; left-out items: `skipped.jsonl`\n\n\
          ## Use\n\n\
          ```text\n\
@@ -220,6 +313,8 @@ pub(crate) fn write_card(
         version = env!("CARGO_PKG_VERSION"),
         method = config.method.as_str(),
         seed = config.seed,
+        head = config.model.head.unwrap_or_default().as_str(),
+        distances = distances(trained).map_or_else(String::new, |text| format!("- {text}\n")),
         epochs = config.epochs,
         epoch = trained.epoch,
         chosen = chosen_by(config, trained),
@@ -241,11 +336,29 @@ fn chosen_by(config: &TrainConfig, trained: &Trained) -> String {
     }
 }
 
+/// How far apart the domains are, before the adaptation and after it.
+fn distances(trained: &Trained) -> Option<String> {
+    let measured: Vec<_> = trained.history.iter().filter_map(|record| record.domain_distances).collect();
+    let (first, last) = (measured.first()?, measured.last()?);
+    let change = |before: f64, after: f64| match measured.len() {
+        1 => format!("{after:.2}"),
+        _ => format!("{before:.2} before the adaptation, {after:.2} after it"),
+    };
+    Some(format!(
+        "proxy A-distance of source and target (0: alike, 2: always told apart): images {}; sentences {}",
+        change(first.images, last.images),
+        change(first.sentences, last.sentences)
+    ))
+}
+
 fn summary(folder: &Path, config: &TrainConfig, trained: &Trained) -> String {
     let epoch = format!("{} of {}{}", trained.epoch, config.epochs, chosen_by(config, trained));
     let standardised = if config.standardise { ", standardised per domain" } else { "" };
+    let head = config.model.head.unwrap_or_default();
+    let head = if head.is_cross_attentive() { format!(", head {}", head.as_str()) } else { String::new() };
+    let domains = distances(trained).map_or_else(String::new, |text| format!("domains {text}\n"));
     format!(
-        "model   {folder}\nmethod  {method}{standardised}, seed {seed}\nepoch   {epoch}\nnext    aeir index --model {folder} --images PHOTOS --output INDEX\n",
+        "model   {folder}\nmethod  {method}{head}{standardised}, seed {seed}\nepoch   {epoch}\n{domains}next    aeir index --model {folder} --images PHOTOS --output INDEX\n",
         folder = folder.display(),
         method = config.method.as_str(),
         seed = config.seed,

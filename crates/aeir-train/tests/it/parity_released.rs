@@ -343,6 +343,9 @@ fn weights_after_three_steps() {
             let moment = Moment { step, steps: 3 };
             stepper.step(&batch, moment, rates, &mut Mode::Training(&mut random())).unwrap();
         }
+        // Where the exact gradient is 0, as of a bias before a normalisation, Adam walks by the sign of rounding errors: up
+        // to 1 learning rate a step and side. The limits are those of the recorded rate, 1e-4, and grow with larger ones.
+        let (near, far) = ((0.1 * file.setting("lr")).max(1e-5), (6.0 * file.setting("lr")).max(6e-4));
         let state = store.snapshot("").unwrap();
         let (mut entries, mut outliers, mut moved) = (0, 0, 0.0f64);
         for (released, ours) in file.names() {
@@ -352,13 +355,17 @@ fn weights_after_three_steps() {
             assert_eq!(found.len(), expected.len(), "{} {ours}", file.name);
             for ((found, expected), start) in found.iter().zip(&expected).zip(&start) {
                 let difference = (found - expected).abs();
-                assert!(difference <= 6e-4, "{} {ours}: {found} for {expected}", file.name);
+                assert!(difference <= far, "{} {ours}: {found} for {expected}", file.name);
                 entries += 1;
-                outliers += usize::from(difference > 1e-5);
+                outliers += usize::from(difference > near);
                 moved = moved.max((expected - start).abs());
             }
         }
         assert!(moved > 1e-5, "{}: the recorded steps moved nothing", file.name);
-        assert!(outliers * 200 <= entries, "{}: {outliers} of {entries} differ by more than 1e-5", file.name);
+        assert!(
+            outliers * 200 <= entries,
+            "{}: {outliers} of {entries} differ by more than {near}",
+            file.name
+        );
     }
 }
