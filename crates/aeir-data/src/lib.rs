@@ -23,7 +23,8 @@ pub use hash::{ContentHash, hash_bytes, hash_file, hash_text};
 pub use loader::{for_each_batch, for_each_prepared_batch};
 pub use npy::FeatureArray;
 pub use region_features::{
-    CaptionedRegions, RegionDomain, RegionFeatures, RegionItem, RegionTestPairs, TargetRegions, is_region_folder,
+    CaptionedRegions, RegionDomain, RegionFeatures, RegionItem, RegionTestPairs, TargetRegions,
+    is_region_folder,
 };
 pub use sampler::ShuffledSampler;
 pub use skipped::{Skipped, write_skipped};

@@ -2,6 +2,13 @@
 //!
 //! `cargo run --release -p aeir-encoders --example head_speed [saf|sgr|scan-t2i|scan-i2t]`
 
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a program that prints figures"
+)]
+
 use std::time::Instant;
 
 use aeir_encoders::{Fragments, HeadConfig, HeadKind, Mode, ShardSize, SimilarityHead, l2_normalise};
@@ -61,7 +68,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut generator = ChaCha8Rng::seed_from_u64(1);
     let config = HeadConfig::new(kind, DIMENSION, REGIONS);
     let mut parameters = std::collections::HashMap::new();
-    for name in aeir_encoders::released_names(kind, config.graph_steps).into_iter().filter_map(|name| name.ours) {
+    for name in
+        aeir_encoders::released_names(kind, config.graph_steps).into_iter().filter_map(|name| name.ours)
+    {
         let tensor = parameter(&mut generator, &name)?;
         parameters.insert(name, Var::from_tensor(&tensor)?.as_tensor().clone());
     }
@@ -84,7 +93,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let loss = hardest(&scores)?;
         let gradients = loss.backward()?;
         assert!(gradients.get(&image_rows).is_some());
-        println!("training {BATCH} x {BATCH}: forward {forward:.3} s, with backward {:.3} s", start.elapsed().as_secs_f64());
+        println!(
+            "training {BATCH} x {BATCH}: forward {forward:.3} s, with backward {:.3} s",
+            start.elapsed().as_secs_f64()
+        );
     }
 
     let images = fragments(&mut generator, 200, REGIONS..=REGIONS)?;

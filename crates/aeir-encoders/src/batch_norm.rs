@@ -194,7 +194,8 @@ impl BatchNorm {
         let mut variance = host(self.running_variance())?;
         let channels = mean.len().max(1);
         let BatchStatistics { mean: means, variance: variances, count } = statistics;
-        for (group, ((batch_mean, batch_variance), count)) in means.iter().zip(variances).zip(count).enumerate()
+        for (group, ((batch_mean, batch_variance), count)) in
+            means.iter().zip(variances).zip(count).enumerate()
         {
             if let Some(running) = mean.get_mut(group % channels).filter(|_| *count > 0.0) {
                 *running += MOMENTUM * (batch_mean - *running);

@@ -251,12 +251,7 @@ impl SimilarityHead {
     ///
     /// # Errors
     /// [`EncoderError::Shape`] if D is not the head's, or R is not for SAF and SGR; [`EncoderError::Tensor`] from candle.
-    pub fn scores(
-        &self,
-        images: &Fragments,
-        sentences: &Fragments,
-        mode: &mut Mode<'_>,
-    ) -> Result<Tensor> {
+    pub fn scores(&self, images: &Fragments, sentences: &Fragments, mode: &mut Mode<'_>) -> Result<Tensor> {
         let images = self.prepare_images(images, mode)?;
         let sentences = self.prepare_sentences(sentences, mode)?;
         self.scores_of(&images, &sentences, mode.is_training())

@@ -55,8 +55,6 @@ pub use standardise::{DomainStatistics, Standardisation, Standardiser};
 pub use static_embedding::StaticEmbedding;
 pub use text_backbone::TextBackbone;
 pub use tokenise_words::tokenise_words;
-pub use tower::{
-    DualEncoder, DualEncoderConfig, Head, HeadOptions, ImageInput, SentenceInput, WordOptions,
-};
+pub use tower::{DualEncoder, DualEncoderConfig, Head, HeadOptions, ImageInput, SentenceInput, WordOptions};
 pub use vocabulary::{Coverage, DEFAULT_MAXIMUM_LENGTH, DEFAULT_MINIMUM_COUNT, VOCABULARY_FILE, Vocabulary};
 pub use word_encoder::{RELEASED_PARAMETER_NAMES, WordBatch, WordEncoder, WordEncoderConfig};

@@ -270,7 +270,7 @@ pub struct PreparedTarget {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::items::FeatureTable;
+    use crate::items::{FeatureTable, FragmentTableBuilder};
     use aeir_encoders::Items;
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -304,6 +304,46 @@ pub(crate) mod tests {
                 }),
             }],
             target: Some(TargetData { images: shifted_images, sentences: sentence_of(&shifted_sentences) }),
+        }
+    }
+
+    /// The same with three regions an image and one to three tokens a sentence.
+    pub(crate) fn toy_fragments(pairs: usize, target_images: usize, target_sentences: usize) -> TrainingData {
+        let pooled = toy(pairs, target_images, target_sentences);
+        let regions = |table: &ItemTable, count: fn(usize) -> usize| {
+            let mut builder = FragmentTableBuilder::new(table.dimension());
+            let mut item = 0;
+            table
+                .each_row(&mut |row| {
+                    let turned = |turn: usize| row.iter().map(move |value| value * (1.0 + 0.2 * turn as f32));
+                    let values: Vec<f32> = (0..count(item)).flat_map(turned).collect();
+                    let entry = builder.store(&values);
+                    builder.item(entry);
+                    item += 1;
+                })
+                .unwrap();
+            ItemTable::Fragments(builder.finish("toy").unwrap())
+        };
+        let images = |table: &ItemTable| regions(table, |_| 3);
+        let sentences = |table: &ItemTable| regions(table, |item| 1 + item % 3);
+        let source = &pooled.sources[0];
+        let validation = source.validation.as_ref().map(|pairs| EvaluationPairs {
+            images: images(&pairs.images),
+            sentences: sentences(&pairs.sentences),
+            owners: pairs.owners.clone(),
+        });
+        let target = pooled.target.as_ref().unwrap();
+        TrainingData {
+            target: Some(TargetData {
+                images: images(&target.images),
+                sentences: sentences(&target.sentences),
+            }),
+            sources: vec![SourceData {
+                images: images(&source.images),
+                sentences: sentences(&source.sentences),
+                validation,
+                ..source.clone()
+            }],
         }
     }
 

@@ -374,7 +374,7 @@ impl<'a> Trainer<'a> {
 mod tests {
     use super::*;
     use crate::config::{Adversary, MethodName};
-    use crate::data::tests::toy;
+    use crate::data::tests::{toy, toy_fragments};
     use crate::method::Method;
     use crate::observer::Silent;
     use crate::optimizer::Gradients;
@@ -413,6 +413,98 @@ mod tests {
             let (first, last) = (trained.history.first().unwrap(), trained.history.last().unwrap());
             assert!(loss(last) < 0.7 * loss(first), "{method:?} {adversary:?}");
             assert!(last.source_validation_rsum.unwrap() > first.source_validation_rsum.unwrap());
+        }
+    }
+
+    fn first_and_last(trained: &Trained, name: &str) -> (f64, f64) {
+        let figure = |record: Option<&EpochRecord>| record.unwrap().means[name];
+        (figure(trained.history.first()), figure(trained.history.last()))
+    }
+
+    #[test]
+    fn every_method_trains_on_pooled_features() {
+        for method in MethodName::ALL {
+            let mut config = TrainConfig { method, epochs: 8, batch_size: 16, ..TrainConfig::default() };
+            config.target_batch_size = 8;
+            config.model.embedding_dimension = 4;
+            config.adaptation.anchors = 4;
+            config.adaptation.source_share = 0.5;
+            config.optimizer.learning_rate = 1e-2;
+            if config.resolved().unwrap().model.head.unwrap().is_cross_attentive() {
+                let error = train_silently(&config, &toy(40, 17, 23), None).unwrap_err().to_string();
+                assert!(error.contains("fragments"), "{method:?}: {error}");
+                continue;
+            }
+            let trained = train_silently(&config, &toy(40, 17, 23), None).unwrap();
+            let rsum = |record: &EpochRecord| record.source_validation_rsum.unwrap();
+            let best = trained.history.iter().map(rsum).fold(0.0, f64::max);
+            // Twelve held-out pairs; chance is 266.7.
+            assert!(best > 300.0, "{method:?}: {best}");
+            let last = trained.history.last().unwrap();
+            let distances = last.domain_distances.unwrap();
+            assert!(distances.images > 1.0 && distances.sentences > 1.0, "shifted domains: {distances:?}");
+            if method.adapts() {
+                assert!(trained.history[3].domain_distances.is_some(), "{method:?}: before the adaptation");
+            }
+        }
+    }
+
+    #[test]
+    fn every_head_learns_from_fragments_with_and_without_adaptation() {
+        use aeir_encoders::Head;
+        for (method, head) in [
+            (MethodName::Saf, None),
+            (MethodName::Sgr, None),
+            (MethodName::Sgraf, None),
+            (MethodName::Scan, None),
+            (MethodName::Scan, Some(Head::ScanI2t)),
+            (MethodName::Aeir, Some(Head::Cosine)),
+            (MethodName::Aeir, Some(Head::Saf)),
+            (MethodName::Aeir, Some(Head::Sgraf)),
+            (MethodName::Dann, Some(Head::Sgr)),
+            (MethodName::Mmd, Some(Head::ScanT2i)),
+        ] {
+            let mut config = TrainConfig { method, epochs: 6, batch_size: 10, ..TrainConfig::default() };
+            config.target_batch_size = 8;
+            config.model.embedding_dimension = 6;
+            config.model.input_dropout = 0.0;
+            config.model.head = head;
+            config.model.head_options.similarity_dimension = 6;
+            config.model.head_options.dropout = 0.0;
+            config.adaptation.source_share = 0.5;
+            config.optimizer.learning_rate = 1e-2;
+            let trained = train_silently(&config, &toy_fragments(40, 17, 23), None).unwrap();
+            let (first, last) = first_and_last(&trained, "source_loss");
+            assert!(last < first, "{method:?} {head:?}: {last} after {first}");
+            assert!(trained.parameters.values().all(|value| value.dims().len() < 4));
+        }
+    }
+
+    #[test]
+    fn a_weight_of_zero_leaves_its_term_out() {
+        for (semantic, structure) in [(0.0, 1e-3), (1.0, 0.0), (0.0, 0.0)] {
+            let mut config = small(MethodName::Aeir);
+            config.aeir.semantic_weight = semantic;
+            config.aeir.structure_weight = structure;
+            let trained = train_silently(&config, &toy(40, 17, 23), None).unwrap();
+            let means = &trained.history.last().unwrap().means;
+            assert_eq!(means.contains_key("confusion_loss"), semantic > 0.0);
+            assert_eq!(means.contains_key("critic_accuracy_images"), semantic > 0.0);
+            assert_eq!(means.contains_key("structure_loss"), structure > 0.0);
+        }
+    }
+
+    #[test]
+    fn every_adversary_and_fidelity_runs() {
+        for adversary in [Adversary::Alternating, Adversary::GradientReversal, Adversary::Wasserstein] {
+            for fidelity in [crate::config::Fidelity::Paper, crate::config::Fidelity::Released] {
+                let mut config = small(MethodName::Aeir);
+                config.aeir.adversary = adversary;
+                config.aeir.fidelity = fidelity;
+                // More neighbours than the batch has.
+                config.aeir.neighbours = 50;
+                train_silently(&config, &toy(40, 17, 23), None).unwrap();
+            }
         }
     }
 

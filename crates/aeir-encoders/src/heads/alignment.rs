@@ -28,8 +28,7 @@ pub(super) fn local_vectors(
     // Each region's scores become a unit vector over the words of a sentence: [M, N, R, L].
     let scores = masked::leaky_relu(&scores, SLOPE)?.permute((0, 2, 3, 1))?.contiguous()?;
     let scores = norm.apply(&scores)?.transpose(2, 3)?.contiguous()?;
-    let region_mask =
-        images.mask().to_dtype(scores.dtype())?.reshape((1, image_count, 1, regions))?;
+    let region_mask = images.mask().to_dtype(scores.dtype())?.reshape((1, image_count, 1, regions))?;
     let attention = masked::softmax(&(scores * SHARPNESS)?, &region_mask)?;
     // One matmul an image for the words of all sentences.
     let attention =

@@ -43,13 +43,8 @@ pub(super) fn logits(
     let (_, length, _) = sentences.features().dims3()?;
     let similarity = head.local.bias.elem_count();
     let mask = |fragments: &Fragments| fragments.mask().flatten_all()?.to_vec1::<f32>();
-    let pairs = Pairs::new(
-        mask(images)?,
-        &mask(sentences)?,
-        (regions, length),
-        (dimension, similarity),
-        head.norm,
-    );
+    let pairs =
+        Pairs::new(mask(images)?, &mask(sentences)?, (regions, length), (dimension, similarity), head.norm);
     let mut parts = vec![image_global, sentence_global];
     parts.extend([&head.local, &head.global].into_iter().flat_map(|layer| [&layer.weight, &layer.bias]));
     let (steps, running) = match &head.reasoning {
@@ -153,10 +148,7 @@ impl PairScores {
             key: self.affine(parameters, 8 + 6 * index),
             output: self.affine(parameters, 10 + 6 * index),
         };
-        GraphInput {
-            steps: (0..steps).map(step).collect(),
-            score: self.affine(parameters, 6 + 6 * steps),
-        }
+        GraphInput { steps: (0..steps).map(step).collect(), score: self.affine(parameters, 6 + 6 * steps) }
     }
 
     /// Gradients of images, words and parameters from `upstream [M, N]`.
@@ -245,9 +237,7 @@ impl CustomOp3 for PairScores {
                 }
                 (filtered.iter().flat_map(|sentence| sentence.logits.iter().copied()).collect(), filtered)
             }
-            Some(steps) => {
-                (reason(&self.pairs, &vectors, &self.graph_input(parameters, steps)), Vec::new())
-            }
+            Some(steps) => (reason(&self.pairs, &vectors, &self.graph_input(parameters, steps)), Vec::new()),
         };
         if self.keep {
             let _ = self.kept.set(Kept { vectors, filtered });

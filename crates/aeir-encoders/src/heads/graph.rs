@@ -23,9 +23,8 @@ pub(super) struct GraphStep {
 
 impl GraphReasoning {
     pub(super) fn new(similarity: usize, steps: usize, vb: VarBuilder<'_>) -> Result<Self> {
-        let linear = |step: usize, name: &str| {
-            Linear::new(similarity, similarity, vb.pp(step.to_string()).pp(name))
-        };
+        let linear =
+            |step: usize, name: &str| Linear::new(similarity, similarity, vb.pp(step.to_string()).pp(name));
         let steps = (0..steps)
             .map(|step| {
                 Ok(GraphStep {

@@ -72,8 +72,12 @@ impl ScanConfig {
             None => Ok(()),
             Some((what, value)) => Err(EncoderError::Argument {
                 what,
-                expected: if what == "scan negative slope" { "a value in [0, 1]" } else { "a positive number" }
-                    .to_owned(),
+                expected: if what == "scan negative slope" {
+                    "a value in [0, 1]"
+                } else {
+                    "a positive number"
+                }
+                .to_owned(),
                 got: value.to_string(),
             }),
         }

@@ -57,7 +57,10 @@ impl SelfAttention {
             local: self.local.detached(),
             global: self.global.detached(),
             score: self.score.detached(),
-            batch_norms: self.batch_norms.as_ref().map(|(local, global)| (local.detached(), global.detached())),
+            batch_norms: self
+                .batch_norms
+                .as_ref()
+                .map(|(local, global)| (local.detached(), global.detached())),
             dropout: self.dropout,
             norm: self.norm,
         }
@@ -88,7 +91,8 @@ impl SelfAttention {
 fn normalise_fragments(norm: &BatchNorm, x: &Tensor, mask: &Tensor, training: bool) -> Result<Tensor> {
     let (batch, fragments, dimension) = x.dims3()?;
     let rows = (fragments, batch * dimension);
-    let mask = mask.t()?.unsqueeze(2)?.broadcast_as((fragments, batch, dimension))?.contiguous()?.reshape(rows)?;
+    let mask =
+        mask.t()?.unsqueeze(2)?.broadcast_as((fragments, batch, dimension))?.contiguous()?.reshape(rows)?;
     let y = norm.forward(&x.transpose(0, 1)?.contiguous()?.reshape(rows)?, &mask, training)?;
     Ok(y.reshape((fragments, batch, dimension))?.transpose(0, 1)?.contiguous()?)
 }

@@ -50,9 +50,8 @@ impl SimilarityHead {
         }
         let detached = self.detached();
         // Self-attention is an item's own affair: done once, not once a shard.
-        let images = shards(images, size.images, |part| {
-            detached.prepare_images(part, &mut Mode::Evaluation)
-        })?;
+        let images =
+            shards(images, size.images, |part| detached.prepare_images(part, &mut Mode::Evaluation))?;
         let sentences = shards(sentences, size.sentences, |part| {
             detached.prepare_sentences(part, &mut Mode::Evaluation)
         })?;
@@ -101,7 +100,8 @@ fn shards(
         .step_by(size)
         .map(|start| {
             let count = size.min(total - start);
-            let part = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.narrow(0, start, count)?.contiguous()?) };
+            let part =
+                |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.narrow(0, start, count)?.contiguous()?) };
             prepare(&Fragments::new(part(&features)?, part(&mask)?)?)
         })
         .collect()

@@ -39,8 +39,10 @@ impl Case {
         let HeadConfig { dimension, regions, similarity_dimension: similarity, .. } = config;
         let variable = |x: &Tensor| Var::from_tensor(&x.to_dtype(dtype).unwrap()).unwrap();
         let mut parameters = BTreeMap::new();
-        for (index, name) in
-            released_names(config.kind, config.graph_steps).into_iter().filter_map(|name| name.ours).enumerate()
+        for (index, name) in released_names(config.kind, config.graph_steps)
+            .into_iter()
+            .filter_map(|name| name.ours)
+            .enumerate()
         {
             let shape = shape_of(&name, dimension, regions, similarity);
             let seed = 100 + index as u64;
@@ -206,7 +208,13 @@ fn fused_and_composed_forms_agree() {
         (24, 9, 12, &[9, 0, 5, 9], &[6, 6]),
         (33, 5, 17, &[5; 11], &[1]),
         (20, 4, 16, &[4], &[3, 7, 2, 5, 1, 9, 8]),
-        (40, 6, 32, &[6; 9], &[12, 20, 3, 17, 15, 9, 11, 20, 20, 18, 13, 12, 16, 5, 1, 0, 19, 14, 12, 17, 16]),
+        (
+            40,
+            6,
+            32,
+            &[6; 9],
+            &[12, 20, 3, 17, 15, 9, 11, 20, 20, 18, 13, 12, 16, 5, 1, 0, 19, 14, 12, 17, 16],
+        ),
     ];
     for kind in KINDS {
         for norm in [UnitNorm::Smooth, UnitNorm::Released] {
@@ -344,8 +352,7 @@ fn a_pair_scores_the_same_alone_in_a_batch_and_in_shards() {
             Fragments::new(cut(x.features()), cut(x.mask())).unwrap()
         };
         for (j, column) in (0..4).enumerate() {
-            let candidates =
-                head.scores(&images, &part(&words, column), &mut Mode::Evaluation).unwrap();
+            let candidates = head.scores(&images, &part(&words, column), &mut Mode::Evaluation).unwrap();
             assert_eq!(candidates.dims(), &[3, 1]);
             for (i, score) in flat(&candidates).iter().enumerate() {
                 assert!((score - all[i][j]).abs() < 1e-6, "{kind:?}");
@@ -356,7 +363,11 @@ fn a_pair_scores_the_same_alone_in_a_batch_and_in_shards() {
         for (score, expected) in flat(&candidates).iter().zip(&all[1]) {
             assert!((score - expected).abs() < 1e-6, "{kind:?}");
         }
-        for size in [ShardSize { images: 2, sentences: 3 }, ShardSize { images: 1, sentences: 1 }, ShardSize::default()] {
+        for size in [
+            ShardSize { images: 2, sentences: 3 },
+            ShardSize { images: 1, sentences: 1 },
+            ShardSize::default(),
+        ] {
             let mut seen = Vec::new();
             let sharded =
                 head.scores_in_shards(&images, &words, size, |done, total| seen.push((done, total))).unwrap();
@@ -482,9 +493,8 @@ fn naive_scan(asked: &[Vec<f64>], asking: &[Vec<f64>], config: &ScanConfig) -> f
 
 #[test]
 fn bad_input_and_settings_are_named() {
-    let build = |config: &HeadConfig| {
-        SimilarityHead::new(config, VarBuilder::zeros(DType::F32, &Device::Cpu))
-    };
+    let build =
+        |config: &HeadConfig| SimilarityHead::new(config, VarBuilder::zeros(DType::F32, &Device::Cpu));
     let config = HeadConfig::new(HeadKind::Saf, 5, 3);
     for bad in [
         HeadConfig { dimension: 0, ..config.clone() },
@@ -492,14 +502,20 @@ fn bad_input_and_settings_are_named() {
         HeadConfig { similarity_dimension: 0, ..config.clone() },
         HeadConfig { dropout: 1.0, ..config.clone() },
         HeadConfig { scan: ScanConfig { temperature: 0.0, ..ScanConfig::default() }, ..config.clone() },
-        HeadConfig { scan: ScanConfig { negative_slope: f64::NAN, ..ScanConfig::default() }, ..config.clone() },
+        HeadConfig {
+            scan: ScanConfig { negative_slope: f64::NAN, ..ScanConfig::default() },
+            ..config.clone()
+        },
     ] {
         assert!(matches!(build(&bad), Err(EncoderError::Argument { .. })), "{bad:?}");
     }
     let head = build(&config).unwrap();
-    let fragments =
-        |shape: (usize, usize, usize)| Fragments::unpadded(Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()).unwrap();
-    for (images, words) in [((2, 4, 5), (2, 2, 5)), ((2, 3, 6), (2, 2, 5)), ((2, 3, 5), (2, 2, 4)), ((0, 3, 5), (2, 2, 5))] {
+    let fragments = |shape: (usize, usize, usize)| {
+        Fragments::unpadded(Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap()).unwrap()
+    };
+    for (images, words) in
+        [((2, 4, 5), (2, 2, 5)), ((2, 3, 6), (2, 2, 5)), ((2, 3, 5), (2, 2, 4)), ((0, 3, 5), (2, 2, 5))]
+    {
         let result = head.scores(&fragments(images), &fragments(words), &mut Mode::Evaluation);
         assert!(matches!(result, Err(EncoderError::Shape { .. })), "{images:?} {words:?}");
     }

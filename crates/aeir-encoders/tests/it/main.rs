@@ -5,6 +5,8 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
+    clippy::needless_range_loop,
+    clippy::type_complexity,
     reason = "tests: helpers outside of #[test] functions fail by panicking too"
 )]
 

@@ -111,12 +111,19 @@ fn recorded_triplet_gradients() {
                 for (input, key) in [(&run.images, "image"), (&run.words, "text")] {
                     let expected = &run.file[&format!("train.grad.triplet.source_{key}_emb")];
                     let difference = max_difference(gradients.get(input).unwrap(), expected);
-                    println!("{name} {dtype:?} {norm:?} {key} {difference:e} of {:e}", flat(expected).iter().fold(0f32, |a, b| a.max(b.abs())));
+                    println!(
+                        "{name} {dtype:?} {norm:?} {key} {difference:e} of {:e}",
+                        flat(expected).iter().fold(0f32, |a, b| a.max(b.abs()))
+                    );
                     assert!(difference < tolerance, "{name} {norm:?} {key}: {difference}");
                 }
                 // Buffers get none.
                 for (parameter, tensor) in &run.parameters {
-                    assert_eq!(gradients.get(tensor).is_none(), parameter.contains("running_"), "{parameter}");
+                    assert_eq!(
+                        gradients.get(tensor).is_none(),
+                        parameter.contains("running_"),
+                        "{parameter}"
+                    );
                 }
             }
         }
@@ -128,9 +135,20 @@ fn recorded_triplet_gradients() {
 fn running_statistics_of_the_image_branch() {
     for (kind, name) in HEADS {
         let run = Recorded::new(kind, name, UnitNorm::Released, DType::F32);
-        let before = |ours: &str| -> Vec<f64> { run.parameters[ours].copy().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect() };
-        let (old_mean, old_variance) =
-            (before("image_attention.local_norm.running_mean"), before("image_attention.local_norm.running_var"));
+        let before = |ours: &str| -> Vec<f64> {
+            run.parameters[ours]
+                .copy()
+                .unwrap()
+                .to_vec1::<f32>()
+                .unwrap()
+                .into_iter()
+                .map(f64::from)
+                .collect()
+        };
+        let (old_mean, old_variance) = (
+            before("image_attention.local_norm.running_mean"),
+            before("image_attention.local_norm.running_var"),
+        );
         let weight = run.parameters["image_attention.local.weight"].to_vec2::<f32>().unwrap();
         let bias = run.parameters["image_attention.local.bias"].to_vec1::<f32>().unwrap();
         let images = run.images.to_vec3::<f32>().unwrap();
@@ -171,7 +189,8 @@ fn running_statistics_of_the_gate_move_once_a_sentence() {
     for name in ["filter.norm.running_mean", "filter.norm.running_var"] {
         let difference = max_difference(&together.parameters[name], &apart.parameters[name]);
         assert!(difference < 1e-6, "{name}: {difference}");
-        let start = &together.file[&format!("weights.sim_enc.SAF_module.bn.{}", &name["filter.norm.".len()..])];
+        let start =
+            &together.file[&format!("weights.sim_enc.SAF_module.bn.{}", &name["filter.norm.".len()..])];
         assert!(max_difference(&together.parameters[name], start) > 1e-3, "{name} did not move");
     }
 }

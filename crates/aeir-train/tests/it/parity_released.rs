@@ -1,6 +1,8 @@
 //! `fidelity = "released"` against recorded runs of the released procedure: every file in `fixtures/parity/aecr`, and
 //! those that `AEIR_PARITY_EXTRA` names, separated by `:`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test's helpers")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 

@@ -3,9 +3,7 @@
 use rayon::prelude::*;
 
 use super::attention::{Attended, attend, by_sentence};
-use super::dense::{
-    Matrix, add_scaled, denominator, dot, multiply, transpose, unit_backward, vectorised,
-};
+use super::dense::{Matrix, add_scaled, denominator, dot, multiply, transpose, unit_backward, vectorised};
 use super::pairs::Pairs;
 
 /// Words that are worked on together in the forward pass.
@@ -500,8 +498,9 @@ impl<U: VectorGradient> Backward<'_, U> {
             let scratch = &mut part.scratch;
             let upstream = sized(&mut scratch.vectors, active.len() * similarity);
             let squares = sized(&mut scratch.squares, active.len() * dimension);
-            for (sentence, (upstream, squares)) in
-                active.iter().zip(upstream.chunks_exact_mut(similarity).zip(squares.chunks_exact_mut(dimension)))
+            for (sentence, (upstream, squares)) in active
+                .iter()
+                .zip(upstream.chunks_exact_mut(similarity).zip(squares.chunks_exact_mut(dimension)))
             {
                 self.upstream.global(*sentence, image, upstream);
                 let pair = sentence * images + image;
@@ -550,13 +549,7 @@ fn normalised_backward(
 }
 
 /// Through `x W^T`: `gradient = upstream W`, `weight += upstream^T x`.
-fn through_linear(
-    upstream: &[f32],
-    x: &[f32],
-    layer: Affine<'_>,
-    gradient: &mut [f32],
-    weight: &mut [f32],
-) {
+fn through_linear(upstream: &[f32], x: &[f32], layer: Affine<'_>, gradient: &mut [f32], weight: &mut [f32]) {
     let outputs = layer.bias.len();
     let (rows, inputs) = (upstream.len() / outputs, layer.weight.len() / outputs);
     let upstream = Matrix::new(upstream, rows, outputs);

@@ -225,7 +225,10 @@ mod tests {
                     assert_eq!(values[columns..], [1.0; 2]);
                     for (column, value) in values.iter().take(columns).enumerate() {
                         let sum: f64 = (0..inner)
-                            .map(|k| f64::from(left[row * inner + k]) * f64::from(noise(columns * inner)[column * inner + k]))
+                            .map(|k| {
+                                f64::from(left[row * inner + k])
+                                    * f64::from(noise(columns * inner)[column * inner + k])
+                            })
                             .sum();
                         assert!((f64::from(*value) - sum - if add { 1.0 } else { 0.0 }).abs() < 1e-4);
                     }

@@ -117,7 +117,8 @@ impl Round {
             let weight_matrix = Matrix::new(weights, asking, positions);
             let range = all(&nodes);
             multiply(weight_matrix.transposed(), upstream, &mut nodes[range], similarity, true);
-            for (gradient, weights) in edges.chunks_exact_mut(positions).zip(weights.chunks_exact(positions)) {
+            for (gradient, weights) in edges.chunks_exact_mut(positions).zip(weights.chunks_exact(positions))
+            {
                 vectorised(|| softmax_backward(gradient, weights));
             }
             let gradient = Matrix::new(&edges, asking, positions);
@@ -268,7 +269,9 @@ pub(super) fn reason(pairs: &Pairs, vectors: &AlignmentVectors, input: &GraphInp
         .sentences()
         .iter()
         .enumerate()
-        .flat_map(|(index, sentence)| all.chunks(images_at_once(sentence.words + 1)).map(move |images| (index, images)))
+        .flat_map(|(index, sentence)| {
+            all.chunks(images_at_once(sentence.words + 1)).map(move |images| (index, images))
+        })
         .collect();
     let logits: Vec<Vec<f32>> = tasks
         .into_par_iter()
@@ -310,8 +313,7 @@ impl GraphBackward {
             .enumerate()
             .map(|(part, (nodes, upstream))| {
                 let mut gradient = GraphGradient::zero(input);
-                let sentences =
-                    nodes.chunks_exact_mut(pairs.images).zip(upstream.chunks_exact(pairs.images));
+                let sentences = nodes.chunks_exact_mut(pairs.images).zip(upstream.chunks_exact(pairs.images));
                 for (offset, (nodes, upstream)) in sentences.enumerate() {
                     let sentence = part * together + offset;
                     backward_sentence(pairs, vectors, input, sentence, upstream, nodes, &mut gradient);
