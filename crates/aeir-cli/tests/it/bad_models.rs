@@ -48,7 +48,7 @@ fn models() {
     ");
     insta::assert_snapshot!(edit_manifest("\"method\"", "\"methode\""), @r"
     exit 4
-    error: could not parse `bad/manifest.json`: missing field `method` at line 27 column 1
+    error: could not parse `bad/manifest.json`: missing field `method` at line 47 column 1
     ");
     scene.write("bad/manifest.json", "{");
     insta::assert_snapshot!(eval("bad"), @r"

@@ -37,7 +37,7 @@ fn flags_that_do_not_go_together() {
     insta::assert_snapshot!(train("--method aier"), @r"
     exit 2
     error: invalid value 'aier' for '--method <METHOD>'
-      [possible values: source-only, aeir]
+      [possible values: source-only, aeir, dann, adda, mmd, coral, cdan, cca, dcca, vsepp, scan, saf, sgr, sgraf]
 
       tip: a similar value exists: 'aeir'
 
@@ -65,7 +65,7 @@ fn flags_that_do_not_go_together() {
     exit 2
     error: unexpected argument '-1' found
 
-    Usage: aeir train [OPTIONS] --source <FILE.jsonl> --output <RUN>
+    Usage: aeir train [OPTIONS] --source <FILE.jsonl|DIR> --output <RUN>
 
     For more information, try '--help'.
     ");
@@ -134,7 +134,7 @@ fn configurations() {
       |
     1 | epoch = 3
       | ^^^^^
-    unknown field `epoch`, expected one of `version`, `method`, `standardise`, `seed`, `epochs`, `batch_size`, `target_batch_size`, `model`, `source_loss`, `aeir`, `optimizer`, `selection`, `checkpoint_every`
+    unknown field `epoch`, expected one of `version`, `method`, `standardise`, `seed`, `epochs`, `batch_size`, `target_batch_size`, `model`, `source_loss`, `adaptation`, `aeir`, `cca`, `optimizer`, `selection`, `checkpoint_every`
       did you mean `epochs`?
     ");
     insta::assert_snapshot!(train("[optimizer]\nlearning_rte = 0.1\n"), @r"

@@ -85,17 +85,19 @@ fn train() {
     insta::assert_snapshot!(help("train"), @r#"
     Train a model on source pairs, adapted to unpaired target images and sentences
 
-    Usage: aeir train [OPTIONS] --source <FILE.jsonl> --output <RUN>
+    Usage: aeir train [OPTIONS] --source <FILE.jsonl|DIR> --output <RUN>
 
     Options:
-          --source <FILE.jsonl>
+          --source <FILE.jsonl|DIR>
               Source pairs: one `{"image": path, "captions": [..], "split"?: "train"|"val"}` a line,
-              paths relative to the file. May be repeated; each file is a domain of its own
+              paths relative to the file; or a folder of region features, `train_ims.npy` with
+              `train_caps.txt`, and `dev_` for validation. May be repeated; each is a domain of its own
 
               [env: AEIR_SOURCE=]
 
-          --target-images <LIST|DIR>
-              Target images: a list file with one path a line, or a folder
+          --target-images <LIST|DIR|FILE.npy>
+              Target images: a list file with one path a line, a folder, or a `.npy` file of region
+              features
 
               [env: AEIR_TARGET_IMAGES=]
 
@@ -111,8 +113,45 @@ fn train() {
               - source-only: Source pairs alone, without adaptation
               - aeir:        Source pairs, and adaptation to the target (semantic and structure
                 transfer)
+              - dann:        Adversarial adaptation by gradient reversal
+              - adda:        A target encoder against a fixed source encoder
+              - mmd:         Maximum mean discrepancy between the domains
+              - coral:       Distance of the domains' covariances
+              - cdan:        Adversarial adaptation on embeddings joined with their retrieval posterior
+              - cca:         Linear canonical correlation of the source pairs, in closed form
+              - dcca:        Canonical correlation of two small networks
+              - vsepp:       Source pairs alone: cosine and the hardest negative (VSE++)
+              - scan:        Source pairs alone: stacked cross attention
+              - saf:         Source pairs alone: similarity attention filtration
+              - sgr:         Source pairs alone: similarity graph reasoning
+              - sgraf:       Source pairs alone: SAF and SGR, each with towers of its own, averaged
 
               [env: AEIR_METHOD=]
+
+          --head <HEAD>
+              How image and sentence are compared [default: cosine, or what the method stands for].
+              Heads other than cosine look at grid cells or regions and at tokens or words; they re-rank
+              what the cosine finds
+
+              Possible values:
+              - cosine:   Dot product of pooled vectors
+              - saf:      Similarity attention filtration
+              - sgr:      Similarity graph reasoning
+              - sgraf:    Both of these, averaged
+              - scan-t2i: Stacked cross attention: words attend to regions
+              - scan-i2t: Stacked cross attention: regions attend to words
+
+              [env: AEIR_HEAD=]
+
+          --fidelity <FIDELITY>
+              With `aeir`: the paper's procedure, or the released code's with all that is wrong in it
+              [default: paper]
+
+              Possible values:
+              - paper:    As the paper describes it
+              - released: As the released code computes it
+
+              [env: AEIR_FIDELITY=]
 
           --standardise
               Shift and scale the features by each domain's own mean and spread; the target's come from
@@ -121,14 +160,16 @@ fn train() {
               [env: AEIR_STANDARDISE=]
 
           --image-encoder <DIR|ID>
-              Frozen image encoder: a folder, or the name of one in `fixtures/backbones` or in the cache
+              Frozen image encoder: a folder, or the name of one in `fixtures/backbones` or in the
+              cache; not used with region features
 
               [env: AEIR_IMAGE_ENCODER=]
               [default: efficientnet-lite0]
 
           --text-encoder <DIR|ID>
               Frozen sentence encoder: a folder, or the name of one in `fixtures/backbones` or in the
-              cache
+              cache; or `words`: a vocabulary of the training sentences and a bidirectional GRU, both
+              trained
 
               [env: AEIR_TEXT_ENCODER=]
               [default: static-minilm]
@@ -154,7 +195,7 @@ fn train() {
               [env: AEIR_LR=]
 
           --source-loss <LOSS>
-              Loss on the source pairs [default: info-nce]
+              Loss on the source pairs [default: info-nce with the cosine, else triplet-hardest]
 
               Possible values:
               - info-nce:        Symmetric InfoNCE with a learned temperature
@@ -163,12 +204,24 @@ fn train() {
 
               [env: AEIR_SOURCE_LOSS=]
 
+          --semantic-weight <WEIGHT>
+              With `aeir`: weight of the adversarial term; 0 leaves it out [default: 1]
+
+              [env: AEIR_SEMANTIC_WEIGHT=]
+
+          --structure-weight <WEIGHT>
+              With `aeir`: weight of structure transfer; 0 leaves it out [default: 0.001]
+
+              [env: AEIR_STRUCTURE_WEIGHT=]
+
           --adversary <HOW>
               How the encoders are set against the domain critics [default: alternating]
 
               Possible values:
               - alternating:       The critics step first, then the encoders
               - gradient-reversal: Both step at once, the gradient reversed between them
+              - wasserstein:       As alternating, with critics of bounded slope (Wasserstein distance
+                with gradient penalty)
 
               [env: AEIR_ADVERSARY=]
 
@@ -217,20 +270,25 @@ fn eval() {
     insta::assert_snapshot!(help("eval"), @r#"
     Score a model on test pairs, both ways
 
-    Usage: aeir eval [OPTIONS] --model <RUN> --data <FILE.jsonl>
+    Usage: aeir eval [OPTIONS] --model <RUN> --data <FILE.jsonl|DIR>
 
     Options:
-          --model <RUN>        Folder of a trained model [env: AEIR_MODEL=]
-          --data <FILE.jsonl>  Test pairs: one `{"image": path, "captions": [..], "split"?: ".."}` a
-                               line, paths relative to the file [env: AEIR_DATA=]
-          --split <SPLIT>      Score this split only [default: the lines marked `test`, or all where
-                               none is] [env: AEIR_SPLIT=] [possible values: train, val, test]
-          --json               Print one JSON object [env: AEIR_JSON=]
-          --device <DEVICE>    Where to compute: auto, cpu, cuda, cuda:N or metal [env: AEIR_DEVICE=]
-                               [default: auto]
-      -q, --quiet              No progress and no notes on stderr; warnings and errors stay [env:
-                               AEIR_QUIET=]
-      -h, --help               Print help
+          --model <RUN>            Folder of a trained model [env: AEIR_MODEL=]
+          --data <FILE.jsonl|DIR>  Test pairs: one `{"image": path, "captions": [..], "split"?: ".."}` a
+                                   line, paths relative to the file; or a folder of region features,
+                                   `test_ims.npy` with `test_caps.txt` [env: AEIR_DATA=]
+          --split <SPLIT>          Score this split only [default: the lines marked `test`, or all where
+                                   none is; `test` of a folder] [env: AEIR_SPLIT=] [possible values:
+                                   train, val, test]
+          --rerank <N|all>         Of a model with a cross-attentive head: re-rank this many of each
+                                   query's first results with it, 0 for none, or `all` to score every
+                                   pair [env: AEIR_RERANK=] [default: 100]
+          --json                   Print one JSON object [env: AEIR_JSON=]
+          --device <DEVICE>        Where to compute: auto, cpu, cuda, cuda:N or metal [env:
+                                   AEIR_DEVICE=] [default: auto]
+      -q, --quiet                  No progress and no notes on stderr; warnings and errors stay [env:
+                                   AEIR_QUIET=]
+      -h, --help                   Print help
     "#);
 }
 
@@ -239,19 +297,23 @@ fn index() {
     insta::assert_snapshot!(help("index"), @r"
     Embed images with a model and store them for search
 
-    Usage: aeir index [OPTIONS] --model <RUN> --images <DIR|LIST|FILE.jsonl> --output <IDX>
+    Usage: aeir index [OPTIONS] --model <RUN> --images <DIR|LIST|FILE.jsonl|FILE.npy> --output <IDX>
 
     Options:
-          --model <RUN>                   Folder of a trained model [env: AEIR_MODEL=]
-          --images <DIR|LIST|FILE.jsonl>  Images: a folder, a list file with one path a line, or a
-                                          `.jsonl` file with an `image` a line [env: AEIR_IMAGES=]
-      -o, --output <IDX>                  Folder for the index; an earlier index in it is replaced once
-                                          the new one is whole [env: AEIR_OUTPUT=]
-          --device <DEVICE>               Where to compute: auto, cpu, cuda, cuda:N or metal [env:
-                                          AEIR_DEVICE=] [default: auto]
-      -q, --quiet                         No progress and no notes on stderr; warnings and errors stay
-                                          [env: AEIR_QUIET=]
-      -h, --help                          Print help
+          --model <RUN>
+              Folder of a trained model [env: AEIR_MODEL=]
+          --images <DIR|LIST|FILE.jsonl|FILE.npy>
+              Images: a folder, a list file with one path a line, a `.jsonl` file with an `image` a
+              line, or a `.npy` file of region features [env: AEIR_IMAGES=]
+      -o, --output <IDX>
+              Folder for the index; an earlier index in it is replaced once the new one is whole [env:
+              AEIR_OUTPUT=]
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or metal [env: AEIR_DEVICE=] [default: auto]
+      -q, --quiet
+              No progress and no notes on stderr; warnings and errors stay [env: AEIR_QUIET=]
+      -h, --help
+              Print help
     ");
 }
 
@@ -269,6 +331,8 @@ fn search() {
           --index <IDX>      Folder of an index [env: AEIR_INDEX=]
           --image <FILE>     Look for images like this one
       -k <N>                 Number of results [env: AEIR_K=] [default: 10]
+          --rerank <N|all>   Of a model with a cross-attentive head: re-rank this many of the first
+                             results with it, 0 for none, or `all` [env: AEIR_RERANK=] [default: 100]
           --json             Print one JSON object [env: AEIR_JSON=]
           --device <DEVICE>  Where to compute: auto, cpu, cuda, cuda:N or metal [env: AEIR_DEVICE=]
                              [default: auto]

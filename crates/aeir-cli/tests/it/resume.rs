@@ -30,7 +30,7 @@ fn a_finished_run_is_left_alone() {
     exit 2
     error: the argument '--resume <WHICH>' cannot be used with '--overwrite'
 
-    Usage: aeir train --source <FILE.jsonl> --output <RUN> --method <METHOD> --epochs <N> --resume <WHICH> --image-encoder <DIR|ID> --text-encoder <DIR|ID>
+    Usage: aeir train --source <FILE.jsonl|DIR> --output <RUN> --method <METHOD> --epochs <N> --resume <WHICH> --image-encoder <DIR|ID> --text-encoder <DIR|ID>
 
     For more information, try '--help'.
     ");
