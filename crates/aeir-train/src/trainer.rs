@@ -162,7 +162,7 @@ impl<'a> Trainer<'a> {
 
     /// The first pairs of a shuffled order, each with its first sentence.
     fn first_pairs(data: &PreparedData, source: &ShuffledSampler, count: usize) -> Result<(Items, Items)> {
-        let pairs: Vec<usize> = source.epoch_order(0).iter().take(count).map(|pair| *pair as usize).collect();
+        let pairs: Vec<usize> = source.epoch_order(0).iter().take(count).copied().collect();
         if pairs.len() < count {
             return Err(TrainError::Data {
                 what: "source pairs for `adaptation.anchors`".into(),

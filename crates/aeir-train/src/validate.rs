@@ -165,7 +165,7 @@ fn sampled(encoder: &DualEncoder, modality: Modality, items: &PreparedItems, str
     let mut rows: Vec<usize> = (0..items.len()).collect();
     if rows.len() > SAMPLE {
         let order = ShuffledSampler::new(rows.len(), 0, stream).epoch_order(0);
-        rows = order.iter().take(SAMPLE).map(|row| *row as usize).collect();
+        rows = order.iter().take(SAMPLE).copied().collect();
     }
     let (mut values, mut columns) = (Vec::new(), 0);
     for block in rows.chunks(items.rows_at_once()) {

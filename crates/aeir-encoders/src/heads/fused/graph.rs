@@ -82,7 +82,7 @@ impl Round {
         {
             let key = Matrix::new(key, positions, similarity).transposed();
             multiply(Matrix::new(query, asking, similarity), key, edges, positions, false);
-            vectorised(|| edges.chunks_exact_mut(positions).for_each(|row| softmax(row)));
+            vectorised(|| edges.chunks_exact_mut(positions).for_each(softmax));
             let weights = Matrix::new(edges, asking, positions);
             multiply(weights, Matrix::new(nodes, positions, similarity), mixed, similarity, false);
         }
