@@ -4,9 +4,9 @@ Check (exit code 1 where a group lies outside its tolerance):
 
     python released.py --check ../../fixtures/parity/aecr/*.safetensors
 
-Record a run of another size, for the parity test to read (AEIR_PARITY_EXTRA=/tmp/new.safetensors):
+Record a run of another size, for the parity test to read (AEIR_PARITY_EXTRA=new.safetensors):
 
-    python released.py --record /tmp/new.safetensors --module SGR --seed 3 --batch 9 --target-batch 7 --regions 10
+    python released.py --record new.safetensors --module SGR --seed 3 --batch 9 --target-batch 7 --regions 10
 
 Tensor names, shapes and tolerances are those of fixtures/parity/aecr/README.md. Letters: N images, M sentences, R regions,
 L words, D joint dimension, S similarity dimension.
