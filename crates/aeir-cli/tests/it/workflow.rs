@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::{BOTH, SHORT, Scene, copy_folder, odd_image};
+use crate::{BOTH, SHORT, Scene, copy_folder, fixtures, odd_image};
 
 fn keys(value: &Value) -> Vec<&str> {
     let mut keys: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
@@ -332,4 +332,51 @@ fn a_trained_folder_is_a_copy_away_from_another_machine() {
     command.args(["eval", "--model", "alone", "--data", "test.jsonl"]);
     command.env_remove("AEIR_IMAGE_ENCODER").env_remove("AEIR_TEXT_ENCODER");
     scene.outcome(command).ok();
+}
+
+#[test]
+fn region_features_and_words_go_all_the_way() {
+    let scene = Scene::new();
+    copy_folder(&fixtures("formats/scan"), &scene.path("scan"));
+    let trained = scene
+        .run(
+            "train --source scan --target-images scan/train_ims.npy --target-sentences scan/train_caps.txt \
+             --text-encoder words --method aeir --head sgr --epochs 2 --batch-size 4 -o model",
+        )
+        .ok();
+    assert!(trained.stdout.contains("head sgr") && trained.stdout.contains("proxy A-distance"));
+    assert!(scene.path("model/vocabulary.json").is_file() && !scene.path("model/encoders").exists());
+    for rerank in ["0", "2", "all"] {
+        let scores =
+            scene.run(&format!("eval --model model --data scan --rerank {rerank} --json")).ok().json();
+        assert_eq!((scores["n_images"].as_u64(), scores["n_sentences"].as_u64()), (Some(6), Some(30)));
+    }
+    scene.run("index --model model --images scan/test_ims.npy -o index").ok();
+    let found = results(&scene.run("search --index index sentence --json -k 6").ok().json());
+    assert_eq!(found.len(), 6);
+    assert!(found.windows(2).all(|pair| pair[0].1 >= pair[1].1), "ordered by the head: {found:?}");
+    assert!(found.iter().all(|(_, _, item)| item.contains("test_ims.npy#")));
+    let image = odd_image("one.png");
+    let refused = scene.run(&format!("search --index index --image {image}"));
+    assert!(refused.code != Some(0) && refused.stderr.contains("region features"), "{refused:?}");
+}
+
+#[test]
+fn a_cross_attentive_head_re_ranks_what_the_cosine_finds() {
+    let scene = Scene::new();
+    scene.run(&format!("{SHORT} --head saf --batch-size 16")).ok();
+    let rsum = |rerank: &str| {
+        let scored = scene.run(&format!("eval --model run --data test.jsonl --rerank {rerank} --json"));
+        scored.ok().json()["rsum"].as_f64().unwrap()
+    };
+    // As many as there are items is the same as all.
+    assert!((rsum("1000") - rsum("all")).abs() < 1e-9);
+    scene.run("index --model run --images images.txt -o index").ok();
+    let order = |rerank: &str| {
+        let found =
+            scene.run_all(&["search", "--index", "index", "a cat", "--json", "-k", "5", "--rerank", rerank]);
+        results(&found.ok().json())
+    };
+    assert_ne!(order("0"), order("all"));
+    assert!(order("all").windows(2).all(|pair| pair[0].1 >= pair[1].1));
 }
