@@ -14,6 +14,7 @@ pub mod items;
 pub mod load;
 pub mod mode;
 pub mod normalise;
+pub mod ops;
 pub mod preprocess;
 pub mod projection;
 pub mod standardise;
