@@ -72,7 +72,7 @@ pub fn decode_file(path: &Path, limits: &ImageLimits) -> Result<DecodedImage, Da
     Ok(DecodedImage { image, hash: hash_bytes(&bytes) })
 }
 
-fn read_within(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
+pub(crate) fn read_within(path: &Path, limit: u64) -> Result<Vec<u8>, DataError> {
     let too_many = |got| DataError::ImageTooManyBytes { path: Some(path.to_path_buf()), limit, got };
     let (file, length) = durable::open_regular(path)?;
     if length > limit {

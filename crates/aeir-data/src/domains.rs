@@ -1,37 +1,69 @@
 //! Source and target domains. Each role has its own type, and none turns into another: the pairs of the target
 //! cannot get into training by a slip.
 
-use std::collections::{HashMap, HashSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::Path;
 
-use crate::captions::{CaptionFile, CaptionedImage, Split, read_captions, sentence};
+use crate::dataset::{Dataset, Format, Item, ReadOptions};
 use crate::error::DataError;
-use crate::lines::{LineContent, open_lines};
+use crate::hash::hash_text;
+use crate::image_source::ImageSource;
 use crate::skipped::Skipped;
+use crate::split::Split;
 
-/// Files with one of these suffixes (in any case) are taken from a folder. What they are is decided by their
-/// content.
-pub const IMAGE_SUFFIXES: &[&str] = &["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp"];
+/// An image with its sentences: at least one, trimmed, none empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptionedImage {
+    /// Where the image is.
+    pub image: ImageSource,
+    /// In the order of the data set.
+    pub captions: Vec<String>,
+}
 
-/// No path is longer; some systems end at 4,096.
-const MAX_PATH_BYTES: usize = 32 * 1024;
+/// The items that are whole pairs; how many are not.
+fn pairs(items: Vec<Item>) -> (Vec<(Split, CaptionedImage)>, usize) {
+    let count = items.len();
+    let pairs: Vec<_> = items
+        .into_iter()
+        .filter_map(|item| {
+            let split = item.effective_split();
+            let image = item.image.filter(|_| !item.sentences.is_empty())?;
+            Some((split, CaptionedImage { image, captions: item.sentences }))
+        })
+        .collect();
+    let left_out = count - pairs.len();
+    (pairs, left_out)
+}
 
-/// Four bytes are the most a character takes: the limit in characters is checked afterwards.
-const MAX_SENTENCE_BYTES: usize = 4 * crate::captions::MAX_SENTENCE_CHARACTERS;
+/// Refuses a list that has one half of the pairs alone.
+fn refuse_half(data: &Dataset) -> Result<(), DataError> {
+    let got = match data.format {
+        Format::ImageList => "a list of images",
+        Format::SentenceList => "a list of sentences",
+        _ => return Ok(()),
+    };
+    Err(DataError::WrongKind {
+        path: data.path.clone(),
+        line: None,
+        expected: "images with their sentences",
+        got,
+    })
+}
 
-/// The source domain: images with their sentences, for training.
+/// The source domain: images with their sentences, for training. No test item is in it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ParallelDomain {
-    /// For people to read: the folder the caption file lies in.
+    /// For people to read: the folder, or the folder the file lies in.
     pub name: String,
     /// The training split. Never empty.
     pub train: Vec<CaptionedImage>,
     /// The validation split. May be empty.
     pub validation: Vec<CaptionedImage>,
-    /// How many test items the file had. They are not here.
+    /// How many test items the data set had. They are not here.
     pub test_left_out: usize,
+    /// Remarks to show to the user.
+    pub notes: Vec<String>,
     /// What the reader left out.
     pub skipped: Vec<Skipped>,
 }
@@ -40,13 +72,22 @@ impl ParallelDomain {
     /// Takes the training and the validation items; test items are left out.
     ///
     /// # Errors
-    /// [`DataError::NothingUsable`] where no item is for training.
-    pub fn from_captions(file: CaptionFile) -> Result<Self, DataError> {
-        let name = domain_name(&file.path);
-        let mut domain =
-            Self { name, train: Vec::new(), validation: Vec::new(), test_left_out: 0, skipped: file.skipped };
-        for item in file.items {
-            match item.effective_split() {
+    /// [`DataError::NothingUsable`] where no item is for training; [`DataError::WrongKind`] for a list of images or sentences
+    /// alone.
+    pub fn from_dataset(data: Dataset) -> Result<Self, DataError> {
+        refuse_half(&data)?;
+        let (pairs, without) = pairs(data.items);
+        let mut domain = Self {
+            name: domain_name(&data.path),
+            train: Vec::new(),
+            validation: Vec::new(),
+            test_left_out: 0,
+            notes: data.notes,
+            skipped: data.skipped,
+        };
+        domain.notes.extend(without_pair(&data.path, without));
+        for (split, item) in pairs {
+            match split {
                 Split::Train => domain.train.push(item),
                 Split::Validation => domain.validation.push(item),
                 Split::Test => domain.test_left_out += 1,
@@ -54,152 +95,119 @@ impl ParallelDomain {
         }
         if domain.train.is_empty() {
             return Err(DataError::NothingUsable {
-                path: file.path,
+                path: data.path,
                 expected: "image with captions in the training split",
-                skipped: domain.skipped.len() + domain.validation.len() + domain.test_left_out,
+                skipped: domain.skipped.len() + domain.validation.len() + domain.test_left_out + without,
             });
         }
         Ok(domain)
     }
 
-    /// [`read_captions`], then [`ParallelDomain::from_captions`].
+    /// [`Dataset::open`], then [`ParallelDomain::from_dataset`]. Where a format has a file a split, the test split is not
+    /// opened.
     ///
     /// # Errors
     /// Those of the two.
     pub fn read(path: &Path) -> Result<Self, DataError> {
-        Self::from_captions(read_captions(path)?)
+        Self::read_with(path, &ReadOptions::default())
+    }
+
+    /// [`ParallelDomain::read`], with options.
+    ///
+    /// # Errors
+    /// Those of [`ParallelDomain::read`].
+    pub fn read_with(path: &Path, options: &ReadOptions) -> Result<Self, DataError> {
+        Self::from_dataset(Dataset::open(path, options)?)
     }
 }
 
+fn without_pair(path: &Path, count: usize) -> Option<String> {
+    (count > 0).then(|| {
+        format!("`{}`: {count} items have no image or no usable sentence and are left out", path.display())
+    })
+}
+
 fn domain_name(path: &Path) -> String {
-    path.parent()
+    let folder = if path.is_dir() { Some(path) } else { path.parent() };
+    folder
         .and_then(Path::file_name)
         .or_else(|| path.file_stem())
         .map_or_else(|| "source".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The images of the target domain, without any sentence.
+///
+/// Not even by way of a parallel data set does a sentence come with its image:
+/// ```compile_fail
+/// # fn main() -> Result<(), aeir_data::DataError> {
+/// let images = aeir_data::TargetImages::read("target.jsonl".as_ref())?;
+/// let pairs: &[aeir_data::CaptionedImage] = images.images();
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct TargetImages {
-    paths: Vec<PathBuf>,
+    images: Vec<ImageSource>,
+    notes: Vec<String>,
     skipped: Vec<Skipped>,
 }
 
 impl TargetImages {
-    /// Reads a list file (one path a line, absolute or relative to the folder of the file) or a folder.
+    /// Reads a list file (one path a line, absolute or relative to the folder of the file), a folder, or the images of any
+    /// other data set.
     ///
     /// A list keeps its order; a path that stands twice is taken once. A folder is searched with its subfolders for
-    /// files with one of the [`IMAGE_SUFFIXES`], sorted by path; names that start with a dot are passed over
-    /// (previews and bookkeeping of other programs), links are followed, each folder is entered once. Whether an image
-    /// exists and decodes is seen when it is decoded.
+    /// files with one of the [`IMAGE_SUFFIXES`](crate::IMAGE_SUFFIXES), sorted by path; names that start with a dot are passed
+    /// over, links are followed, each folder is entered once. Of a data set with splits the training images are taken, and
+    /// nothing of its sentences. Whether an image exists and decodes is seen when it is decoded.
     ///
     /// # Errors
-    /// [`DataError::Io`], [`DataError::EmptyFile`], [`DataError::WrongKind`] where the list is a caption file or an image,
-    /// [`DataError::NothingUsable`] where no path is left.
+    /// [`DataError::Io`], [`DataError::EmptyFile`], [`DataError::WrongKind`] where the list is an image,
+    /// [`DataError::NothingUsable`] where no image is left, and what the reader of a data set finds wrong.
     pub fn read(path: &Path) -> Result<Self, DataError> {
-        let metadata = fs::metadata(path).map_err(|error| DataError::io(path, "read", error))?;
-        let images = if metadata.is_dir() { Self::from_folder(path)? } else { Self::from_list(path)? };
-        if images.paths.is_empty() {
+        Self::read_with(path, &ReadOptions::default())
+    }
+
+    /// [`TargetImages::read`], with options.
+    ///
+    /// # Errors
+    /// Those of [`TargetImages::read`].
+    pub fn read_with(path: &Path, options: &ReadOptions) -> Result<Self, DataError> {
+        Self::from_dataset(Dataset::open_images(path, options)?)
+    }
+
+    /// The images of the training split, each once.
+    ///
+    /// # Errors
+    /// [`DataError::NothingUsable`] where there is none.
+    pub fn from_dataset(data: Dataset) -> Result<Self, DataError> {
+        let mut images = Self { images: Vec::new(), notes: data.notes, skipped: data.skipped };
+        let mut held_out = 0;
+        for item in data.items {
+            match (item.effective_split(), item.image) {
+                (Split::Train, Some(image)) => images.images.push(image),
+                (_, Some(_)) => held_out += 1,
+                (_, None) => {}
+            }
+        }
+        images.notes.extend(held_out_note(&data.path, held_out, "images"));
+        if images.images.is_empty() {
             return Err(DataError::NothingUsable {
-                path: path.to_path_buf(),
-                expected: "image path",
-                skipped: images.skipped.len(),
+                path: data.path,
+                expected: "image for training",
+                skipped: images.skipped.len() + held_out,
             });
         }
         Ok(images)
     }
 
-    fn from_list(path: &Path) -> Result<Self, DataError> {
-        let folder = path.parent().unwrap_or(Path::new(""));
-        let mut images = Self { paths: Vec::new(), skipped: Vec::new() };
-        let mut first_line: HashMap<PathBuf, usize> = HashMap::new();
-        let mut lines = open_lines(path, MAX_PATH_BYTES, "an image path a line")?;
-        lines.refuse_image(path, "a folder or a list with an image path a line")?;
-        while let Some((line, content)) =
-            lines.next_line().map_err(|error| DataError::io(path, "read", error))?
-        {
-            let text = match content {
-                LineContent::Text(text) => text,
-                LineContent::NotUtf8 => {
-                    images.skipped.push(Skipped::line(path, line, "", "not UTF-8"));
-                    continue;
-                }
-                LineContent::TooLong => {
-                    let reason = format!("longer than {MAX_PATH_BYTES} bytes");
-                    images.skipped.push(Skipped::line(path, line, "", reason));
-                    continue;
-                }
-            };
-            let text = text.trim();
-            if text.is_empty() {
-                continue;
-            }
-            if images.paths.is_empty() {
-                refuse_json_lines(path, line, text, "an image path a line")?;
-            }
-            let image = folder.join(text);
-            match first_line.get(&image) {
-                Some(first) => {
-                    let reason = format!("listed before, on line {first}");
-                    images.skipped.push(Skipped::line(path, line, text, reason));
-                }
-                None => {
-                    first_line.insert(image.clone(), line);
-                    images.paths.push(image);
-                }
-            }
-        }
-        Ok(images)
-    }
-
-    fn from_folder(root: &Path) -> Result<Self, DataError> {
-        let mut images = Self { paths: Vec::new(), skipped: Vec::new() };
-        // A link may lead back up, or to a folder that is reached by two ways: entered once, by its real path.
-        let mut entered = HashSet::new();
-        let mut waiting = vec![root.to_path_buf()];
-        while let Some(folder) = waiting.pop() {
-            match images.enter(&folder, &mut entered) {
-                Ok(subfolders) => waiting.extend(subfolders.into_iter().rev()),
-                // The folder the user named must be readable; one below it is left out and named.
-                Err(error) if folder == root => return Err(DataError::io(root, "read", error)),
-                Err(error) => images.skipped.push(Skipped {
-                    item: folder.display().to_string(),
-                    line: None,
-                    file: None,
-                    reason: format!("cannot read the folder: {error}"),
-                }),
-            }
-        }
-        images.paths.sort();
-        Ok(images)
-    }
-
-    /// Takes the images of one folder and returns its subfolders, sorted.
-    fn enter(&mut self, folder: &Path, entered: &mut HashSet<PathBuf>) -> std::io::Result<Vec<PathBuf>> {
-        if !entered.insert(folder.canonicalize()?) {
-            return Ok(Vec::new());
-        }
-        let mut subfolders = Vec::new();
-        for entry in fs::read_dir(folder)? {
-            let entry = entry?;
-            if entry.file_name().as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            let path = entry.path();
-            // Follows links. One that leads nowhere counts by its suffix: decoding will say that it is missing.
-            if path.is_dir() {
-                subfolders.push(path);
-            } else if has_image_suffix(&path) {
-                self.paths.push(path);
-            }
-        }
-        subfolders.sort();
-        Ok(subfolders)
-    }
-
     /// The images, in the order of the list, or sorted for a folder. Never empty.
-    pub fn paths(&self) -> &[PathBuf] {
-        &self.paths
+    pub fn images(&self) -> &[ImageSource] {
+        &self.images
+    }
+
+    /// Remarks to show to the user.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What was left out.
@@ -208,84 +216,79 @@ impl TargetImages {
     }
 }
 
-fn has_image_suffix(path: &Path) -> bool {
-    path.extension()
-        .and_then(|suffix| suffix.to_str())
-        .is_some_and(|suffix| IMAGE_SUFFIXES.iter().any(|known| known.eq_ignore_ascii_case(suffix)))
-}
-
-/// A caption file given as a list would be read without complaint, its braces as words, its pairs in order.
-fn refuse_json_lines(path: &Path, line: usize, text: &str, expected: &'static str) -> Result<(), DataError> {
-    let looks_like_json = text.starts_with('{')
-        && serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(text).is_ok();
-    if !looks_like_json {
-        return Ok(());
-    }
-    Err(DataError::WrongKind { path: path.to_path_buf(), line: Some(line), expected, got: "a line of JSON" })
+fn held_out_note(path: &Path, count: usize, what: &str) -> Option<String> {
+    (count > 0)
+        .then(|| format!("`{}`: {count} {what} of the val and test splits are left out", path.display()))
 }
 
 /// The sentences of the target domain, without any image.
 #[derive(Debug, Clone)]
 pub struct TargetSentences {
     sentences: Vec<String>,
+    notes: Vec<String>,
     skipped: Vec<Skipped>,
 }
 
 impl TargetSentences {
-    /// Reads one sentence a line, trimmed. The same sentence may stand in it several times.
+    /// Reads one sentence a line, trimmed, or the sentences of any other data set. The same sentence may stand in it several
+    /// times.
     ///
     /// Empty lines, lines that are not UTF-8 and those over [`crate::MAX_SENTENCE_CHARACTERS`] are left out and
-    /// listed in [`TargetSentences::skipped`].
+    /// listed in [`TargetSentences::skipped`]. Of a data set with splits the training sentences are taken. Where it also has
+    /// images, the sentences are put into an order that says nothing about which image they belong to.
     ///
     /// # Errors
-    /// [`DataError::Io`], [`DataError::NotAFile`], [`DataError::EmptyFile`], [`DataError::WrongKind`] where it is a
-    /// caption file or an image, [`DataError::NothingUsable`] where no sentence is left.
+    /// [`DataError::Io`], [`DataError::EmptyFile`], [`DataError::WrongKind`] for an image, [`DataError::NothingUsable`] where no
+    /// sentence is left, and what the reader of a data set finds wrong.
     pub fn read(path: &Path) -> Result<Self, DataError> {
-        let mut sentences = Vec::new();
-        let mut skipped = Vec::new();
-        let mut lines = open_lines(path, MAX_SENTENCE_BYTES, "a sentence a line")?;
-        lines.refuse_image(path, "a sentence a line")?;
-        while let Some((line, content)) =
-            lines.next_line().map_err(|error| DataError::io(path, "read", error))?
-        {
-            let text = match content {
-                LineContent::Text(text) => text,
-                LineContent::NotUtf8 => {
-                    skipped.push(Skipped::line(path, line, "", "not UTF-8"));
-                    continue;
-                }
-                LineContent::TooLong => {
-                    let reason =
-                        format!("longer than {} characters", crate::captions::MAX_SENTENCE_CHARACTERS);
-                    skipped.push(Skipped::line(path, line, "", reason));
-                    continue;
-                }
-            };
-            if text.trim().is_empty() {
-                skipped.push(Skipped::line(path, line, "", "empty line"));
-                continue;
-            }
-            if sentences.is_empty() {
-                refuse_json_lines(path, line, text.trim(), "a sentence a line")?;
-            }
-            match sentence(&text) {
-                Ok(text) => sentences.push(text.to_owned()),
-                Err(reason) => skipped.push(Skipped::line(path, line, &text, reason)),
-            }
-        }
-        if sentences.is_empty() {
-            return Err(DataError::NothingUsable {
-                path: path.to_path_buf(),
-                expected: "sentence",
-                skipped: skipped.len(),
-            });
-        }
-        Ok(Self { sentences, skipped })
+        Self::read_with(path, &ReadOptions::default())
     }
 
-    /// The sentences, in the order of the file. Never empty.
+    /// [`TargetSentences::read`], with options.
+    ///
+    /// # Errors
+    /// Those of [`TargetSentences::read`].
+    pub fn read_with(path: &Path, options: &ReadOptions) -> Result<Self, DataError> {
+        Self::from_dataset(Dataset::open_sentences(path, options)?)
+    }
+
+    /// The sentences of the training split.
+    ///
+    /// # Errors
+    /// [`DataError::NothingUsable`] where there is none.
+    pub fn from_dataset(data: Dataset) -> Result<Self, DataError> {
+        let mut sentences = Self { sentences: Vec::new(), notes: data.notes, skipped: data.skipped };
+        let (mut held_out, mut with_image) = (0, false);
+        for item in data.items {
+            with_image |= item.image.is_some();
+            match item.effective_split() {
+                Split::Train => sentences.sentences.extend(item.sentences),
+                Split::Validation | Split::Test => held_out += item.sentences.len(),
+            }
+        }
+        sentences.notes.extend(held_out_note(&data.path, held_out, "sentences"));
+        if sentences.sentences.is_empty() {
+            return Err(DataError::NothingUsable {
+                path: data.path,
+                expected: "sentence",
+                skipped: sentences.skipped.len() + held_out,
+            });
+        }
+        if with_image {
+            // A sentence's place in the set would give its image away.
+            sentences.sentences.sort_by_cached_key(|sentence| hash_text(sentence));
+        }
+        Ok(sentences)
+    }
+
+    /// The sentences, in the order of the list. Never empty.
     pub fn sentences(&self) -> &[String] {
         &self.sentences
+    }
+
+    /// Remarks to show to the user.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What was left out.
@@ -296,62 +299,96 @@ impl TargetSentences {
 
 /// Images and captions whose alignment is known, for scoring alone.
 ///
-/// No type of training takes it:
+/// No type of training takes it, whatever the format was:
 /// ```compile_fail
 /// # fn main() -> Result<(), aeir_data::DataError> {
 /// let pairs = aeir_data::TestPairs::read("test.jsonl".as_ref(), None)?;
 /// let domain: aeir_data::ParallelDomain = pairs.into();
 /// # Ok(()) }
 /// ```
+/// Nor can its items be put among those of training:
+/// ```compile_fail
+/// # fn main() -> Result<(), aeir_data::DataError> {
+/// let mut domain = aeir_data::ParallelDomain::read("source.parquet".as_ref())?;
+/// let pairs = aeir_data::TestPairs::read("test.parquet".as_ref(), None)?;
+/// domain.train.extend(pairs.images().to_vec());
+/// # Ok(()) }
+/// ```
+/// A data set becomes one role; it is used up by it:
+/// ```compile_fail
+/// # fn main() -> Result<(), aeir_data::DataError> {
+/// let data = aeir_data::Dataset::open("shards".as_ref(), &aeir_data::ReadOptions::default())?;
+/// let pairs = aeir_data::TestPairs::from_dataset(data, None)?;
+/// let domain = aeir_data::ParallelDomain::from_dataset(data)?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct TestPairs {
-    images: Vec<PathBuf>,
+    images: Vec<ImageSource>,
     captions: Vec<String>,
     owners: Vec<usize>,
-    note: Option<String>,
+    notes: Vec<String>,
     skipped: Vec<Skipped>,
 }
 
 impl TestPairs {
-    /// Reads a caption file and takes one split of it.
+    /// Reads a data set and takes one split of it.
     ///
-    /// Without `split`: the lines marked `test`, if there are any; else, if no line names a split, all of them; else
-    /// all of them too, but then [`TestPairs::note`] says that lines were scored that are marked for something else.
-    /// With `split`, a line that names none counts as `train`.
+    /// Without `split`: the items marked `test`, if there are any; else, if no item names a split, all of them; else
+    /// all of them too, but then [`TestPairs::notes`] says that items were scored that are marked for something else.
+    /// With `split`, an item that names none counts as `train`.
     ///
     /// # Errors
-    /// Those of [`read_captions`], and [`DataError::NothingUsable`] where the split has no item.
+    /// Those of [`Dataset::open`] and [`TestPairs::from_dataset`].
     pub fn read(path: &Path, split: Option<Split>) -> Result<Self, DataError> {
-        let CaptionFile { path, mut items, skipped } = read_captions(path)?;
-        let mut note = None;
+        Self::read_with(path, split, &ReadOptions::default())
+    }
+
+    /// [`TestPairs::read`], with options.
+    ///
+    /// # Errors
+    /// Those of [`TestPairs::read`].
+    pub fn read_with(path: &Path, split: Option<Split>, options: &ReadOptions) -> Result<Self, DataError> {
+        Self::from_dataset(Dataset::open(path, options)?, split)
+    }
+
+    /// Takes one split of a data set, as [`TestPairs::read`] does.
+    ///
+    /// # Errors
+    /// [`DataError::NothingUsable`] where the split has no item; [`DataError::WrongKind`] for a list of images or sentences
+    /// alone.
+    pub fn from_dataset(data: Dataset, split: Option<Split>) -> Result<Self, DataError> {
+        refuse_half(&data)?;
+        let (path, mut items, mut notes) = (data.path, data.items, data.notes);
         let marked_test = items.iter().any(|item| item.split == Some(Split::Test));
         match split {
             Some(split) => items.retain(|item| item.effective_split() == split),
             None if marked_test => items.retain(|item| item.split == Some(Split::Test)),
-            None if items.iter().any(|item| item.split.is_some()) => {
-                note = Some(format!(
-                    "`{}` marks no line as test: all {} images are scored, those marked train or val among them",
-                    path.display(),
-                    items.len()
-                ));
-            }
+            None if items.iter().any(|item| item.split.is_some()) => notes.push(format!(
+                "`{}` marks no {} as test: all {} images are scored, those marked train or val among them",
+                path.display(),
+                if data.format == Format::JsonLines { "line" } else { "item" },
+                items.len()
+            )),
             None => {}
         }
-        if items.is_empty() {
+        let (pairs, without) = pairs(items);
+        notes.extend(without_pair(&path, without));
+        if pairs.is_empty() {
             return Err(DataError::NothingUsable {
                 path,
                 expected: "image with captions in the chosen split",
-                skipped: skipped.len(),
+                skipped: data.skipped.len() + without,
             });
         }
-        Ok(Self::flatten(items, note, skipped))
+        Ok(Self::flatten(pairs, notes, data.skipped))
     }
 
-    fn flatten(items: Vec<CaptionedImage>, note: Option<String>, skipped: Vec<Skipped>) -> Self {
-        let mut pairs = Self { images: Vec::new(), captions: Vec::new(), owners: Vec::new(), note, skipped };
+    fn flatten(items: Vec<(Split, CaptionedImage)>, notes: Vec<String>, skipped: Vec<Skipped>) -> Self {
+        let mut pairs = Self { images: Vec::new(), captions: Vec::new(), owners: Vec::new(), notes, skipped };
         // Taken from several splits an image can still be there twice; it is one candidate.
-        let mut position: HashMap<PathBuf, usize> = HashMap::new();
-        for item in items {
+        let mut position: HashMap<ImageSource, usize> = HashMap::new();
+        for (_, item) in items {
             let owner = *position.entry(item.image.clone()).or_insert(pairs.images.len());
             if owner == pairs.images.len() {
                 pairs.images.push(item.image);
@@ -363,7 +400,7 @@ impl TestPairs {
     }
 
     /// The images, each once. Never empty.
-    pub fn images(&self) -> &[PathBuf] {
+    pub fn images(&self) -> &[ImageSource] {
         &self.images
     }
 
@@ -377,9 +414,9 @@ impl TestPairs {
         &self.owners
     }
 
-    /// A warning to show beside the scores.
-    pub fn note(&self) -> Option<&str> {
-        self.note.as_deref()
+    /// Warnings to show beside the scores.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// What the reader left out.
@@ -396,12 +433,12 @@ pub struct AlignedTarget {
 }
 
 impl AlignedTarget {
-    /// Reads the training items of a caption file; validation and test items are left out.
+    /// Reads the training items of a data set; validation and test items are left out.
     ///
     /// # Errors
-    /// Those of [`read_captions`], and [`DataError::NothingUsable`] where no item is for training.
+    /// Those of [`ParallelDomain::read`].
     pub fn read(path: &Path) -> Result<Self, DataError> {
-        let domain = ParallelDomain::from_captions(read_captions(path)?)?;
+        let domain = ParallelDomain::read(path)?;
         Ok(Self { items: domain.train, skipped: domain.skipped })
     }
 

@@ -89,6 +89,20 @@ pub enum DataError {
         /// What the line or the file looks like.
         got: &'static str,
     },
+    /// A file or folder that no reader knows.
+    #[error("`{}`: no data set found; looked for {looked_for}", path.display())]
+    UnknownFormat {
+        /// The file or folder.
+        path: PathBuf,
+        /// What would have been recognised.
+        looked_for: String,
+    },
+    /// Features where an encoded image is needed.
+    #[error("`{item}` is a row of features: there is no image to decode")]
+    NotEncoded {
+        /// The item.
+        item: String,
+    },
     /// A name that is none of the allowed ones.
     #[error("expected {expected}, got `{got}`")]
     UnknownName {
@@ -317,6 +331,7 @@ impl DataError {
             | Self::LineTooLong { path, .. }
             | Self::CaptionRecord { path, .. }
             | Self::WrongKind { path, .. }
+            | Self::UnknownFormat { path, .. }
             | Self::CacheFormat { path, .. }
             | Self::CacheManifest { path, .. }
             | Self::CacheWrite { path, .. }
@@ -335,6 +350,7 @@ impl DataError {
             | Self::ImageDecode { path, .. }
             | Self::ImageDecoderPanicked { path, .. } => path.as_deref(),
             Self::UnknownName { .. }
+            | Self::NotEncoded { .. }
             | Self::InvalidHash { .. }
             | Self::FeatureShape { .. }
             | Self::FeatureNotFinite { .. } => None,

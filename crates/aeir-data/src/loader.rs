@@ -1,16 +1,16 @@
 //! Decoding ahead of the work that uses the images, in order and with bounded memory.
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 
 use rayon::prelude::*;
 
-use crate::decode::{DecodedImage, ImageLimits, decode_file};
+use crate::decode::{DecodedImage, ImageLimits};
 use crate::error::DataError;
+use crate::image_source::ImageSource;
 
-/// Decodes `paths` in batches and hands each batch, in order, to `work`, with the index of every image.
+/// Decodes `images` in batches and hands each batch, in order, to `work`, with the index of every image.
 ///
 /// While `work` is busy with a batch the next one is decoded on rayon's pool, and no more than the next one: two
 /// batches of decoded images are in memory at most. Whole photographs are large; where `work` needs only a
@@ -20,12 +20,12 @@ use crate::error::DataError;
 /// What `work` returns; nothing is decoded after that. An image that fails is no error here: `work` gets its
 /// [`DataError`] in its place.
 pub fn for_each_batch<E>(
-    paths: &[PathBuf],
+    images: &[ImageSource],
     limits: &ImageLimits,
     batch_size: usize,
     work: impl FnMut(Vec<(usize, Result<DecodedImage, DataError>)>) -> Result<(), E>,
 ) -> Result<(), E> {
-    for_each_prepared_batch(paths, limits, batch_size, |index, decoded| (index, decoded), work)
+    for_each_prepared_batch(images, limits, batch_size, |index, decoded| (index, decoded), work)
 }
 
 /// [`for_each_batch`], with `prepare` run on each image where it was decoded, in parallel: what it returns is all that
@@ -34,7 +34,7 @@ pub fn for_each_batch<E>(
 /// # Errors
 /// What `work` returns.
 pub fn for_each_prepared_batch<T: Send, E>(
-    paths: &[PathBuf],
+    images: &[ImageSource],
     limits: &ImageLimits,
     batch_size: usize,
     prepare: impl Fn(usize, Result<DecodedImage, DataError>) -> T + Sync,
@@ -42,14 +42,18 @@ pub fn for_each_prepared_batch<T: Send, E>(
 ) -> Result<(), E> {
     let batch_size = batch_size.max(1);
     let stopped = AtomicBool::new(false);
-    let load = |index: usize, path: &Path| {
+    let load = |index: usize, image: &ImageSource| {
         // After a failed batch, or a panic, the images under way are the last.
-        (!stopped.load(Ordering::Relaxed)).then(|| prepare(index, decode_file(path, limits)))
+        (!stopped.load(Ordering::Relaxed)).then(|| prepare(index, image.decode(limits)))
     };
-    let load_batch = |(number, batch): (usize, &[PathBuf])| -> Option<Vec<T>> {
-        batch.par_iter().enumerate().map(|(offset, path)| load(number * batch_size + offset, path)).collect()
+    let load_batch = |(number, batch): (usize, &[ImageSource])| -> Option<Vec<T>> {
+        batch
+            .par_iter()
+            .enumerate()
+            .map(|(offset, image)| load(number * batch_size + offset, image))
+            .collect()
     };
-    let mut batches = paths.chunks(batch_size).enumerate();
+    let mut batches = images.chunks(batch_size).enumerate();
     if rayon::current_thread_index().is_some() {
         // On a thread of the pool itself waiting for the pool could wait for ever: one after the other then.
         return batches.filter_map(load_batch).try_for_each(work);

@@ -6,11 +6,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::captions::{MAX_SENTENCE_CHARACTERS, Split, sentence};
 use crate::error::DataError;
 use crate::lines::{LineContent, open_lines};
 use crate::npy::FeatureArray;
+use crate::sentence::{MAX_SENTENCE_CHARACTERS, sentence};
 use crate::skipped::Skipped;
+use crate::split::Split;
 
 /// A character takes at most four bytes, and each of them four (`\xf0`) in a line that is a printed byte string.
 const MAX_LINE_BYTES: usize = 16 * MAX_SENTENCE_CHARACTERS;
@@ -109,7 +110,12 @@ impl RegionFeatures {
 
     /// The name of an image in an index or a report: `FILE#ROW`, with the row as NumPy counts it.
     pub fn name(&self, image: usize) -> String {
-        format!("{}#{}", self.path().display(), self.row_of(image))
+        format!("{}#{}", self.path().display(), self.place(image))
+    }
+
+    /// What the file calls an image: its row as NumPy counts it.
+    pub fn place(&self, image: usize) -> String {
+        self.row_of(image).to_string()
     }
 
     fn row_of(&self, image: usize) -> usize {

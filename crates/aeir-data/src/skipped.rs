@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::durable;
 use crate::error::DataError;
+use crate::image_source::ImageSource;
 
 /// One thing that was left out: a line, a caption, an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,23 +26,24 @@ pub struct Skipped {
 impl Skipped {
     /// A line of a list or of a caption file.
     pub(crate) fn line(file: &Path, line: usize, item: &str, reason: impl Into<String>) -> Self {
+        Self::in_file(file, Some(line), item, reason)
+    }
+
+    /// Something within a file that may have no lines.
+    pub(crate) fn in_file(file: &Path, line: Option<usize>, item: &str, reason: impl Into<String>) -> Self {
         // Enough to recognise it by; the line number leads to the rest.
         const SHOWN: usize = 80;
         let mut shown: String = item.chars().take(SHOWN).collect();
         if item.chars().nth(SHOWN).is_some() {
             shown.push('…');
         }
-        Self { item: shown, line: Some(line), file: Some(file.to_path_buf()), reason: reason.into() }
+        Self { item: shown, line, file: Some(file.to_path_buf()), reason: reason.into() }
     }
 
     /// An image that could not be read or decoded. The item names it, the reason does not.
-    pub fn image(path: &Path, error: &DataError) -> Self {
-        Self {
-            item: path.display().to_string(),
-            line: None,
-            file: None,
-            reason: error.with_causes_about(path),
-        }
+    pub fn image(image: &ImageSource, error: &DataError) -> Self {
+        let item = image.to_string();
+        Self { reason: error.with_causes_about(Path::new(&item)), item, line: None, file: None }
     }
 }
 

@@ -1,13 +1,13 @@
 //! From files and sentences to feature tables: the bridge between data, frozen backbones and the feature cache.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use aeir_data::{
     AlignedTarget, CaptionedImage, CaptionedRegions, ContentHash, DataError, FeatureCache, Features,
-    ImageLimits, ParallelDomain, Precision, RegionDomain, RegionFeatures, RegionTestPairs, Skipped,
-    TargetImages, TargetRegions, TargetSentences, TestPairs, for_each_batch, hash_file, hash_text,
+    ImageLimits, ImageSource, ParallelDomain, Precision, RegionDomain, RegionFeatures, RegionTestPairs,
+    Skipped, TargetImages, TargetRegions, TargetSentences, TestPairs, for_each_batch, hash_text,
 };
 use aeir_encoders::{Fragments, ImageBackbone, TextBackbone, Vocabulary};
 use candle_core::Tensor;
@@ -138,11 +138,11 @@ impl<'a> FeatureExtractor<'a> {
         self
     }
 
-    /// Features of image files. One that is missing or can't be decoded is left out and listed.
+    /// Features of images. One that is missing or can't be decoded is left out and listed.
     ///
     /// # Errors
     /// When none is left, the network fails or the cache can't be written.
-    pub fn images(&mut self, what: &str, paths: &[PathBuf]) -> Result<Extracted> {
+    pub fn images(&mut self, what: &str, images: &[ImageSource]) -> Result<Extracted> {
         let (backbone, kind) = match self.images {
             ImageEncoder::Pooled(backbone) => (backbone, Kind::Pooled),
             ImageEncoder::Fragments(backbone) => (backbone, Kind::Fragments),
@@ -156,33 +156,33 @@ impl<'a> FeatureExtractor<'a> {
         };
         let limits = self.limits;
         let hashes: Vec<std::result::Result<ContentHash, DataError>> =
-            paths.par_iter().map(|path| hash_within(path, &limits)).collect();
+            images.par_iter().map(|image| image.hash(&limits)).collect();
         let mut found: HashMap<ContentHash, usize> = HashMap::new();
         let mut table = TableBuilder::new(kind, backbone.dimension());
         let mut failed: HashMap<ContentHash, Skipped> = HashMap::new();
-        let mut missing: Vec<(ContentHash, PathBuf)> = Vec::new();
+        let mut missing: Vec<(ContentHash, ImageSource)> = Vec::new();
         let mut seen = HashSet::new();
-        for (hash, path) in hashes.iter().zip(paths) {
+        for (hash, image) in hashes.iter().zip(images) {
             let Ok(hash) = hash else { continue };
             if !seen.insert(*hash) {
                 continue;
             }
             match self.image_cache.as_ref().map(|cache| cache.get(hash)).transpose()?.flatten() {
                 Some(features) => drop(found.insert(*hash, table.store(&features.values))),
-                None => missing.push((*hash, path.clone())),
+                None => missing.push((*hash, image.clone())),
             }
         }
         let (cached, total) = (found.len(), found.len() + missing.len());
         (self.progress)(Progress { what, done: cached, total, cached });
 
-        let to_encode: Vec<PathBuf> = missing.iter().map(|(_, path)| path.clone()).collect();
+        let to_encode: Vec<ImageSource> = missing.iter().map(|(_, image)| image.clone()).collect();
         let mut done = cached;
         for_each_batch(&to_encode, &limits, IMAGE_BATCH, |batch| {
             let (mut keys, mut decoded) = (Vec::new(), Vec::new());
             done += batch.len();
-            for (index, image) in batch {
-                let Some((hash, path)) = missing.get(index) else { continue };
-                match image {
+            for (index, read) in batch {
+                let Some((hash, source)) = missing.get(index) else { continue };
+                match read {
                     // The file may have changed since it was hashed: its features go by what was decoded.
                     Ok(image) if image.hash == *hash => {
                         keys.push(*hash);
@@ -190,10 +190,10 @@ impl<'a> FeatureExtractor<'a> {
                     }
                     Ok(_) => {
                         let reason = "changed while it was being read".to_owned();
-                        let item = path.display().to_string();
+                        let item = source.to_string();
                         failed.insert(*hash, Skipped { item, line: None, file: None, reason });
                     }
-                    Err(error) => drop(failed.insert(*hash, Skipped::image(path, &error))),
+                    Err(error) => drop(failed.insert(*hash, Skipped::image(source, &error))),
                 }
             }
             if !decoded.is_empty() {
@@ -208,9 +208,9 @@ impl<'a> FeatureExtractor<'a> {
         })?;
 
         let mut rows = Rows::new(table);
-        for (hash, path) in hashes.into_iter().zip(paths) {
+        for (hash, image) in hashes.into_iter().zip(images) {
             let skip = |reason: &str| Skipped {
-                item: path.display().to_string(),
+                item: image.to_string(),
                 line: None,
                 file: None,
                 reason: reason.to_owned(),
@@ -221,7 +221,7 @@ impl<'a> FeatureExtractor<'a> {
                     (None, Some(skipped)) => rows.skip(skip(&skipped.reason)),
                     (None, None) => rows.skip(skip("was not encoded")),
                 },
-                Err(error) => rows.skip(Skipped::image(path, &error)),
+                Err(error) => rows.skip(Skipped::image(image, &error)),
             }
         }
         rows.finish(what, "image")
@@ -378,7 +378,7 @@ impl<'a> FeatureExtractor<'a> {
         images: &TargetImages,
         sentences: &TargetSentences,
     ) -> Result<(TargetData, Vec<Skipped>)> {
-        let extracted = self.images("target images", images.paths())?;
+        let extracted = self.images("target images", images.images())?;
         let sentences = self.sentences("target sentences", sentences.sentences())?;
         Ok((TargetData { images: extracted.table, sentences }, extracted.skipped))
     }
@@ -406,8 +406,8 @@ impl<'a> FeatureExtractor<'a> {
         what: &str,
         items: &[CaptionedImage],
     ) -> Result<(ItemTable, ItemTable, Vec<Vec<usize>>, Vec<Skipped>)> {
-        let paths: Vec<PathBuf> = items.iter().map(|item| item.image.clone()).collect();
-        let extracted = self.images(&format!("{what} images"), &paths)?;
+        let images: Vec<ImageSource> = items.iter().map(|item| item.image.clone()).collect();
+        let extracted = self.images(&format!("{what} images"), &images)?;
         let (mut captions, mut sentences_of) = (Vec::new(), Vec::new());
         for item in extracted.kept().filter_map(|index| items.get(index)) {
             let first = captions.len();
@@ -416,17 +416,6 @@ impl<'a> FeatureExtractor<'a> {
         }
         let sentences = self.sentences(&format!("{what} sentences"), &captions)?;
         Ok((extracted.table, sentences, sentences_of, extracted.skipped))
-    }
-}
-
-/// The hash of a file that is not too large to be decoded anyway.
-fn hash_within(path: &Path, limits: &ImageLimits) -> std::result::Result<ContentHash, DataError> {
-    match std::fs::metadata(path) {
-        // Decoding says what is wrong with it, without reading it.
-        Ok(metadata) if !metadata.is_file() || metadata.len() > limits.max_bytes => {
-            aeir_data::decode_file(path, limits).map(|image| image.hash)
-        }
-        _ => hash_file(path),
     }
 }
 

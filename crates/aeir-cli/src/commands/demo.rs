@@ -7,7 +7,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use aeir_data::{
-    AlignedTarget, ParallelDomain, Skipped, TargetImages, TargetSentences, TestPairs, write_skipped,
+    AlignedTarget, ImageSource, ParallelDomain, Skipped, TargetImages, TargetSentences, TestPairs,
+    write_skipped,
 };
 use aeir_encoders::Head;
 use aeir_encoders::bundle::{BackbonePlacement, copy_backbones};
@@ -184,7 +185,7 @@ struct Inputs {
     aligned: AlignedTarget,
     test: TestPairs,
     /// All target images, for the index.
-    images: Vec<PathBuf>,
+    images: Vec<ImageSource>,
     image_query: PathBuf,
 }
 
@@ -202,7 +203,7 @@ impl Inputs {
         }
         let target_images = TargetImages::read(&target.join("train_images.txt"))?;
         let test = TestPairs::read(&target.join("test.jsonl"), None)?;
-        let images = target_images.paths().iter().chain(test.images()).cloned().collect();
+        let images = target_images.images().iter().chain(test.images()).cloned().collect();
         Ok(Self {
             source: ParallelDomain::read(&source.join("captions.jsonl"))?,
             target_sentences: TargetSentences::read(&target.join("train_sentences.txt"))?,
@@ -441,7 +442,7 @@ fn galleries(bundle: &Bundle, features: &EncodedInputs, inputs: &Inputs) -> anyh
             .into_iter()
             .take(shown)
             .filter_map(|(image, score)| {
-                let path = inputs.test.images().get(image)?.clone();
+                let path = inputs.test.images().get(image)?.path().to_path_buf();
                 Some(report::Found { path, score, right: Some(image == *owner) })
             })
             .collect();
@@ -451,7 +452,7 @@ fn galleries(bundle: &Bundle, features: &EncodedInputs, inputs: &Inputs) -> anyh
                 query: report::Query::Sentence(caption),
                 results,
                 right_rank: Some(rank),
-                right_image: inputs.test.images().get(*owner).cloned(),
+                right_image: inputs.test.images().get(*owner).map(|image| image.path().to_path_buf()),
             });
         }
     }
@@ -478,7 +479,7 @@ fn sentence_gallery(
 ) -> anyhow::Result<Gallery> {
     let by_image = aeir_retrieve::similarity(images, sentences)?;
     let mut examples = Vec::new();
-    for (image, path) in inputs.test.images().iter().enumerate().take(images.rows()) {
+    for (image, source) in inputs.test.images().iter().enumerate().take(images.rows()) {
         let scores = by_image.row(image).unwrap_or_default();
         let own = features.test.owners.iter().position(|owner| *owner == image).unwrap_or_default();
         let results = best(scores)
@@ -490,7 +491,7 @@ fn sentence_gallery(
             })
             .collect();
         examples.push(Example {
-            query: report::Query::Image(path.clone()),
+            query: report::Query::Image(source.path().to_path_buf()),
             results,
             right_rank: Some(rank_of(scores, own)),
             right_image: None,

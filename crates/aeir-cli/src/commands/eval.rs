@@ -29,9 +29,7 @@ pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> 
         (extractor.region_test(&pairs)?, pairs.skipped().to_vec())
     } else {
         let pairs = TestPairs::read(&flags.data, split)?;
-        if let Some(note) = pairs.note() {
-            terminal.warn(note);
-        }
+        pairs.notes().iter().for_each(|note| terminal.warn(note));
         let (test, mut skipped) = extractor.test(&pairs)?;
         skipped.extend(pairs.skipped().iter().cloned());
         (test, skipped)

@@ -1,8 +1,8 @@
 //! `aeir index`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use aeir_data::{RegionFeatures, Skipped, TargetImages, read_captions, write_skipped};
+use aeir_data::{Dataset, ImageSource, ReadOptions, RegionFeatures, Skipped, write_skipped};
 use aeir_encoders::Bundle;
 use aeir_retrieve::{IndexBuilder, IndexContent};
 use aeir_train::features::FeatureExtractor;
@@ -28,10 +28,10 @@ pub(crate) fn run(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()>
         let count = build_of_regions(&bundle, &flags.images, &flags.output, terminal)?;
         return tell(&flags.output, count);
     }
-    let (paths, skipped) = image_paths(&flags.images)?;
+    let (images, skipped) = images_of(&flags.images)?;
     let mut extractor =
         extractor_of(&bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
-    let built = build(&bundle, &mut extractor, &paths, skipped, &flags.output)?;
+    let built = build(&bundle, &mut extractor, &images, skipped, &flags.output)?;
     tell_skipped(terminal, &built.skipped, Some(&flags.output.join(SKIPPED_FILE)));
     tell(&flags.output, built.items.len())
 }
@@ -80,26 +80,22 @@ pub(crate) struct Built {
     pub(crate) skipped: Vec<Skipped>,
 }
 
-/// Embeds `paths` and writes the index, with a copy of the model and the list of skipped items in it.
+/// Embeds `images` and writes the index, with a copy of the model and the list of skipped items in it.
 pub(crate) fn build(
     bundle: &Bundle,
     extractor: &mut FeatureExtractor<'_>,
-    paths: &[PathBuf],
+    images: &[ImageSource],
     mut skipped: Vec<Skipped>,
     folder: &Path,
 ) -> anyhow::Result<Built> {
     // Claims the folder first: a refusal should not come after the work.
     let builder = IndexBuilder::begin(folder)?;
-    let extracted = extractor.images("images", paths)?;
+    let extracted = extractor.images("images", images)?;
     let embeddings = embed_table(&extracted.table, bundle.device(), |items| bundle.encode_images(items))?;
     let items = extracted
         .kept()
-        .filter_map(|index| paths.get(index))
-        .map(|path| {
-            let absolute = std::path::absolute(path)
-                .with_context(|| format!("could not make `{}` absolute", path.display()))?;
-            Ok(absolute.to_string_lossy().into_owned())
-        })
+        .filter_map(|index| images.get(index))
+        .map(|image| image.absolute_name().with_context(|| format!("could not make `{image}` absolute")))
         .collect::<anyhow::Result<Vec<String>>>()?;
     let model = builder.staging().join(MODEL_FOLDER);
     std::fs::create_dir_all(&model).with_context(|| format!("could not make `{}`", model.display()))?;
@@ -114,17 +110,8 @@ pub(crate) fn build(
     Ok(Built { items, skipped })
 }
 
-/// The images that a folder, a list or a `.jsonl` file names, each once.
-fn image_paths(input: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<Skipped>)> {
-    let jsonl =
-        input.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("jsonl")) && input.is_file();
-    if !jsonl {
-        let images = TargetImages::read(input)?;
-        return Ok((images.paths().to_vec(), images.skipped().to_vec()));
-    }
-    let file = read_captions(input)?;
-    let mut seen = std::collections::HashSet::new();
-    let paths =
-        file.items.into_iter().map(|item| item.image).filter(|image| seen.insert(image.clone())).collect();
-    Ok((paths, file.skipped))
+/// All images of a data set, of whatever split, each once.
+fn images_of(input: &Path) -> anyhow::Result<(Vec<ImageSource>, Vec<Skipped>)> {
+    let data = Dataset::open_images(input, &ReadOptions::default())?;
+    Ok((data.images(), data.skipped))
 }

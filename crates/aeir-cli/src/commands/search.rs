@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use std::path::{Path, PathBuf};
 
-use aeir_data::RegionFeatures;
+use aeir_data::{ImageSource, RegionFeatures};
 use aeir_encoders::{Bundle, Encoded, Items, Mode};
 use aeir_retrieve::{Hit, Index, Query, rerank_hits};
 use aeir_train::{ItemTable, TrainError};
@@ -153,10 +153,10 @@ fn fragments_of(
         let table = aeir_train::FragmentTable::mapped(features, Some(rows))?;
         return Ok((first, behind, ItemTable::Fragments(table)));
     }
-    let paths: Vec<PathBuf> = first.iter().map(|hit| PathBuf::from(&hit.item)).collect();
+    let images: Vec<ImageSource> = first.iter().map(|hit| PathBuf::from(&hit.item).into()).collect();
     let mut extractor =
         extractor_of(bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
-    let extracted = extractor.images("images to re-rank", &paths)?;
+    let extracted = extractor.images("images to re-rank", &images)?;
     super::tell_skipped(terminal, &extracted.skipped, None);
     let (mut readable, mut unreadable) = (Vec::new(), Vec::new());
     for (hit, row) in first.into_iter().zip(&extracted.rows) {

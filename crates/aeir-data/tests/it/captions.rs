@@ -1,10 +1,14 @@
 //! Caption files.
 
-use aeir_data::{DataError, Skipped, Split, read_captions, write_skipped};
+use aeir_data::{DataError, Dataset, ReadOptions, Skipped, Split, write_skipped};
 use proptest::prelude::*;
 use tempfile::tempdir;
 
 use crate::write;
+
+fn read_captions(path: &std::path::Path) -> Result<Dataset, DataError> {
+    Dataset::open(path, &ReadOptions::default())
+}
 
 #[test]
 fn reads_what_the_format_allows() {
@@ -17,7 +21,8 @@ fn reads_what_the_format_allows() {
         {\"captions\": [\"z\"], \"split\": \"validation\", \"image\": \"e.jpg\"}";
     let path = write(folder.path(), "captions.jsonl", text);
     let file = read_captions(&path).unwrap();
-    let images: Vec<_> = file.items.iter().map(|item| item.image.clone()).collect();
+    let images: Vec<_> =
+        file.items.iter().map(|item| item.image.clone().unwrap().path().to_path_buf()).collect();
     let base = folder.path();
     assert_eq!(
         images,
@@ -34,10 +39,10 @@ fn reads_what_the_format_allows() {
         splits,
         [Some(Split::Train), Some(Split::Validation), None, Some(Split::Test), Some(Split::Validation)]
     );
-    let lines: Vec<_> = file.items.iter().map(|item| item.line).collect();
+    let lines: Vec<_> = file.items.iter().map(|item| item.line.unwrap()).collect();
     assert_eq!(lines, [1, 4, 5, 6, 7]);
-    assert_eq!(file.items[0].captions, ["one", "two"]);
-    assert_eq!(file.items[1].captions, ["drei – 三"]);
+    assert_eq!(file.items[0].sentences, ["one", "two"]);
+    assert_eq!(file.items[1].sentences, ["drei – 三"]);
     assert!(file.skipped.is_empty());
 }
 
@@ -59,9 +64,9 @@ fn lines_of_the_same_image_and_split_are_one_item() {
 {"image": "a.jpg", "captions": ["three"], "split": "test"}"#;
     let file = read_captions(&write(folder.path(), "c.jsonl", text)).unwrap();
     assert_eq!(file.items.len(), 3);
-    assert_eq!(file.items[0].captions, ["one", "two"]);
+    assert_eq!(file.items[0].sentences, ["one", "two"]);
     assert_eq!(file.items[0].split, Some(Split::Train));
-    assert_eq!(file.images_in_several_splits(), [folder.path().join("a.jpg")]);
+    assert_eq!(file.images_in_several_splits(), [&folder.path().join("a.jpg").into()]);
 }
 
 #[test]
@@ -78,8 +83,8 @@ fn unusable_captions_are_left_out_and_listed() {
     );
     let file = read_captions(&write(folder.path(), "c.jsonl", text)).unwrap();
     assert_eq!(file.items.len(), 2);
-    assert_eq!(file.items[0].captions, ["kept"]);
-    assert_eq!(file.items[1].line, 5);
+    assert_eq!(file.items[0].sentences, ["kept"]);
+    assert_eq!(file.items[1].line, Some(5));
     let found: Vec<_> =
         file.skipped.iter().map(|skipped| (skipped.line.unwrap(), skipped.reason.as_str())).collect();
     assert_eq!(
@@ -166,14 +171,15 @@ fn bad_lines_are_errors_with_their_place() {
 #[test]
 fn files_without_content_have_their_own_errors() {
     let folder = tempdir().unwrap();
-    assert!(matches!(read_captions(&write(folder.path(), "a", "")), Err(DataError::EmptyFile { .. })));
-    assert!(matches!(read_captions(folder.path()), Err(DataError::NotAFile { got: "folder", .. })));
+    assert!(matches!(read_captions(&write(folder.path(), "a.jsonl", "")), Err(DataError::EmptyFile { .. })));
+    let told = read_captions(folder.path()).unwrap_err().to_string();
+    assert!(told.contains("no data set found; looked for "), "{told}");
     for text in ["\n\n", "\u{feff}", " \r\n"] {
-        let result = read_captions(&write(folder.path(), "b", text));
+        let result = read_captions(&write(folder.path(), "b.jsonl", text));
         assert!(matches!(result, Err(DataError::NothingUsable { skipped: 0, .. })), "{text:?}");
     }
     let nothing = "{\"image\": \"a.jpg\", \"captions\": [\"\"]}";
-    let result = read_captions(&write(folder.path(), "b", nothing));
+    let result = read_captions(&write(folder.path(), "b.jsonl", nothing));
     assert!(matches!(result, Err(DataError::NothingUsable { skipped: 2, .. })));
 }
 
@@ -202,7 +208,7 @@ proptest! {
             .collect();
         match read_captions(&write(folder.path(), "c.jsonl", text)) {
             Ok(file) => {
-                let found: Vec<_> = file.items.into_iter().map(|item| item.captions).collect();
+                let found: Vec<_> = file.items.into_iter().map(|item| item.sentences).collect();
                 prop_assert_eq!(found, expected);
             }
             Err(error) => {

@@ -1,9 +1,8 @@
 //! Source, target and test domains.
 
-use std::path::PathBuf;
-
 use aeir_data::{
-    AlignedTarget, DataError, ParallelDomain, Split, TargetImages, TargetSentences, TestPairs, read_captions,
+    AlignedTarget, DataError, Dataset, ImageSource, ParallelDomain, ReadOptions, Split, TargetImages,
+    TargetSentences, TestPairs,
 };
 use tempfile::tempdir;
 
@@ -14,19 +13,29 @@ const MIXED: &str = r#"{"image": "a.jpg", "captions": ["a1", "a2"]}
 {"image": "c.jpg", "captions": ["c1", "c2"], "split": "test"}
 {"image": "d.jpg", "captions": ["d"], "split": "train"}"#;
 
-fn names(paths: &[PathBuf]) -> Vec<&str> {
-    paths.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect()
+fn names(images: &[ImageSource]) -> Vec<&str> {
+    images.iter().map(|image| image.path().file_name().unwrap().to_str().unwrap()).collect()
+}
+
+fn files(images: &TargetImages) -> Vec<std::path::PathBuf> {
+    images.images().iter().map(|image| image.file().unwrap().to_path_buf()).collect()
+}
+
+fn open(path: &std::path::Path) -> Result<Dataset, DataError> {
+    Dataset::open(path, &ReadOptions::default())
 }
 
 #[test]
 fn the_parallel_domain_has_no_test_item() {
     let folder = tempdir().unwrap();
     let path = write(folder.path(), "shop/captions.jsonl", MIXED);
-    let domain = ParallelDomain::from_captions(read_captions(&path).unwrap()).unwrap();
+    let domain = ParallelDomain::from_dataset(open(&path).unwrap()).unwrap();
     assert_eq!(domain.name, "shop");
     assert_eq!((domain.train.len(), domain.validation.len(), domain.test_left_out), (2, 1, 1));
     let all = domain.train.iter().chain(&domain.validation);
-    assert!(all.clone().all(|item| item.effective_split() != Split::Test));
+    assert!(
+        names(&all.clone().map(|item| item.image.clone()).collect::<Vec<_>>()) == ["a.jpg", "d.jpg", "b.jpg"]
+    );
     assert!(all.flat_map(|item| &item.captions).all(|caption| !caption.starts_with('c')));
 
     let only_test = write(folder.path(), "t.jsonl", r#"{"image": "a", "captions": ["x"], "split": "test"}"#);
@@ -44,7 +53,7 @@ fn test_pairs_choose_their_lines() {
         (names(pairs.images()), pairs.captions(), pairs.owners()),
         (vec!["c.jpg"], &["c1", "c2"].map(String::from)[..], &[0, 0][..])
     );
-    assert_eq!(pairs.note(), None);
+    assert!(pairs.notes().is_empty());
     let pairs = TestPairs::read(&mixed, Some(Split::Train)).unwrap();
     assert_eq!((names(pairs.images()), pairs.owners()), (vec!["a.jpg", "d.jpg"], &[0, 0, 1][..]));
 
@@ -54,12 +63,12 @@ fn test_pairs_choose_their_lines() {
         "{\"image\": \"a\", \"captions\": [\"x\"]}\n{\"image\": \"b\", \"captions\": [\"x\"]}",
     );
     let pairs = TestPairs::read(&unmarked, None).unwrap();
-    assert_eq!((pairs.images().len(), pairs.note()), (2, None));
+    assert_eq!((pairs.images().len(), pairs.notes().len()), (2, 0));
     assert!(matches!(TestPairs::read(&unmarked, Some(Split::Test)), Err(DataError::NothingUsable { .. })));
 
     let no_test = MIXED.replace("\"test\"", "\"train\"").replace("d.jpg", "b.jpg");
     let pairs = TestPairs::read(&write(folder.path(), "n.jsonl", no_test), None).unwrap();
-    assert!(pairs.note().unwrap().contains("marks no line as test"));
+    assert!(pairs.notes()[0].contains("marks no line as test"));
     // b.jpg stands in two splits and is one image.
     assert_eq!(names(pairs.images()), ["a.jpg", "b.jpg", "c.jpg"]);
     assert_eq!(pairs.captions(), ["a1", "a2", "b", "c1", "c2", "d"]);
@@ -75,7 +84,7 @@ fn image_lists() {
     let images = TargetImages::read(&path).unwrap();
     let base = folder.path();
     assert_eq!(
-        images.paths(),
+        files(&images),
         [base.join("b.jpg"), base.join("sub/a.png"), "/abs/c.gif".into(), base.join("with space.jpg")]
     );
     let skipped: Vec<_> =
@@ -85,10 +94,10 @@ fn image_lists() {
     assert!(matches!(TargetImages::read(&write(base, "e", "")), Err(DataError::EmptyFile { .. })));
     assert!(matches!(TargetImages::read(&write(base, "e", "\n \n")), Err(DataError::NothingUsable { .. })));
     assert!(matches!(TargetImages::read(&base.join("missing")), Err(DataError::Io { .. })));
-    assert!(matches!(
-        TargetImages::read(&write(base, "e", MIXED)),
-        Err(DataError::WrongKind { line: Some(1), .. })
-    ));
+    // A caption file under any name: its images of the training split, without a sentence.
+    let images = TargetImages::read(&write(base, "e", MIXED)).unwrap();
+    assert_eq!(names(images.images()), ["a.jpg", "d.jpg"]);
+    assert!(images.notes()[0].ends_with("2 images of the val and test splits are left out"));
 }
 
 #[test]
@@ -109,9 +118,9 @@ fn image_folders() {
     }
     let images = TargetImages::read(base).unwrap();
     let expected = ["a/deep/er/y.png", "a/z.webp", "b.JPG", "c.jpeg"].map(|name| base.join(name));
-    assert_eq!(images.paths(), expected);
+    assert_eq!(files(&images), expected);
     assert!(
-        matches!(TargetImages::read(&base.join(".thumbs/../a/deep")), Ok(images) if images.paths().len() == 1)
+        matches!(TargetImages::read(&base.join(".thumbs/../a/deep")), Ok(images) if images.images().len() == 1)
     );
     std::fs::create_dir(base.join("empty")).unwrap();
     assert!(matches!(TargetImages::read(&base.join("empty")), Err(DataError::NothingUsable { .. })));
@@ -130,7 +139,7 @@ fn links_are_followed_and_loops_end() {
     symlink(folder.path().join("outside"), base.join("linked")).unwrap();
     symlink(folder.path().join("outside/o.png"), base.join("o2.png")).unwrap();
     let images = TargetImages::read(&base).unwrap();
-    assert_eq!(images.paths(), ["a/x.png", "linked/o.png", "o2.png"].map(|name| base.join(name)));
+    assert_eq!(files(&images), ["a/x.png", "linked/o.png", "o2.png"].map(|name| base.join(name)));
 }
 
 #[test]
@@ -164,11 +173,13 @@ fn sentence_lists() {
         TargetSentences::read(&write(base, "s", "\n\n")),
         Err(DataError::NothingUsable { skipped: 2, .. })
     ));
-    assert!(matches!(
-        TargetSentences::read(&write(base, "s", MIXED)),
-        Err(DataError::WrongKind { line: Some(1), .. })
-    ));
-    assert!(matches!(TargetSentences::read(base), Err(DataError::NotAFile { .. })));
+    // A caption file under any name: its sentences of the training split, in an order that is not that of the images.
+    let sentences = TargetSentences::read(&write(base, "s", MIXED)).unwrap();
+    let mut sorted = sentences.sentences().to_vec();
+    sorted.sort();
+    assert_eq!(sorted, ["a1", "a2", "d"]);
+    assert!(sentences.notes()[0].ends_with("3 sentences of the val and test splits are left out"));
+    assert!(matches!(TargetSentences::read(base), Err(DataError::UnknownFormat { .. })));
     for (mark, units) in
         [([0xff, 0xfe], u16::to_le_bytes as fn(u16) -> [u8; 2]), ([0xfe, 0xff], u16::to_be_bytes)]
     {
@@ -176,10 +187,29 @@ fn sentence_lists() {
         let path = write(base, "s", [&mark[..], &utf16].concat());
         assert!(matches!(TargetSentences::read(&path), Err(DataError::WrongKind { got: "UTF-16 text", .. })));
         assert!(matches!(TargetImages::read(&path), Err(DataError::WrongKind { .. })));
-        assert!(matches!(read_captions(&path), Err(DataError::WrongKind { .. })));
+        assert!(matches!(open(&path), Err(DataError::WrongKind { .. })));
     }
     let sentences = TargetSentences::read(&write(base, "s", "a\0b\nc")).unwrap();
     assert_eq!((sentences.sentences(), sentences.skipped().len()), (&["c".to_owned()][..], 1));
+}
+
+/// Nothing of the alignment is left: the order of the sentences is the same whatever image they belonged to.
+#[test]
+fn the_order_of_target_sentences_says_nothing_about_their_images() {
+    let folder = tempdir().unwrap();
+    let read = |order: &[usize]| {
+        let text: String = order
+            .iter()
+            .enumerate()
+            .map(|(place, sentence)| {
+                format!("{{\"image\": \"{place}.jpg\", \"captions\": [\"s{sentence}\"]}}\n")
+            })
+            .collect();
+        TargetSentences::read(&write(folder.path(), "c.jsonl", text)).unwrap().sentences().to_vec()
+    };
+    let there: Vec<usize> = (0..50).collect();
+    let back: Vec<usize> = (0..50).rev().collect();
+    assert_eq!(read(&there), read(&back));
 }
 
 #[test]
@@ -191,14 +221,14 @@ fn an_image_is_no_list() {
             told,
             format!("`{name}`: expected a folder or a list with an image path a line, got an image")
         );
-        for error in [TargetSentences::read(&image).unwrap_err(), read_captions(&image).unwrap_err()] {
+        for error in [TargetSentences::read(&image).unwrap_err(), open(&image).unwrap_err()] {
             assert!(matches!(error, DataError::WrongKind { line: None, got: "an image", .. }), "{error}");
         }
     }
     let folder = tempdir().unwrap();
     for text in ["BMW.jpg\nb.jpg", "GIF89a of a dog\nb", "RIFF: a WEBPage\nb"] {
         let path = write(folder.path(), "list.txt", text);
-        assert_eq!(TargetImages::read(&path).unwrap().paths().len(), 2);
+        assert_eq!(TargetImages::read(&path).unwrap().images().len(), 2);
         assert_eq!(TargetSentences::read(&path).unwrap().sentences().len(), 2);
     }
 }

@@ -3,28 +3,28 @@
 use std::collections::HashSet;
 
 use aeir_data::{
-    AlignedTarget, ImageLimits, ParallelDomain, TargetImages, TargetSentences, TestPairs, for_each_batch,
-    hash_file,
+    AlignedTarget, ImageLimits, ImageSource, ParallelDomain, TargetImages, TargetSentences, TestPairs,
+    for_each_batch, hash_file,
 };
 
 use crate::dataset;
 
-fn all_decode(paths: &[std::path::PathBuf]) {
+fn all_decode(images: &[ImageSource]) {
     let mut seen = 0;
-    for_each_batch(paths, &ImageLimits::default(), 64, |batch| {
+    for_each_batch(images, &ImageLimits::default(), 64, |batch| {
         for (index, decoded) in batch {
             assert_eq!(index, seen);
             seen += 1;
             let decoded = decoded.unwrap();
             assert!(decoded.image.width() > 0);
             if index % 100 == 0 {
-                assert_eq!(decoded.hash, hash_file(&paths[index]).unwrap());
+                assert_eq!(decoded.hash, hash_file(images[index].path()).unwrap());
             }
         }
         Ok::<_, aeir_data::DataError>(())
     })
     .unwrap();
-    assert_eq!(seen, paths.len());
+    assert_eq!(seen, images.len());
 }
 
 #[test]
@@ -44,13 +44,13 @@ fn the_target_set() {
     let sentences = TargetSentences::read(&dataset("openclipart/train_sentences.txt")).unwrap();
     let aligned = AlignedTarget::read(&dataset("openclipart/train_alignment.jsonl")).unwrap();
     let test = TestPairs::read(&dataset("openclipart/test.jsonl"), None).unwrap();
-    assert_eq!((images.paths().len(), sentences.sentences().len(), aligned.items().len()), (366, 366, 366));
-    assert_eq!((test.images().len(), test.captions().len(), test.note()), (365, 365, None));
+    assert_eq!((images.images().len(), sentences.sentences().len(), aligned.items().len()), (366, 366, 366));
+    assert_eq!((test.images().len(), test.captions().len(), test.notes().len()), (365, 365, 0));
     assert!(images.skipped().is_empty() && sentences.skipped().is_empty());
-    let training: HashSet<_> = images.paths().iter().collect();
+    let training: HashSet<_> = images.images().iter().collect();
     assert!(test.images().iter().all(|image| !training.contains(image)));
     assert!(aligned.items().iter().all(|item| training.contains(&item.image)));
     let folder = TargetImages::read(&dataset("openclipart/images")).unwrap();
-    assert_eq!(folder.paths().len(), 731);
-    all_decode(folder.paths());
+    assert_eq!(folder.images().len(), 731);
+    all_decode(folder.images());
 }

@@ -1,37 +1,37 @@
 //! Decoding in parallel.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use aeir_data::{DataError, ImageLimits, for_each_batch, for_each_prepared_batch, hash_file};
+use aeir_data::{DataError, ImageLimits, ImageSource, for_each_batch, for_each_prepared_batch, hash_file};
 
 use crate::image;
 
-fn paths(count: usize) -> Vec<PathBuf> {
+fn sources(count: usize) -> Vec<ImageSource> {
     (0..count)
         .map(|number| match number % 5 {
             4 => image("missing.png"),
             even if even % 2 == 0 => image("baseline.jpg"),
             _ => image("still.gif"),
         })
+        .map(ImageSource::from)
         .collect()
 }
 
 #[test]
 fn batches_come_in_order_with_failures_in_their_place() {
-    let paths = paths(23);
+    let images = sources(23);
     let hashes = [hash_file(&image("baseline.jpg")).unwrap(), hash_file(&image("still.gif")).unwrap()];
     for batch_size in [0, 1, 7, 23, 100] {
         let mut next = 0;
         let mut sizes = Vec::new();
-        for_each_batch(&paths, &ImageLimits::default(), batch_size, |batch| {
+        for_each_batch(&images, &ImageLimits::default(), batch_size, |batch| {
             sizes.push(batch.len());
             for (index, decoded) in batch {
                 assert_eq!(index, next);
                 next += 1;
                 match decoded {
                     Ok(decoded) => assert_eq!(decoded.hash, hashes[index % 5 % 2]),
-                    Err(error) => assert!(index % 5 == 4 && error.path() == Some(paths[index].as_path())),
+                    Err(error) => assert!(index % 5 == 4 && error.path() == Some(images[index].path())),
                 }
             }
             Ok::<_, DataError>(())
@@ -46,11 +46,11 @@ fn batches_come_in_order_with_failures_in_their_place() {
 
 #[test]
 fn decoding_runs_at_most_a_batch_ahead() {
-    let paths = paths(60);
+    let images = sources(60);
     let prepared = AtomicUsize::new(0);
     let mut handed = 0;
     for_each_prepared_batch(
-        &paths,
+        &images,
         &ImageLimits::default(),
         6,
         |index, decoded| {
@@ -71,11 +71,11 @@ fn decoding_runs_at_most_a_batch_ahead() {
 
 #[test]
 fn an_error_ends_it() {
-    let paths = paths(1000);
+    let images = sources(1000);
     let prepared = AtomicUsize::new(0);
     let mut calls = 0;
     let result = for_each_prepared_batch(
-        &paths,
+        &images,
         &ImageLimits::default(),
         5,
         |_, _| prepared.fetch_add(1, Ordering::SeqCst),
@@ -90,9 +90,9 @@ fn an_error_ends_it() {
 
 #[test]
 fn a_panic_of_the_work_passes_through() {
-    let paths = paths(100);
+    let images = sources(100);
     let panic = std::panic::catch_unwind(|| {
-        for_each_batch(&paths, &ImageLimits::default(), 5, |_| -> Result<(), ()> { panic!("in the work") })
+        for_each_batch(&images, &ImageLimits::default(), 5, |_| -> Result<(), ()> { panic!("in the work") })
     });
     assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"in the work"));
 }
@@ -100,10 +100,10 @@ fn a_panic_of_the_work_passes_through() {
 #[test]
 fn it_works_on_a_thread_of_a_pool() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    let paths = paths(12);
+    let images = sources(12);
     let seen = pool.install(|| {
         let mut seen = Vec::new();
-        for_each_batch(&paths, &ImageLimits::default(), 5, |batch| {
+        for_each_batch(&images, &ImageLimits::default(), 5, |batch| {
             seen.extend(batch.iter().map(|(index, _)| *index));
             Ok::<_, ()>(())
         })

@@ -37,10 +37,10 @@ fn a_model_trained_on_the_fixtures_beats_chance_by_far_and_survives_its_folder()
     let list = folder.path().join("images.txt");
     let names: Vec<String> = TargetImages::read(&clip_art.join("train_images.txt"))
         .unwrap()
-        .paths()
+        .images()
         .iter()
         .take(60)
-        .map(|path| std::path::absolute(path).unwrap().display().to_string())
+        .map(|image| image.absolute_name().unwrap())
         .collect();
     std::fs::write(&list, names.join("\n")).unwrap();
     let target = extractor
@@ -105,14 +105,14 @@ fn broken_images_are_left_out_and_named() {
     let bytes = std::fs::read(&good).unwrap();
     std::fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
     let missing = folder.path().join("missing.webp");
-    let paths = [broken.clone(), good.clone(), missing.clone(), good.clone()];
+    let sources = [&broken, &good, &missing, &good].map(|path| aeir_data::ImageSource::from(path.clone()));
     let mut extractor = FeatureExtractor::new(
         ImageEncoder::Pooled(images.as_ref()),
         SentenceEncoder::Pooled(sentences.as_ref()),
     );
-    let extracted = extractor.images("images", &paths).unwrap();
+    let extracted = extractor.images("images", &sources).unwrap();
     assert_eq!(extracted.rows, [None, Some(0), None, Some(1)]);
     let named: Vec<&str> = extracted.skipped.iter().map(|skipped| skipped.item.as_str()).collect();
     assert_eq!(named, [broken.to_str().unwrap(), missing.to_str().unwrap()]);
-    assert!(extractor.images("images", &paths[..1]).is_err(), "nothing left is an error");
+    assert!(extractor.images("images", &sources[..1]).is_err(), "nothing left is an error");
 }
