@@ -4,16 +4,47 @@ use std::path::Path;
 
 use candle_core::Device;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::efficientnet::EfficientNet;
 use crate::error::{EncoderError, Result};
 use crate::image_backbone::ImageBackbone;
 use crate::static_embedding::StaticEmbedding;
+use crate::text::{TextTransformer, transformer_folder};
 use crate::text_backbone::TextBackbone;
 
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 const IMAGE_ARCHITECTURES: &[&str] = &[EfficientNet::ARCHITECTURE];
-const TEXT_ARCHITECTURES: &[&str] = &[StaticEmbedding::MODEL_TYPE];
+pub(crate) const TEXT_ARCHITECTURES: &[&str] = &[
+    StaticEmbedding::MODEL_TYPE,
+    "bert",
+    "distilbert",
+    "xlm-roberta",
+    "roberta",
+    "modernbert",
+    "clip",
+    "clip_text_model",
+    "siglip",
+    "siglip_text_model",
+];
+/// How the class names in `architectures` begin, and the `model_type` that this means.
+const CLASSES: &[(&str, &str)] = &[
+    ("Bert", "bert"),
+    ("DistilBert", "distilbert"),
+    ("XLMRoberta", "xlm-roberta"),
+    ("Roberta", "roberta"),
+    ("ModernBert", "modernbert"),
+    ("CLIPText", "clip_text_model"),
+    ("CLIPVision", "clip_vision_model"),
+    ("CLIP", "clip"),
+    ("SiglipText", "siglip_text_model"),
+    ("SiglipVision", "siglip_vision_model"),
+    ("Siglip", "siglip"),
+    ("ViT", "vit"),
+    ("Dinov2", "dinov2"),
+    ("ResNet", "resnet"),
+    ("ConvNext", "convnext"),
+];
 
 /// Loads the image backbone of a folder; `architecture` or `model_type` in its `config.json` says which it is.
 ///
@@ -25,7 +56,7 @@ const TEXT_ARCHITECTURES: &[&str] = &[StaticEmbedding::MODEL_TYPE];
 pub fn load_image_backbone(folder: &Path, device: &Device) -> Result<Box<dyn ImageBackbone>> {
     match architecture(folder)?.as_str() {
         EfficientNet::ARCHITECTURE => Ok(Box::new(EfficientNet::load(folder, device)?)),
-        other => Err(unsupported(folder, other, IMAGE_ARCHITECTURES)),
+        other => Err(unsupported(&folder.join(CONFIG), other, IMAGE_ARCHITECTURES)),
     }
 }
 
@@ -34,27 +65,36 @@ pub fn load_image_backbone(folder: &Path, device: &Device) -> Result<Box<dyn Ima
 /// # Errors
 /// As [`load_image_backbone`], and [`EncoderError::Tokenizer`] for a tokenizer that does not load.
 pub fn load_text_backbone(folder: &Path, device: &Device) -> Result<Box<dyn TextBackbone>> {
-    match architecture(folder)?.as_str() {
+    match architecture(&transformer_folder(folder)?)?.as_str() {
         StaticEmbedding::MODEL_TYPE => Ok(Box::new(StaticEmbedding::load(folder, device)?)),
-        other => Err(unsupported(folder, other, TEXT_ARCHITECTURES)),
+        name if TEXT_ARCHITECTURES.contains(&name) => Ok(Box::new(TextTransformer::load(folder, device)?)),
+        other => Err(unsupported(&folder.join(CONFIG), other, TEXT_ARCHITECTURES)),
     }
 }
 
 /// The architecture a folder's `config.json` names, or what stands there in its place.
 fn architecture(folder: &Path) -> Result<String> {
     let file = folder.join(CONFIG);
-    let config: serde_json::Value = parse_json(&read_file(&file)?, &file)?;
-    let named = config.get("architecture").or_else(|| config.get("model_type"));
-    Ok(match named {
-        Some(serde_json::Value::String(name)) => name.clone(),
-        Some(other) => other.to_string(),
-        None => "nothing".to_owned(),
-    })
+    let config: Value = parse_json(&read_file(&file)?, &file)?;
+    Ok(model_type(&config))
 }
 
-fn unsupported(folder: &Path, got: &str, supported: &'static [&'static str]) -> EncoderError {
+/// What a configuration names: `architecture`, `model_type`, or the first class in `architectures`.
+pub(crate) fn model_type(config: &Value) -> String {
+    match config.get("architecture").or_else(|| config.get("model_type")) {
+        Some(Value::String(name)) => name.clone(),
+        Some(other) => other.to_string(),
+        None => {
+            let class = config.pointer("/architectures/0").and_then(Value::as_str).unwrap_or("nothing");
+            let known = CLASSES.iter().find(|(start, _)| class.starts_with(start));
+            known.map_or(class, |(_, name)| name).to_owned()
+        }
+    }
+}
+
+pub(crate) fn unsupported(file: &Path, got: &str, supported: &'static [&'static str]) -> EncoderError {
     EncoderError::Unsupported {
-        file: folder.join(CONFIG),
+        file: file.to_path_buf(),
         key: "architecture or model_type".to_owned(),
         got: got.to_owned(),
         supported,

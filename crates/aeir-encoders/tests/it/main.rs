@@ -18,6 +18,7 @@ mod parity_efficientnet;
 mod parity_heads;
 mod parity_preprocessing;
 mod parity_static_embedding;
+mod parity_text;
 mod parity_words;
 mod properties;
 mod words;

@@ -1,0 +1,147 @@
+//! Multi-head attention.
+
+use candle_core::{D, Tensor};
+
+use super::linear::Linear;
+use super::rotary::rotate;
+use crate::checkpoint::Source;
+use crate::dropout::dropout;
+use crate::error::Result;
+use crate::mode::Mode;
+use crate::ops::{self, AttentionBias};
+
+/// Queries, keys and values of several heads, and a linear layer over what they find.
+#[derive(Debug, Clone)]
+pub(crate) struct Attention {
+    projections: Projections,
+    output: Linear,
+    heads: usize,
+    dropout: f32,
+}
+
+#[derive(Debug, Clone)]
+enum Projections {
+    Separate {
+        query: Linear,
+        key: Linear,
+        value: Linear,
+    },
+    /// Rows of queries, then of keys, then of values.
+    Fused(Linear),
+}
+
+impl Attention {
+    /// Three layers and the one over their result. `heads` divides the layers' outputs.
+    pub(crate) fn separate(
+        [query, key, value]: [Linear; 3],
+        output: Linear,
+        heads: usize,
+        dropout: f32,
+    ) -> Self {
+        Self { projections: Projections::Separate { query, key, value }, output, heads, dropout }
+    }
+
+    /// One layer with three times as many outputs and the one over the result.
+    pub(crate) fn fused(projection: Linear, output: Linear, heads: usize, dropout: f32) -> Self {
+        Self { projections: Projections::Fused(projection), output, heads, dropout }
+    }
+
+    #[allow(dead_code, reason = "SigLIP's image head is the first to use it")]
+    /// The parameters of PyTorch's `nn.MultiheadAttention`: `in_proj_weight [3D, D]`, `in_proj_bias`, `out_proj`.
+    pub(crate) fn packed(source: &Source<'_>, dimension: usize, heads: usize) -> Result<Self> {
+        let weight = source.tensor("in_proj_weight", &[3 * dimension, dimension])?;
+        let bias = source.tensor("in_proj_bias", &[3 * dimension])?;
+        let part = |index: usize| -> Result<Linear> {
+            let rows = |tensor: &Tensor| tensor.narrow(0, index * dimension, dimension);
+            Ok(Linear::new(rows(&weight)?, Some(rows(&bias)?)))
+        };
+        let output = Linear::load(&source.under("out_proj"), dimension, dimension)?;
+        Ok(Self::separate([part(0)?, part(1)?, part(2)?], output, heads, 0.0))
+    }
+
+    /// Attention of `x [B, T, D]` to itself; `angles` turn queries and keys where positions are rotary.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        bias: &AttentionBias,
+        angles: Option<&(Tensor, Tensor)>,
+        mode: &mut Mode<'_>,
+    ) -> Result<Tensor> {
+        let [query, key, value] = match &self.projections {
+            Projections::Separate { query, key, value } => {
+                [query.forward(x, mode)?, key.forward(x, mode)?, value.forward(x, mode)?]
+            }
+            Projections::Fused(projection) => {
+                let all = projection.forward(x, mode)?;
+                let size = projection.outputs() / 3;
+                [
+                    all.narrow(D::Minus1, 0, size)?,
+                    all.narrow(D::Minus1, size, size)?,
+                    all.narrow(D::Minus1, 2 * size, size)?,
+                ]
+            }
+        };
+        let (mut query, mut key, value) = (self.split(&query)?, self.split(&key)?, self.split(&value)?);
+        if let Some(angles) = angles {
+            (query, key) = (rotate(&query, angles)?, rotate(&key, angles)?);
+        }
+        self.attend(&query, &key, &value, bias, mode)
+    }
+
+    #[allow(dead_code, reason = "SigLIP's image head is the first to use it")]
+    /// Attention of `queries [B, Q, D]` to `memory [B, T, D]`.
+    pub(crate) fn forward_to(
+        &self,
+        queries: &Tensor,
+        memory: &Tensor,
+        bias: &AttentionBias,
+        mode: &mut Mode<'_>,
+    ) -> Result<Tensor> {
+        let (query, key, value) = match &self.projections {
+            Projections::Separate { query, key, value } => {
+                (query.forward(queries, mode)?, key.forward(memory, mode)?, value.forward(memory, mode)?)
+            }
+            Projections::Fused(projection) => {
+                let size = projection.outputs() / 3;
+                let both = projection.forward(memory, mode)?;
+                let query = projection.forward(queries, mode)?.narrow(D::Minus1, 0, size)?;
+                (query, both.narrow(D::Minus1, size, size)?, both.narrow(D::Minus1, 2 * size, size)?)
+            }
+        };
+        self.attend(&self.split(&query)?, &self.split(&key)?, &self.split(&value)?, bias, mode)
+    }
+
+    /// `[B, T, D]` to `[B, H, T, d]`.
+    fn split(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, length, dimension) = x.dims3()?;
+        Ok(x.reshape((batch, length, self.heads, dimension / self.heads))?.transpose(1, 2)?)
+    }
+
+    fn attend(
+        &self,
+        query: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+        bias: &AttentionBias,
+        mode: &mut Mode<'_>,
+    ) -> Result<Tensor> {
+        let scale = 1.0 / (query.dim(D::Minus1)? as f64).sqrt();
+        let found = if self.dropout > 0.0 && mode.is_training() {
+            let weights = dropout(&weights(query, key, scale, bias)?, self.dropout, mode)?;
+            weights.matmul(&value.contiguous()?)?
+        } else {
+            ops::attention(query, key, value, scale, bias)?
+        };
+        self.output.forward(&found.transpose(1, 2)?.flatten_from(2)?, mode)
+    }
+}
+
+/// `softmax(scale q k^T + bias)`, for dropout on it.
+fn weights(query: &Tensor, key: &Tensor, scale: f64, bias: &AttentionBias) -> Result<Tensor> {
+    let scores = (query.contiguous()? * scale)?.matmul(&key.t()?.contiguous()?)?;
+    let (queries, keys) = (scores.dim(D::Minus2)?, scores.dim(D::Minus1)?);
+    match bias.additive(queries, keys, scores.dtype(), scores.device())? {
+        Some(bias) => ops::softmax(&scores.broadcast_add(&bias)?),
+        None => ops::softmax(&scores),
+    }
+}

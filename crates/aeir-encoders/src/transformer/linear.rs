@@ -1,0 +1,58 @@
+//! A linear layer that can carry a low-rank adapter.
+
+use candle_core::Tensor;
+
+use crate::checkpoint::Source;
+use crate::error::Result;
+use crate::lora::Adapter;
+use crate::mode::Mode;
+use crate::ops;
+
+/// `x W^T + b`, and what the adapter adds.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    adapter: Option<Adapter>,
+}
+
+impl Linear {
+    /// `weight [O, I]` and `bias [O]` of a source.
+    pub(crate) fn load(source: &Source<'_>, inputs: usize, outputs: usize) -> Result<Self> {
+        Self::load_with(source, inputs, outputs, true)
+    }
+
+    /// `weight [O, I]` of a source, with its bias if it `has_bias`.
+    pub(crate) fn load_with(
+        source: &Source<'_>,
+        inputs: usize,
+        outputs: usize,
+        has_bias: bool,
+    ) -> Result<Self> {
+        Ok(Self {
+            weight: source.tensor("weight", &[outputs, inputs])?,
+            bias: has_bias.then(|| source.tensor("bias", &[outputs])).transpose()?,
+            adapter: source.adapter(inputs, outputs)?,
+        })
+    }
+
+    #[allow(dead_code, reason = "SigLIP's image head is the first to use it")]
+    /// A layer of tensors at hand, such as rows of a larger matrix.
+    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias, adapter: None }
+    }
+
+    /// Number of outputs.
+    pub(crate) fn outputs(&self) -> usize {
+        self.weight.dims().first().copied().unwrap_or(0)
+    }
+
+    /// `x [.., I]` to `[.., O]`.
+    pub(crate) fn forward(&self, x: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
+        let y = ops::linear(x, &self.weight, self.bias.as_ref())?;
+        match &self.adapter {
+            Some(adapter) => Ok((y + adapter.forward(x, mode)?)?),
+            None => Ok(y),
+        }
+    }
+}
