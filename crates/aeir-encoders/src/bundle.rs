@@ -174,9 +174,18 @@ pub fn copy_backbones(
     for (modality, files) in parts.into_iter().filter_map(|(modality, files)| Some((modality, files?))) {
         let target = folder.join(modality);
         fs::create_dir_all(&target).map_err(EncoderError::write(&target))?;
+        let root = files.first().and_then(|file| file.parent()).unwrap_or(Path::new(""));
         for file in files {
             let bytes = fs::read(file).map_err(EncoderError::read(file))?;
-            let copy = target.join(file.file_name().unwrap_or_default());
+            let within = file.strip_prefix(root).map_err(|_| EncoderError::Argument {
+                what: "file of a backbone",
+                expected: format!("a file below `{}`", root.display()),
+                got: file.display().to_string(),
+            })?;
+            let copy = target.join(within);
+            if let Some(folder) = copy.parent() {
+                fs::create_dir_all(folder).map_err(EncoderError::write(folder))?;
+            }
             write_atomically(&copy, &bytes).map_err(EncoderError::write(&copy))?;
         }
     }

@@ -41,6 +41,7 @@ pub trait ImageBackbone: Send + Sync {
     /// As [`encode`](Self::encode).
     fn fragments(&self, images: &[DynamicImage]) -> Result<Fragments>;
 
-    /// Every file that makes up the backbone, for copying into a bundle.
+    /// Every file that makes up the backbone, for copying into a bundle. The first lies in the backbone's folder itself, the
+    /// others there or below.
     fn files(&self) -> &[PathBuf];
 }

@@ -71,7 +71,13 @@ impl AttentionBias {
     }
 
     /// What is added to scores: 0 or minus infinity, broadcast to `[B, H, queries, keys]`.
-    fn additive(&self, queries: usize, keys: usize, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
+    pub(crate) fn additive(
+        &self,
+        queries: usize,
+        keys: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Option<Tensor>> {
         let hide = |is_visible: &Tensor| -> Result<Tensor> {
             let zeros = is_visible.zeros_like()?;
             Ok(is_visible.ne(0f32)?.where_cond(&zeros, &(&zeros + f64::NEG_INFINITY)?)?.to_dtype(dtype)?)

@@ -65,7 +65,7 @@ fn another_architecture_names_those_that_there_are() {
         "{error}"
     );
     let error = text_error(&path("backbones/efficientnet-lite0"));
-    assert!(matches!(error, EncoderError::Unsupported { supported: ["model2vec"], .. }), "{error}");
+    assert!(matches!(error, EncoderError::Unsupported { supported: ["model2vec", ..], .. }), "{error}");
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("config.json"), "{}").unwrap();
     assert!(matches!(image_error(folder.path()), EncoderError::Unsupported { .. }));
