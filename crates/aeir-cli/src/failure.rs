@@ -173,7 +173,11 @@ fn of_encoder(error: &EncoderError) -> (u8, Option<String>) {
         EncoderError::MissingFile { .. } => {
             (NO_MODEL, Some("the folder is not whole: copy it again, or name another".into()))
         }
+        EncoderError::CheckpointKey { .. } => {
+            (USAGE, Some("give --key one of these names; --list shows every tensor".into()))
+        }
         EncoderError::Read { .. }
+        | EncoderError::Checkpoint { .. }
         | EncoderError::Json { .. }
         | EncoderError::Config { .. }
         | EncoderError::Unsupported { .. }

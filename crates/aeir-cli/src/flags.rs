@@ -46,6 +46,8 @@ pub(crate) enum Command {
     Index(IndexFlags),
     /// Find images by a sentence or by an image
     Search(SearchFlags),
+    /// Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
+    Convert(ConvertFlags),
 }
 
 #[derive(Args)]
@@ -201,6 +203,28 @@ pub(crate) struct SearchFlags {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
+}
+
+#[derive(Args)]
+pub(crate) struct ConvertFlags {
+    /// A `.pth`, `.pth.tar` or `.pt` file that `torch.save` wrote, of any version
+    #[arg(value_name = "CHECKPOINT")]
+    pub(crate) checkpoint: PathBuf,
+    /// The safetensors file to write; tensors keep their names and types
+    #[arg(value_name = "OUTPUT", required_unless_present = "list")]
+    pub(crate) output: Option<PathBuf>,
+    /// Take the tensors under this name alone, such as `model` or `model.0` [default: the one value that holds tensors]
+    #[arg(long, value_name = "NAME", env = "AEIR_KEY")]
+    pub(crate) key: Option<String>,
+    /// List what the checkpoint holds and write nothing
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_LIST")]
+    pub(crate) list: bool,
+    /// Replace the output file
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_OVERWRITE")]
+    pub(crate) overwrite: bool,
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
+    pub(crate) json: bool,
 }
 
 #[derive(Args)]

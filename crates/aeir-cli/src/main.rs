@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     let flags = Flags::parse();
     let terminal = terminal::Terminal::new(flags.quiet);
     let outcome = match flags.command {
+        Command::Convert(flags) => commands::convert::run(&flags, &terminal),
         Command::Demo(flags) => commands::demo::run(&flags, &terminal),
         Command::Train(flags) => commands::train::run(&flags, &terminal),
         Command::Eval(flags) => commands::eval::run(&flags, &terminal),

@@ -175,6 +175,28 @@ pub enum EncoderError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A PyTorch checkpoint is damaged, or holds what can't be read without running code.
+    #[error("{place}: expected {expected}, got {got} in `{}`", file.display())]
+    Checkpoint {
+        /// The checkpoint.
+        file: PathBuf,
+        /// Where in it: a byte, an entry or a tensor.
+        place: String,
+        /// What was expected there.
+        expected: String,
+        /// What was found.
+        got: String,
+    },
+    /// A PyTorch checkpoint has no tensors under a name, or under several and none was chosen.
+    #[error("tensors: expected {}, got {got} in `{}`", wanted(key.as_deref()), file.display())]
+    CheckpointKey {
+        /// The checkpoint.
+        file: PathBuf,
+        /// The name that was asked for, if one was.
+        key: Option<String>,
+        /// What there is, in words.
+        got: String,
+    },
     /// An image has no pixels.
     #[error("image size: expected {expected}, got {width}x{height}")]
     ImageSize {
@@ -185,6 +207,10 @@ pub enum EncoderError {
         /// Height in pixels.
         height: u32,
     },
+}
+
+fn wanted(key: Option<&str>) -> String {
+    key.map_or_else(|| "one value that holds them".to_owned(), |key| format!("some under `{key}`"))
 }
 
 /// The crate's result type.

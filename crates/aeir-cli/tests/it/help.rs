@@ -27,12 +27,13 @@ fn aeir() {
     Usage: aeir [OPTIONS] <COMMAND>
 
     Commands:
-      demo    Train, adapt, score and search on the data sets in `fixtures/`, and write a report
-      train   Train a model on source pairs, adapted to unpaired target images and sentences
-      eval    Score a model on test pairs, both ways
-      index   Embed images with a model and store them for search
-      search  Find images by a sentence or by an image
-      help    Print this message or the help of the given subcommand(s)
+      demo     Train, adapt, score and search on the data sets in `fixtures/`, and write a report
+      train    Train a model on source pairs, adapted to unpaired target images and sentences
+      eval     Score a model on test pairs, both ways
+      index    Embed images with a model and store them for search
+      search   Find images by a sentence or by an image
+      convert  Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
+      help     Print this message or the help of the given subcommand(s)
 
     Options:
       -q, --quiet
@@ -350,4 +351,26 @@ fn without_a_command() {
     assert!(outcome.stderr.contains("Usage: aeir [OPTIONS] <COMMAND>"), "{outcome:?}");
     let outcome = scene.run("--version").ok();
     assert_eq!(outcome.stdout, concat!("aeir ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn convert() {
+    insta::assert_snapshot!(help("convert"), @r"
+    Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
+
+    Usage: aeir convert [OPTIONS] <CHECKPOINT> [OUTPUT]
+
+    Arguments:
+      <CHECKPOINT>  A `.pth`, `.pth.tar` or `.pt` file that `torch.save` wrote, of any version
+      [OUTPUT]      The safetensors file to write; tensors keep their names and types
+
+    Options:
+          --key <NAME>  Take the tensors under this name alone, such as `model` or `model.0` [default:
+                        the one value that holds tensors] [env: AEIR_KEY=]
+          --list        List what the checkpoint holds and write nothing [env: AEIR_LIST=]
+          --overwrite   Replace the output file [env: AEIR_OVERWRITE=]
+          --json        Print one JSON object [env: AEIR_JSON=]
+      -q, --quiet       No progress and no notes on stderr; warnings and errors stay [env: AEIR_QUIET=]
+      -h, --help        Print help
+    ");
 }

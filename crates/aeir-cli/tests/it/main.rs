@@ -6,6 +6,7 @@
 mod bad_data;
 mod bad_models;
 mod bad_settings;
+mod convert;
 mod help;
 mod resume;
 mod system;
