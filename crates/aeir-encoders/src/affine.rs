@@ -2,7 +2,7 @@
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
-use crate::pointwise::Pointwise;
+use crate::packed::{After, Packed};
 use crate::product::{Matrix, column_sums, held_values, multiply, values};
 
 /// `x W^T + b`: `x [N, F]`, `weight [D, F]`, `bias [D]`, to `[N, D]`.
@@ -42,9 +42,9 @@ impl CustomOp3 for Affine {
             );
         }
         let (weight, bias) = (values(weight, weight_layout)?, values(bias, bias_layout)?);
-        let layer = Pointwise::new(weight, bias, inputs, false);
+        let layer = Packed::new(weight, Some(bias), inputs);
         let mut out = vec![0f32; rows * outputs];
-        layer.forward(values(x, x_layout)?, None, &mut out, true);
+        layer.forward(values(x, x_layout)?, After::default(), &mut out, true);
         Ok((CpuStorage::F32(out), (rows, outputs).into()))
     }
 

@@ -17,7 +17,8 @@ use crate::fingerprint::sha256_parts;
 use crate::fragments::Fragments;
 use crate::image_backbone::ImageBackbone;
 use crate::load::{parse_json, read_file};
-use crate::pointwise::Pointwise;
+use crate::ops::Activation;
+use crate::packed::{After, Packed};
 use crate::preprocess::{Alpha, Filter, ImagePreprocessor, PreprocessorConfig, Resize, Size};
 use crate::weights::Weights;
 
@@ -479,13 +480,15 @@ enum Keep {
     Mean,
 }
 
+const RELU6: After<'static> = After { residual: None, activation: Some(Activation::Relu6) };
+
 /// The network for a CPU, channels last.
 struct Fused {
     image: Plane,
     grid: Plane,
-    stem: Pointwise,
+    stem: Packed,
     blocks: Vec<FusedBlock>,
-    head: Pointwise,
+    head: Packed,
     /// Values of the largest activation between blocks and inside one, an image.
     narrow: usize,
     wide: usize,
@@ -494,9 +497,9 @@ struct Fused {
 struct FusedBlock {
     plane: Plane,
     output: Plane,
-    expand: Option<Pointwise>,
+    expand: Option<Packed>,
     depthwise: Depthwise,
-    project: Pointwise,
+    project: Packed,
     wide: usize,
     residual: bool,
 }
@@ -513,9 +516,9 @@ struct Buffers {
 
 impl Fused {
     fn new(folded: &Network<Folded>, image: Plane) -> Self {
-        let pointwise = |folded: &Folded, clamp: bool| {
+        let pointwise = |folded: &Folded| {
             let [_, inputs, ..] = folded.shape;
-            Pointwise::new(&folded.weight, &folded.bias, inputs, clamp)
+            Packed::new(&folded.weight, Some(&folded.bias), inputs)
         };
         let mut plane = image.strided(STEM_STRIDE);
         let stem = fused_stem(&folded.stem);
@@ -530,14 +533,14 @@ impl Fused {
                 let fused = FusedBlock {
                     plane,
                     output,
-                    expand: block.expand.as_ref().map(|expand| pointwise(expand, true)),
+                    expand: block.expand.as_ref().map(pointwise),
                     depthwise: Depthwise::new(
                         &block.depthwise.weight,
                         &block.depthwise.bias,
                         block.kernel,
                         block.stride,
                     ),
-                    project: pointwise(&block.project, false),
+                    project: pointwise(&block.project),
                     wide: channels,
                     residual: block.residual,
                 };
@@ -547,7 +550,7 @@ impl Fused {
                 fused
             })
             .collect();
-        Self { image, grid: plane, stem, blocks, head: pointwise(&folded.head, true), narrow, wide }
+        Self { image, grid: plane, stem, blocks, head: pointwise(&folded.head), narrow, wide }
     }
 
     /// Runs images, each made into channels-last pixels by `prepare`. Gives `[B, cells, F]` or `[B, F]`, flat.
@@ -609,7 +612,7 @@ impl Fused {
             let wide: &[f32] = match &block.expand {
                 Some(expand) => {
                     let expanded = prefix(expanded, block.plane.pixels() * block.wide);
-                    expand.forward(input, None, expanded, parallel);
+                    expand.forward(input, RELU6, expanded, parallel);
                     expanded
                 }
                 None => input,
@@ -618,10 +621,11 @@ impl Fused {
             block.depthwise.forward(wide, block.plane, filtered, parallel);
             channels = block.project.outputs();
             let output = prefix(next, block.output.pixels() * channels);
-            block.project.forward(filtered, block.residual.then_some(&*input), output, parallel);
+            let after = After { residual: block.residual.then_some(&*input), activation: None };
+            block.project.forward(filtered, after, output, parallel);
             std::mem::swap(current, next);
         }
-        self.head.forward(prefix(current, self.grid.pixels() * channels), None, grid, parallel);
+        self.head.forward(prefix(current, self.grid.pixels() * channels), RELU6, grid, parallel);
     }
 
     /// The 3x3 convolution on the picture, one output row at a time as a matrix product over its patches.
@@ -630,7 +634,7 @@ impl Fused {
         let row = plane.width * self.stem.outputs();
         let run = |patches: &mut Vec<f32>, (y, output): (usize, &mut [f32])| {
             self.gather_patches(image, y, patches);
-            self.stem.forward(patches, None, output, false);
+            self.stem.forward(patches, RELU6, output, false);
         };
         if parallel {
             output.par_chunks_mut(row).enumerate().for_each_init(Vec::new, run);
@@ -672,7 +676,7 @@ impl Fused {
 }
 
 /// The stem as a matrix product: its filters in the order of a channels-last patch.
-fn fused_stem(folded: &Folded) -> Pointwise {
+fn fused_stem(folded: &Folded) -> Packed {
     let taps = STEM_KERNEL * STEM_KERNEL;
     let weight: Vec<f32> = folded
         .weight
@@ -681,7 +685,7 @@ fn fused_stem(folded: &Folded) -> Pointwise {
             (0..taps).flat_map(move |tap| filter.iter().skip(tap).step_by(taps).take(COLOURS).copied())
         })
         .collect();
-    Pointwise::new(&weight, &folded.bias, COLOURS * taps, true)
+    Packed::new(&weight, Some(&folded.bias), COLOURS * taps)
 }
 
 fn mean_of_rows(rows: &[f32], output: &mut [f32]) {

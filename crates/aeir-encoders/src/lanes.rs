@@ -140,7 +140,7 @@ pub(crate) fn tanh(x: &Lanes) -> Lanes {
 ///
 /// With `x = n ln 2 + r`, `|r| <= ln 2 / 2`: `2^n (exp(r) - 1) + (2^n - 1)`. No branch and no table, so that it vectorises.
 #[inline(always)]
-fn exponential_minus_one(x: f32) -> f32 {
+pub(crate) fn exponential_minus_one(x: f32) -> f32 {
     // ln 2 in two parts, the first with few enough digits that n times it is exact.
     const HIGH: f32 = 0.693_359_4;
     const LOW: f32 = -2.121_944_4e-4;

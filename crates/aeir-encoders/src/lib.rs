@@ -36,12 +36,13 @@ mod depthwise;
 mod gru;
 mod lanes;
 mod mapped_file;
-mod pointwise;
+mod packed;
 mod product;
 mod recurrence;
 mod resample;
 mod seeded;
 mod transformer;
+mod vector;
 mod weights;
 
 pub use atomic_file::write_atomically;

@@ -2,10 +2,15 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use rayon::prelude::*;
 
-use super::gelu::{Gelu, gelu};
+use super::gelu::{self, Gelu};
+use super::is_single_on_cpu;
 use crate::error::{EncoderError, Result};
+use crate::lanes::exponential_minus_one;
+use crate::product::{held_values, values};
+use crate::vector::{normal, sigmoid, vectorised};
 
 /// The function between two linear layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,13 +77,95 @@ impl Activation {
     /// # Errors
     /// [`EncoderError::Tensor`] from candle.
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+        if is_single_on_cpu(&[x]) {
+            return Ok(x.contiguous()?.apply_op1(self)?);
+        }
         match self {
-            Self::Gelu(form) => gelu(x, form),
+            Self::Gelu(form) => gelu::composed(x, form),
             Self::Relu => Ok(x.relu()?),
             Self::Relu6 => Ok(x.clamp(0.0, 6.0)?),
             Self::Silu => Ok(x.silu()?),
             Self::Tanh => Ok(x.tanh()?),
         }
+    }
+
+    /// Applies it to a row.
+    #[inline(always)]
+    pub(crate) fn in_place(self, row: &mut [f32]) {
+        match self {
+            Self::Gelu(Gelu::Erf) => row.iter_mut().for_each(|x| *x *= normal(*x).0),
+            Self::Gelu(Gelu::Tanh) => row.iter_mut().for_each(|x| *x *= sigmoid(gelu::tanh_inner(*x).0)),
+            Self::Gelu(Gelu::Quick) => row.iter_mut().for_each(|x| *x *= sigmoid(gelu::QUICK as f32 * *x)),
+            Self::Relu => row.iter_mut().for_each(|x| *x = if *x <= 0.0 { 0.0 } else { *x }),
+            Self::Relu6 => row.iter_mut().for_each(|x| *x = x.clamp(0.0, 6.0)),
+            Self::Silu => row.iter_mut().for_each(|x| *x *= sigmoid(*x)),
+            Self::Tanh => row.iter_mut().for_each(|x| *x = tanh(*x)),
+        }
+    }
+
+    /// Multiplies a row of gradients by the derivative at `x`.
+    #[inline(always)]
+    fn backward(self, gradient: &mut [f32], x: &[f32]) {
+        /// `1 / sqrt(2 pi)`.
+        const BELL: f32 = std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2 / 2.0;
+        let rows = gradient.iter_mut().zip(x);
+        // Of `x s(w)`, s the logistic function: `s + x s (1 - s) w'`.
+        let gated = |x: f32, inner: f32, slope: f32| {
+            let gate = sigmoid(inner);
+            gate + x * gate * (1.0 - gate) * slope
+        };
+        match self {
+            Self::Gelu(Gelu::Erf) => rows.for_each(|(gradient, x)| {
+                let (below, bell) = normal(*x);
+                *gradient *= below + x * BELL * bell;
+            }),
+            Self::Gelu(Gelu::Tanh) => rows.for_each(|(gradient, x)| {
+                let (inner, slope) = gelu::tanh_inner(*x);
+                *gradient *= gated(*x, inner, slope);
+            }),
+            Self::Gelu(Gelu::Quick) => rows.for_each(|(gradient, x)| {
+                *gradient *= gated(*x, gelu::QUICK as f32 * x, gelu::QUICK as f32);
+            }),
+            Self::Relu => rows.for_each(|(gradient, x)| *gradient *= if *x > 0.0 { 1.0 } else { 0.0 }),
+            Self::Relu6 => {
+                rows.for_each(|(gradient, x)| *gradient *= if *x > 0.0 && *x < 6.0 { 1.0 } else { 0.0 })
+            }
+            Self::Silu => rows.for_each(|(gradient, x)| *gradient *= gated(*x, *x, 1.0)),
+            Self::Tanh => rows.for_each(|(gradient, x)| *gradient *= 1.0 - tanh(*x) * tanh(*x)),
+        }
+    }
+}
+
+#[inline(always)]
+fn tanh(x: f32) -> f32 {
+    // From 20 on the result rounds to one.
+    let y = exponential_minus_one((2.0 * x).clamp(-40.0, 40.0));
+    y / (y + 2.0)
+}
+
+/// Values of a task.
+const PIECE: usize = 16 * 1024;
+
+impl CustomOp1 for Activation {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let mut out = values(x, layout)?.to_vec();
+        out.par_chunks_mut(PIECE).for_each(|row| vectorised(|| self.in_place(row)));
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let gradient = gradient.contiguous()?;
+        let (gradient_storage, gradient_layout) = gradient.storage_and_layout();
+        let (x_storage, x_layout) = x.storage_and_layout();
+        let x_values = held_values(&x_storage, x_layout)?;
+        let mut out = held_values(&gradient_storage, gradient_layout)?.to_vec();
+        let rows = out.par_chunks_mut(PIECE).zip(x_values.par_chunks(PIECE));
+        rows.for_each(|(gradient, x)| vectorised(|| self.backward(gradient, x)));
+        Tensor::from_vec(out, x.shape(), x.device()).map(Some)
     }
 }
 

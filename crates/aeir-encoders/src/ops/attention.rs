@@ -1,7 +1,12 @@
 //! Attention of queries to keys, with masks.
 
+mod fused;
+
+use std::ops::Range;
+
 use candle_core::{D, DType, Device, Tensor};
 
+use super::is_single_on_cpu;
 use super::softmax::softmax;
 use crate::error::{EncoderError, Result};
 
@@ -64,10 +69,16 @@ impl AttentionBias {
         Self { window: Some(distance), ..self }
     }
 
-    /// Whether position alone lets `query` see `key`.
-    fn reaches(&self, query: usize, key: usize) -> bool {
-        let near = self.window.is_none_or(|distance| query.abs_diff(key) <= distance);
-        near && !(self.is_causal && key > query)
+    /// The keys that position alone lets `query` see, of `keys`.
+    fn reach(&self, query: usize, keys: usize) -> Range<usize> {
+        let (first, end) = match self.window {
+            Some(distance) => {
+                (query.saturating_sub(distance), query.saturating_add(distance).saturating_add(1))
+            }
+            None => (0, keys),
+        };
+        let end = if self.is_causal { end.min(query + 1) } else { end }.min(keys);
+        first.min(end)..end
     }
 
     /// What is added to scores: 0 or minus infinity, broadcast to `[B, H, queries, keys]`.
@@ -88,7 +99,10 @@ impl AttentionBias {
             return Ok(padding);
         }
         let reach: Vec<f32> = (0..queries)
-            .flat_map(|query| (0..keys).map(move |key| if self.reaches(query, key) { 1.0 } else { 0.0 }))
+            .flat_map(|query| {
+                let reach = self.reach(query, keys);
+                (0..keys).map(move |key| if reach.contains(&key) { 1.0 } else { 0.0 })
+            })
             .collect();
         let reach = hide(&Tensor::from_vec(reach, (1, 1, queries, keys), device)?)?;
         match padding {
@@ -110,9 +124,12 @@ impl AttentionBias {
 /// # Errors
 /// [`EncoderError::Shape`] when the sizes do not fit, [`EncoderError::Tensor`] from candle.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: &AttentionBias) -> Result<Tensor> {
-    let (batch, _, _, _) = check(q, k, v, bias)?;
-    if batch == 0 {
-        return Ok(q.zeros_like()?);
+    let (batch, heads, queries, keys) = check(q, k, v, bias)?;
+    if batch * heads * queries * keys == 0 {
+        return Ok(Tensor::zeros((batch, heads, queries, v.dim(3)?), q.dtype(), q.device())?);
+    }
+    if is_single_on_cpu(&[q, k, v]) && q.elem_count() > 0 && v.elem_count() > 0 {
+        return fused::attention(q, k, v, scale, bias);
     }
     composed(q, k, v, scale, bias)
 }
@@ -174,6 +191,12 @@ mod tests {
         ]
     }
 
+    /// Whether position alone lets `query` see `key`.
+    fn reaches(bias: &AttentionBias, query: usize, key: usize) -> bool {
+        let near = bias.window.is_none_or(|distance| query.abs_diff(key) <= distance);
+        near && !(bias.is_causal && key > query)
+    }
+
     /// The equation in plain loops.
     fn expected(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: &AttentionBias) -> Vec<f64> {
         let (batch, heads, queries, d) = q.dims4().unwrap();
@@ -185,7 +208,7 @@ mod tests {
             for head in (0..heads).map(|head| item * heads + head) {
                 for query in 0..queries {
                     let sees = |key| {
-                        bias.reaches(query, key)
+                        reaches(bias, query, key)
                             && mask.as_ref().is_none_or(|mask| mask[item * keys + key] != 0.0)
                     };
                     let weight = |key: usize| -> f64 {

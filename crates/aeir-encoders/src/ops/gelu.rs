@@ -4,6 +4,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 
 use candle_core::Tensor;
 
+use super::activation::Activation;
 use crate::error::Result;
 
 /// Which form of GELU a model was trained with.
@@ -20,7 +21,7 @@ pub enum Gelu {
 /// Factor of the cube in [`Gelu::Tanh`].
 const CUBE: f64 = 0.044_715;
 /// Slope inside [`Gelu::Quick`].
-const QUICK: f64 = 1.702;
+pub(super) const QUICK: f64 = 1.702;
 /// `sqrt(2 / pi)`.
 const TANH_SLOPE: f64 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
 
@@ -32,11 +33,19 @@ const TANH_SLOPE: f64 = FRAC_2_SQRT_PI * FRAC_1_SQRT_2;
 /// # Errors
 /// [`crate::EncoderError::Tensor`] from candle.
 pub fn gelu(x: &Tensor, form: Gelu) -> Result<Tensor> {
-    composed(x, form)
+    Activation::Gelu(form).apply(x)
+}
+
+/// What [`Gelu::Tanh`] is as `x s(w)` with the logistic function s: w at x, and its slope.
+#[inline(always)]
+pub(super) fn tanh_inner(x: f32) -> (f32, f32) {
+    const SCALE: f32 = 2.0 * TANH_SLOPE as f32;
+    const CUBED: f32 = CUBE as f32;
+    (SCALE * x * (1.0 + CUBED * x * x), SCALE * (1.0 + 3.0 * CUBED * x * x))
 }
 
 /// candle's own forms have derivatives with six digits; these are exact.
-fn composed(x: &Tensor, form: Gelu) -> Result<Tensor> {
+pub(super) fn composed(x: &Tensor, form: Gelu) -> Result<Tensor> {
     let gate = match form {
         Gelu::Erf => (((x * FRAC_1_SQRT_2)?.erf()? + 1.0)? * 0.5)?,
         Gelu::Tanh => {

@@ -1,9 +1,13 @@
 //! Normalisation of each row, scaled and shifted by column.
 
-use candle_core::{D, Tensor};
+use candle_core::{CpuStorage, CustomOp3, D, Layout, Shape, Tensor};
+use rayon::prelude::*;
 
+use super::is_single_on_cpu;
 use super::linear::checked;
 use crate::error::Result;
+use crate::product::{column_sums, held_values, values};
+use crate::vector::{sum, sum_of, vectorised};
 
 /// Makes each row's mean zero and its variance one, then scales and shifts its columns (Ba, Kiros and Hinton, 2016).
 ///
@@ -18,7 +22,128 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f
     let columns = x.dim(D::Minus1)?;
     checked("layer norm weight", weight, &[columns])?;
     bias.map(|bias| checked("layer norm bias", bias, &[columns])).transpose()?;
+    if is_single_on_cpu(&[x, weight]) && bias.is_none_or(|bias| is_single_on_cpu(&[bias])) && columns > 0 {
+        let no_bias = bias.is_none().then(|| weight.zeros_like()).transpose()?;
+        let bias = bias.or(no_bias.as_ref()).unwrap_or(weight).contiguous()?;
+        let operation = LayerNorm { epsilon: epsilon as f32 };
+        return Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias, operation)?);
+    }
     composed(x, weight, bias, epsilon)
+}
+
+struct LayerNorm {
+    epsilon: f32,
+}
+
+/// Rows of a task. Fixed, since the gradients of the parameters are summed task by task.
+const ROWS: usize = 32;
+
+impl LayerNorm {
+    /// Mean, and one over the deviation.
+    #[inline(always)]
+    fn statistics(&self, row: &[f32]) -> (f32, f32) {
+        let count = row.len() as f32;
+        let mean = sum(row) / count;
+        let variance = sum_of(row, row, |x, _| (x - mean) * (x - mean)) / count;
+        (mean, 1.0 / (variance + self.epsilon).sqrt())
+    }
+
+    #[inline(always)]
+    fn forward(&self, x: &[f32], weight: &[f32], bias: &[f32], out: &mut [f32]) {
+        let (mean, scale) = self.statistics(x);
+        for ((out, x), (weight, bias)) in out.iter_mut().zip(x).zip(weight.iter().zip(bias)) {
+            *out = (x - mean) * scale * weight + bias;
+        }
+    }
+
+    /// Turns the gradient of a row of the result into that of `x`; adds to those of weight and bias.
+    #[inline(always)]
+    fn backward(
+        &self,
+        x: &[f32],
+        weight: &[f32],
+        gradient: &mut [f32],
+        parameters: &mut (Vec<f32>, Vec<f32>),
+    ) {
+        let (mean, scale) = self.statistics(x);
+        let (weights, biases) = parameters;
+        for ((gradient, x), (weight, bias)) in
+            gradient.iter().zip(x).zip(weights.iter_mut().zip(biases.iter_mut()))
+        {
+            *weight += gradient * ((x - mean) * scale);
+            *bias += gradient;
+        }
+        gradient.iter_mut().zip(weight).for_each(|(gradient, weight)| *gradient *= weight);
+        let count = x.len() as f32;
+        let shared = sum(gradient) / count;
+        let along = sum_of(gradient, x, |gradient, x| gradient * ((x - mean) * scale)) / count;
+        for (gradient, x) in gradient.iter_mut().zip(x) {
+            *gradient = scale * (*gradient - shared - (x - mean) * scale * along);
+        }
+    }
+}
+
+impl CustomOp3 for LayerNorm {
+    fn name(&self) -> &'static str {
+        "layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let x = values(x, x_layout)?;
+        let (weight, bias) = (values(weight, weight_layout)?, values(bias, bias_layout)?);
+        let columns = weight.len();
+        let mut out = vec![0f32; x.len()];
+        out.par_chunks_mut(ROWS * columns).zip(x.par_chunks(ROWS * columns)).for_each(|(out, x)| {
+            let rows = out.chunks_mut(columns).zip(x.chunks(columns));
+            vectorised(|| rows.for_each(|(out, x)| self.forward(x, weight, bias, out)));
+        });
+        Ok((CpuStorage::F32(out), x_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _result: &Tensor,
+        gradient: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let gradient = gradient.contiguous()?;
+        let (x_storage, x_layout) = x.storage_and_layout();
+        let (weight_storage, weight_layout) = weight.storage_and_layout();
+        let (gradient_storage, gradient_layout) = gradient.storage_and_layout();
+        let (x_values, weights) =
+            (held_values(&x_storage, x_layout)?, held_values(&weight_storage, weight_layout)?);
+        let columns = weights.len();
+        let mut out = held_values(&gradient_storage, gradient_layout)?.to_vec();
+        let tasks = out.par_chunks_mut(ROWS * columns).zip(x_values.par_chunks(ROWS * columns));
+        let parts: Vec<_> = tasks
+            .map(|(gradient, x)| {
+                let mut parameters = (vec![0f32; columns], vec![0f32; columns]);
+                let rows = gradient.chunks_mut(columns).zip(x.chunks(columns));
+                vectorised(|| {
+                    rows.for_each(|(gradient, x)| self.backward(x, weights, gradient, &mut parameters));
+                });
+                parameters
+            })
+            .collect();
+        let (weight_parts, bias_parts): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let total = |parts: Vec<Vec<f32>>| column_sums(&parts.concat(), columns);
+        let device = x.device();
+        Ok((
+            Some(Tensor::from_vec(out, x.shape(), device)?),
+            Some(Tensor::from_vec(total(weight_parts), weight.shape(), device)?),
+            Some(Tensor::from_vec(total(bias_parts), bias.shape(), device)?),
+        ))
+    }
 }
 
 fn composed(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f64) -> Result<Tensor> {

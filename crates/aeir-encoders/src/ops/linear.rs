@@ -1,15 +1,24 @@
 //! Linear layers.
 
-use candle_core::{D, Tensor};
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{DType, Tensor};
 
 use super::activation::Activation;
+use super::is_single_on_cpu;
+use crate::affine::affine;
 use crate::error::{EncoderError, Result};
+use crate::packed::{After, Packed};
+use crate::product::held_values;
 
 /// The weight and bias of a linear layer: what a block of an encoder holds.
+///
+/// Where neither is trained, the weight is packed once for the CPU's kernel, at the first forward pass.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    packed: OnceLock<Arc<Packed>>,
 }
 
 impl Linear {
@@ -26,7 +35,7 @@ impl Linear {
             });
         };
         bias.as_ref().map(|bias| checked("linear bias", bias, &[outputs])).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self { weight, bias, packed: OnceLock::new() })
     }
 
     /// `[O, I]`.
@@ -46,6 +55,9 @@ impl Linear {
     /// # Errors
     /// As [`linear`].
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if self.is_plain(&[x]) {
+            return self.plain(x, None, None);
+        }
         linear(x, &self.weight, self.bias.as_ref())
     }
 
@@ -54,6 +66,9 @@ impl Linear {
     /// # Errors
     /// As [`linear`].
     pub fn forward_activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        if self.is_plain(&[x]) {
+            return self.plain(x, None, Some(activation));
+        }
         activation.apply(&self.forward(x)?)
     }
 
@@ -62,7 +77,58 @@ impl Linear {
     /// # Errors
     /// As [`linear`].
     pub fn forward_added(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        if self.is_plain(&[x, residual]) {
+            return self.plain(x, Some(residual), None);
+        }
         Ok((self.forward(x)? + residual)?)
+    }
+
+    /// Whether nothing records a graph and the kernel takes it.
+    fn is_plain(&self, inputs: &[&Tensor]) -> bool {
+        let all = || inputs.iter().copied().chain([&self.weight]).chain(&self.bias);
+        all().all(|tensor| is_single_on_cpu(&[tensor]) && !tensor.track_op())
+    }
+
+    fn plain(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
+        let (outputs, inputs) = self.weight.dims2()?;
+        let shape = output_shape(x, inputs, outputs)?;
+        residual.map(|residual| checked("linear residual", residual, &shape)).transpose()?;
+        let packed = match self.packed.get() {
+            Some(packed) => packed,
+            None => {
+                let packed = self.pack(inputs)?;
+                self.packed.get_or_init(|| Arc::new(packed))
+            }
+        };
+        let x = x.contiguous()?;
+        let residual = residual.map(Tensor::contiguous).transpose()?;
+        let (x_storage, x_layout) = x.storage_and_layout();
+        let residual = residual.as_ref().map(Tensor::storage_and_layout);
+        let residual = residual.as_ref().map(|(storage, layout)| held_values(storage, layout)).transpose()?;
+        let mut out = vec![0f32; shape.iter().product()];
+        packed.forward(held_values(&x_storage, x_layout)?, After { residual, activation }, &mut out, true);
+        Ok(Tensor::from_vec(out, shape, x.device())?)
+    }
+
+    fn pack(&self, inputs: usize) -> Result<Packed> {
+        let weight = self.weight.contiguous()?;
+        let (weight_storage, weight_layout) = weight.storage_and_layout();
+        let bias = self.bias.as_ref().map(Tensor::contiguous).transpose()?;
+        let bias = bias.as_ref().map(Tensor::storage_and_layout);
+        let bias = bias.as_ref().map(|(storage, layout)| held_values(storage, layout)).transpose()?;
+        Ok(Packed::new(held_values(&weight_storage, weight_layout)?, bias, inputs))
+    }
+}
+
+/// The shape of the result of a linear layer.
+fn output_shape(x: &Tensor, inputs: usize, outputs: usize) -> Result<Vec<usize>> {
+    match x.dims() {
+        [leading @ .., last] if *last == inputs => Ok(leading.iter().copied().chain([outputs]).collect()),
+        other => Err(EncoderError::Shape {
+            what: "linear input",
+            expected: format!("[.., {inputs}]"),
+            got: other.to_vec(),
+        }),
     }
 }
 
@@ -74,16 +140,17 @@ impl Linear {
 /// # Errors
 /// [`EncoderError::Shape`] when the sizes do not fit, [`EncoderError::Tensor`] from candle.
 pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let inputs = x.dim(D::Minus1)?;
-    let outputs = weight.dim(0)?;
-    checked("linear weight", weight, &[outputs, inputs])?;
+    let (outputs, inputs) = weight.dims2()?;
+    let shape = output_shape(x, inputs, outputs)?;
     bias.map(|bias| checked("linear bias", bias, &[outputs])).transpose()?;
-    let mut shape = x.dims().to_vec();
-    if let Some(last) = shape.last_mut() {
-        *last = outputs;
-    }
-    let rows = x.elem_count() / inputs.max(1);
-    Ok(composed(&x.reshape((rows, inputs))?, weight, bias)?.reshape(shape)?)
+    let rows = x.reshape((x.elem_count() / inputs.max(1), inputs))?;
+    let y = if is_single_on_cpu(&[x, weight]) && inputs * outputs > 0 {
+        let no_bias = bias.is_none().then(|| Tensor::zeros(outputs, DType::F32, x.device())).transpose()?;
+        affine(&rows, weight, bias.or(no_bias.as_ref()).unwrap_or(weight))?
+    } else {
+        composed(&rows, weight, bias)?
+    };
+    Ok(y.reshape(shape)?)
 }
 
 fn composed(rows: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
@@ -104,7 +171,10 @@ pub(super) fn checked(what: &'static str, tensor: &Tensor, expected: &[usize]) -
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Var;
+
     use super::*;
+    use crate::ops::Gelu;
     use crate::ops::differences::{assert_gradients, flat, noise};
 
     #[test]
@@ -130,6 +200,29 @@ mod tests {
     #[test]
     fn sizes_that_do_not_fit_are_told() {
         let error = linear(&noise(1, &[2, 5]), &noise(2, &[4, 6]), None).unwrap_err();
-        assert_eq!(error.to_string(), "linear weight: expected [4, 5], got [4, 6]");
+        assert_eq!(error.to_string(), "linear input: expected [.., 6], got [2, 5]");
+    }
+
+    #[test]
+    fn a_layer_gives_the_same_with_and_without_a_graph() {
+        let single = |x: Tensor| x.to_dtype(DType::F32).unwrap();
+        let [x, residual] = [(1, 40), (4, 37)].map(|(seed, width)| single(noise(seed, &[3, 5, width])));
+        let [weight, bias] = [noise(2, &[37, 40]), noise(3, &[37])].map(single);
+        let frozen = Linear::new(weight.clone(), Some(bias.clone())).unwrap();
+        let trained =
+            Linear::new(Var::from_tensor(&weight).unwrap().as_tensor().clone(), Some(bias)).unwrap();
+        let activation = Activation::Gelu(Gelu::Erf);
+        let runs: [&dyn Fn(&Linear) -> Tensor; 3] = [
+            &|layer| layer.forward(&x).unwrap(),
+            &|layer| layer.forward_activated(&x, activation).unwrap(),
+            &|layer| layer.forward_added(&x, &residual).unwrap(),
+        ];
+        for run in runs {
+            let (frozen, trained) = (run(&frozen), run(&trained));
+            assert!(!frozen.track_op() && trained.track_op());
+            assert_eq!(frozen.dims(), [3, 5, 37]);
+            assert_eq!(flat(&frozen), flat(&trained));
+        }
+        assert!(frozen.forward_added(&x, &x).is_err() && frozen.forward(&residual).is_err());
     }
 }

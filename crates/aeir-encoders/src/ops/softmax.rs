@@ -1,8 +1,12 @@
 //! Softmax of each row.
 
-use candle_core::{D, Tensor};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor};
+use rayon::prelude::*;
 
+use super::is_single_on_cpu;
 use crate::error::Result;
+use crate::product::{held_values, values};
+use crate::vector::{exp, maximum, sum, sum_of, vectorised};
 
 /// Scales `exp(x)` of each row to a sum of one.
 ///
@@ -15,7 +19,73 @@ use crate::error::Result;
 /// # Errors
 /// [`crate::EncoderError::Tensor`] from candle, such as for a scalar.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
+    if is_single_on_cpu(&[x]) && x.elem_count() > 0 {
+        return Ok(x.contiguous()?.apply_op1(Softmax)?);
+    }
     composed(x)
+}
+
+/// Scales a row of scores by `scale` and turns it into weights; zeros where all are minus infinity.
+#[inline(always)]
+pub(super) fn softmax_in_place(row: &mut [f32], scale: f32) {
+    /// Where the exponential is next to nothing.
+    const LEAST: f32 = -87.0;
+    row.iter_mut().for_each(|value| *value *= scale);
+    let largest = maximum(row);
+    if largest == f32::NEG_INFINITY {
+        row.fill(0.0);
+        return;
+    }
+    // Our exponential ends above zero.
+    row.iter_mut().for_each(|value| {
+        let below = *value - largest;
+        *value = if below < LEAST { 0.0 } else { exp(below) };
+    });
+    let factor = 1.0 / sum(row);
+    row.iter_mut().for_each(|value| *value *= factor);
+}
+
+/// Turns the gradient of a row of weights into that of the scaled scores.
+#[inline(always)]
+pub(super) fn softmax_backward(gradient: &mut [f32], weights: &[f32]) {
+    let mean = sum_of(gradient, weights, |gradient, weight| gradient * weight);
+    gradient.iter_mut().zip(weights).for_each(|(gradient, weight)| *gradient = weight * (*gradient - mean));
+}
+
+struct Softmax;
+
+/// Rows of a task.
+const ROWS: usize = 32;
+
+impl CustomOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        let columns = layout.shape().dims().last().copied().unwrap_or(1);
+        let mut out = values(x, layout)?.to_vec();
+        out.par_chunks_mut(ROWS * columns).for_each(|rows| {
+            vectorised(|| rows.chunks_mut(columns).for_each(|row| softmax_in_place(row, 1.0)));
+        });
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, result: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let columns = x.dim(D::Minus1)?;
+        let gradient = gradient.contiguous()?;
+        let (gradient_storage, gradient_layout) = gradient.storage_and_layout();
+        let (storage, layout) = result.storage_and_layout();
+        let weights = held_values(&storage, layout)?;
+        let mut out = held_values(&gradient_storage, gradient_layout)?.to_vec();
+        out.par_chunks_mut(ROWS * columns).zip(weights.par_chunks(ROWS * columns)).for_each(
+            |(gradient, weights)| {
+                let rows = gradient.chunks_mut(columns).zip(weights.chunks(columns));
+                vectorised(|| rows.for_each(|(gradient, weights)| softmax_backward(gradient, weights)));
+            },
+        );
+        Tensor::from_vec(out, x.shape(), x.device()).map(Some)
+    }
 }
 
 fn composed(x: &Tensor) -> Result<Tensor> {
