@@ -35,7 +35,12 @@ impl Linear {
             });
         };
         bias.as_ref().map(|bias| checked("linear bias", bias, &[outputs])).transpose()?;
-        Ok(Self { weight, bias, packed: OnceLock::new() })
+        Ok(Self::unchecked(weight, bias))
+    }
+
+    /// A layer whose tensors are checked when it first runs.
+    pub(crate) fn unchecked(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias, packed: OnceLock::new() }
     }
 
     /// `[O, I]`.
@@ -96,7 +101,7 @@ impl Linear {
         let packed = match self.packed.get() {
             Some(packed) => packed,
             None => {
-                let packed = self.pack(inputs)?;
+                let packed = self.pack(inputs, outputs)?;
                 self.packed.get_or_init(|| Arc::new(packed))
             }
         };
@@ -110,7 +115,8 @@ impl Linear {
         Ok(Tensor::from_vec(out, shape, x.device())?)
     }
 
-    fn pack(&self, inputs: usize) -> Result<Packed> {
+    fn pack(&self, inputs: usize, outputs: usize) -> Result<Packed> {
+        self.bias.as_ref().map(|bias| checked("linear bias", bias, &[outputs])).transpose()?;
         let weight = self.weight.contiguous()?;
         let (weight_storage, weight_layout) = weight.storage_and_layout();
         let bias = self.bias.as_ref().map(Tensor::contiguous).transpose()?;

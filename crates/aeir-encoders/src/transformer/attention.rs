@@ -67,6 +67,28 @@ impl Attention {
         angles: Option<&(Tensor, Tensor)>,
         mode: &mut Mode<'_>,
     ) -> Result<Tensor> {
+        self.output.forward(&self.found(x, bias, angles, mode)?, mode)
+    }
+
+    /// `forward(x) + shortcut`.
+    pub(crate) fn forward_added(
+        &self,
+        x: &Tensor,
+        bias: &AttentionBias,
+        shortcut: &Tensor,
+        mode: &mut Mode<'_>,
+    ) -> Result<Tensor> {
+        self.output.forward_added(&self.found(x, bias, None, mode)?, shortcut, mode)
+    }
+
+    /// What each token finds, heads side by side.
+    fn found(
+        &self,
+        x: &Tensor,
+        bias: &AttentionBias,
+        angles: Option<&(Tensor, Tensor)>,
+        mode: &mut Mode<'_>,
+    ) -> Result<Tensor> {
         let [query, key, value] = match &self.projections {
             Projections::Separate { query, key, value } => {
                 [query.forward(x, mode)?, key.forward(x, mode)?, value.forward(x, mode)?]
@@ -108,7 +130,9 @@ impl Attention {
                 (query, both.narrow(D::Minus1, size, size)?, both.narrow(D::Minus1, 2 * size, size)?)
             }
         };
-        self.attend(&self.split(&query)?, &self.split(&key)?, &self.split(&value)?, bias, mode)
+        let found =
+            self.attend(&self.split(&query)?, &self.split(&key)?, &self.split(&value)?, bias, mode)?;
+        self.output.forward(&found, mode)
     }
 
     /// `[B, T, D]` to `[B, H, T, d]`.
@@ -132,7 +156,7 @@ impl Attention {
         } else {
             ops::attention(query, key, value, scale, bias)?
         };
-        self.output.forward(&found.transpose(1, 2)?.flatten_from(2)?, mode)
+        Ok(found.transpose(1, 2)?.flatten_from(2)?)
     }
 }
 

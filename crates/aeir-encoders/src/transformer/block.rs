@@ -105,18 +105,43 @@ impl Block {
     pub(crate) fn forward(&self, x: &Tensor, bias: &AttentionBias, mode: &mut Mode<'_>) -> Result<Tensor> {
         match self.placement {
             NormPlacement::Before => {
-                let attended = self.attention.forward(&self.attention_norm.forward(x)?, bias, None, mode)?;
-                let x = self.add(x, &attended, 0, mode)?;
-                let fed = self.feed_forward.forward(&self.feed_forward_norm.forward(&x)?, mode)?;
-                self.add(&x, &fed, 1, mode)
+                let x = self.attended(&self.attention_norm.forward(x)?, x, bias, mode)?;
+                self.fed(&self.feed_forward_norm.forward(&x)?, &x, mode)
             }
             NormPlacement::After => {
-                let attended = self.attention.forward(x, bias, None, mode)?;
-                let x = self.attention_norm.forward(&self.add(x, &attended, 0, mode)?)?;
-                let fed = self.feed_forward.forward(&x, mode)?;
-                self.feed_forward_norm.forward(&self.add(&x, &fed, 1, mode)?)
+                let x = self.attention_norm.forward(&self.attended(x, x, bias, mode)?)?;
+                self.feed_forward_norm.forward(&self.fed(&x, &x, mode)?)
             }
         }
+    }
+
+    /// Attention with its shortcut.
+    fn attended(
+        &self,
+        x: &Tensor,
+        shortcut: &Tensor,
+        bias: &AttentionBias,
+        mode: &mut Mode<'_>,
+    ) -> Result<Tensor> {
+        if self.adds_as_is(mode) {
+            return self.attention.forward_added(x, bias, shortcut, mode);
+        }
+        let attended = self.attention.forward(x, bias, None, mode)?;
+        self.add(shortcut, &attended, 0, mode)
+    }
+
+    /// The linear layers with their shortcut.
+    fn fed(&self, x: &Tensor, shortcut: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
+        if self.adds_as_is(mode) {
+            return self.feed_forward.forward_added(x, shortcut, mode);
+        }
+        let fed = self.feed_forward.forward(x, mode)?;
+        self.add(shortcut, &fed, 1, mode)
+    }
+
+    /// Whether a part is added to its shortcut without scale or dropout.
+    fn adds_as_is(&self, mode: &Mode<'_>) -> bool {
+        self.scales.is_none() && !mode.is_training()
     }
 
     /// The shortcut: `x`, and what part 0 (attention) or 1 (linear layers) adds.

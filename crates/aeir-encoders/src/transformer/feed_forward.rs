@@ -17,8 +17,14 @@ pub(crate) struct FeedForward {
 
 impl FeedForward {
     pub(crate) fn forward(&self, x: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
-        let inner = self.activation.apply(&self.up.forward(x, mode)?)?;
+        let inner = self.up.forward_activated(x, self.activation, mode)?;
         self.down.forward(&inner, mode)
+    }
+
+    /// `forward(x) + shortcut`.
+    pub(crate) fn forward_added(&self, x: &Tensor, shortcut: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
+        let inner = self.up.forward_activated(x, self.activation, mode)?;
+        self.down.forward_added(&inner, shortcut, mode)
     }
 }
 

@@ -6,13 +6,12 @@ use crate::checkpoint::Source;
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::mode::Mode;
-use crate::ops;
+use crate::ops::{self, Activation};
 
 /// `x W^T + b`, and what the adapter adds.
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    layer: ops::Linear,
     adapter: Option<Adapter>,
 }
 
@@ -29,30 +28,49 @@ impl Linear {
         outputs: usize,
         has_bias: bool,
     ) -> Result<Self> {
-        Ok(Self {
-            weight: source.tensor("weight", &[outputs, inputs])?,
-            bias: has_bias.then(|| source.tensor("bias", &[outputs])).transpose()?,
-            adapter: source.adapter(inputs, outputs)?,
-        })
+        let weight = source.tensor("weight", &[outputs, inputs])?;
+        let bias = has_bias.then(|| source.tensor("bias", &[outputs])).transpose()?;
+        Ok(Self { layer: ops::Linear::unchecked(weight, bias), adapter: source.adapter(inputs, outputs)? })
     }
 
     #[allow(dead_code, reason = "SigLIP's image head is the first to use it")]
     /// A layer of tensors at hand, such as rows of a larger matrix.
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, adapter: None }
+        Self { layer: ops::Linear::unchecked(weight, bias), adapter: None }
     }
 
     /// Number of outputs.
     pub(crate) fn outputs(&self) -> usize {
-        self.weight.dims().first().copied().unwrap_or(0)
+        self.layer.weight().dims().first().copied().unwrap_or(0)
     }
 
     /// `x [.., I]` to `[.., O]`.
     pub(crate) fn forward(&self, x: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
-        let y = ops::linear(x, &self.weight, self.bias.as_ref())?;
+        let y = self.layer.forward(x)?;
         match &self.adapter {
             Some(adapter) => Ok((y + adapter.forward(x, mode)?)?),
             None => Ok(y),
+        }
+    }
+
+    /// `activation(forward(x))`.
+    pub(crate) fn forward_activated(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+        mode: &mut Mode<'_>,
+    ) -> Result<Tensor> {
+        match &self.adapter {
+            Some(_) => activation.apply(&self.forward(x, mode)?),
+            None => self.layer.forward_activated(x, activation),
+        }
+    }
+
+    /// `forward(x) + shortcut`.
+    pub(crate) fn forward_added(&self, x: &Tensor, shortcut: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
+        match &self.adapter {
+            Some(_) => Ok((self.forward(x, mode)? + shortcut)?),
+            None => self.layer.forward_added(x, shortcut),
         }
     }
 }
