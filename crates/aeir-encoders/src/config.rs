@@ -72,6 +72,14 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// How many layers there are. No published network has more than some hundred.
+    pub(crate) fn layers(&self, key: &str, default: usize) -> Result<usize> {
+        match self.size(key, default)? {
+            layers if layers <= 10_000 => Ok(layers),
+            _ => Err(self.wrong(key, "10000 or less")),
+        }
+    }
+
     /// The width of the network and its heads, which divide it.
     pub(crate) fn width(
         &self,

@@ -87,7 +87,7 @@ impl BertConfig {
             table: config.size("max_position_embeddings", 512)?,
             positions,
             types: Some(config.size("type_vocab_size", 2)?),
-            layers: config.size("num_hidden_layers", 12)?,
+            layers: config.layers("num_hidden_layers", 12)?,
             block: BlockConfig {
                 names: BERT_BLOCK,
                 hidden,
@@ -115,7 +115,7 @@ impl BertConfig {
             table: config.size("max_position_embeddings", 512)?,
             positions: Positions::Counted,
             types: None,
-            layers: config.size("n_layers", 6)?,
+            layers: config.layers("n_layers", 6)?,
             block: BlockConfig {
                 names: DISTILBERT_BLOCK,
                 hidden,

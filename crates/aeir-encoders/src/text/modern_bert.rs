@@ -62,7 +62,7 @@ impl ModernBertConfig {
             embedding_dropout: config.dropout("embedding_dropout", 0.0)?,
             attention_dropout: config.dropout("attention_dropout", 0.0)?,
             mlp_dropout: config.dropout("mlp_dropout", 0.0)?,
-            is_global: layer_kinds(config, config.size("num_hidden_layers", 22)?)?,
+            is_global: layer_kinds(config, config.layers("num_hidden_layers", 22)?)?,
             reach: config.size("local_attention", 128)? / 2,
             global_theta,
             local_theta: theta(config, LOCAL, "local_rope_theta", 10_000.0)?,

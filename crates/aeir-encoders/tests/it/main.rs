@@ -11,16 +11,20 @@
 )]
 
 mod broken_folders;
+mod fine_tuning;
 mod fixtures;
 mod gradients;
 mod heads;
 mod mutation;
 mod parity_efficientnet;
 mod parity_heads;
+mod parity_minilm;
 mod parity_preprocessing;
 mod parity_static_embedding;
 mod parity_text;
 mod parity_words;
 mod properties;
+mod sentences;
+mod tiny_models;
 mod torch_checkpoints;
 mod words;
