@@ -270,11 +270,11 @@ fn adapters_are_saved_alone_and_loaded_back() {
 
     let wide = Trained::load("bert", &FineTuning::lora(LoraConfig { rank: 8, alpha: 16.0, ..lora() }, 3));
     let before = wide.value();
-    let error = wide.parameters.load_adapter(saved.path()).err().expect("an error");
+    let error = wide.parameters.load_adapter(saved.path()).expect_err("an error");
     assert!(matches!(error, EncoderError::TensorShape { .. }), "{error}");
     assert_eq!(wide.value(), before);
     let scaled = Trained::load("bert", &FineTuning::lora(LoraConfig { alpha: 9.0, ..lora() }, 3));
-    let error = scaled.parameters.load_adapter(saved.path()).err().expect("an error");
+    let error = scaled.parameters.load_adapter(saved.path()).expect_err("an error");
     assert!(matches!(error, EncoderError::Argument { .. }), "{error}");
     let error =
         Trained::load("distilbert", &FineTuning::lora(lora(), 3)).parameters.load_adapter(saved.path());

@@ -234,7 +234,7 @@ fn ids_that_the_model_does_not_have() {
     let folder = copy("bert");
     set(&folder.path().join("tokenizer.json"), "/model/vocab/dog", json!(80));
     let backbone = load_text_backbone(folder.path(), &Device::Cpu).unwrap();
-    let got = backbone.encode(&["a dog"]).err().expect("an error");
+    let got = backbone.encode(&["a dog"]).expect_err("an error");
     assert!(matches!(&got, EncoderError::TokenId { expected: 80, got: 80, .. }), "{got}");
 }
 
@@ -246,7 +246,7 @@ fn token_batches_that_do_not_fit() {
     let tokens = TokenBatch::new(&zeros((2, 3)), &zeros((2, 3))).unwrap();
     assert!(matches!(tokens.with_types(&zeros((3, 2))), Err(EncoderError::Shape { .. })));
     let long = TokenBatch::new(&zeros((1, 25)), &zeros((1, 25))).unwrap();
-    let got = model.forward(&long, &mut Mode::Evaluation).err().expect("an error");
+    let got = model.forward(&long, &mut Mode::Evaluation).expect_err("an error");
     assert!(matches!(&got, EncoderError::Shape { expected, .. } if expected.contains("24")), "{got}");
 }
 
