@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 
-use crate::error::Result;
+use crate::error::{EncoderError, Result};
 use crate::fine_tuning::FineTuning;
 use crate::lora::Adapter;
 use crate::weights::Weights;
@@ -124,6 +124,17 @@ impl Source<'_> {
             }
             _ => Ok(tensor),
         }
+    }
+
+    /// A tensor of this shape that is never trained, such as running statistics.
+    pub(crate) fn constant(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let values = self.checkpoint.weights.take(&self.name(name), shape)?;
+        Ok(Tensor::from_vec(values, shape, self.device())?)
+    }
+
+    /// The error for a tensor whose values can't be used.
+    pub(crate) fn bad_value(&self, name: &str, expected: &'static str, got: f32) -> EncoderError {
+        self.checkpoint.weights.bad_value(&self.name(name), expected, got)
     }
 
     /// The low-rank adapter of the linear layer at this source, if the plan wants one there.

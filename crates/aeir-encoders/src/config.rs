@@ -80,6 +80,26 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// A list of sizes, one a stage.
+    pub(crate) fn sizes(&self, key: &str, default: &[usize]) -> Result<Vec<usize>> {
+        let Some(value) = self.get(key) else { return Ok(default.to_vec()) };
+        let size = |value: &Value| match value.as_u64() {
+            Some(size @ 1..=0xffff) => usize::try_from(size).ok(),
+            _ => None,
+        };
+        let sizes = value.as_array().filter(|sizes| (1..=16).contains(&sizes.len()));
+        sizes
+            .and_then(|sizes| sizes.iter().map(size).collect())
+            .ok_or_else(|| self.wrong(key, "1 to 16 whole numbers of 1 to 65535"))
+    }
+
+    /// One of several words.
+    pub(crate) fn word<'w>(&self, key: &str, words: &[&'w str], default: &'w str) -> Result<&'w str> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        let found = words.iter().find(|word| value.as_str() == Some(word));
+        found.copied().ok_or_else(|| self.wrong(key, words.join(" or ")))
+    }
+
     /// The width of the network and its heads, which divide it.
     pub(crate) fn width(
         &self,

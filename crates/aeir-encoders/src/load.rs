@@ -12,9 +12,21 @@ use crate::image_backbone::ImageBackbone;
 use crate::static_embedding::StaticEmbedding;
 use crate::text::{TextTransformer, transformer_folder};
 use crate::text_backbone::TextBackbone;
+use crate::vision::VisionBackbone;
 
 pub(crate) const CONFIG: &str = "config.json";
-const IMAGE_ARCHITECTURES: &[&str] = &[EfficientNet::ARCHITECTURE];
+pub(crate) const IMAGE_ARCHITECTURES: &[&str] = &[
+    EfficientNet::ARCHITECTURE,
+    "clip",
+    "clip_vision_model",
+    "siglip",
+    "siglip_vision_model",
+    "vit",
+    "dinov2",
+    "dinov2_with_registers",
+    "resnet",
+    "convnext",
+];
 pub(crate) const TEXT_ARCHITECTURES: &[&str] = &[
     StaticEmbedding::MODEL_TYPE,
     "bert",
@@ -41,6 +53,7 @@ const CLASSES: &[(&str, &str)] = &[
     ("SiglipVision", "siglip_vision_model"),
     ("Siglip", "siglip"),
     ("ViT", "vit"),
+    ("Dinov2WithRegisters", "dinov2_with_registers"),
     ("Dinov2", "dinov2"),
     ("ResNet", "resnet"),
     ("ConvNext", "convnext"),
@@ -56,6 +69,7 @@ const CLASSES: &[(&str, &str)] = &[
 pub fn load_image_backbone(folder: &Path, device: &Device) -> Result<Box<dyn ImageBackbone>> {
     match architecture(folder)?.as_str() {
         EfficientNet::ARCHITECTURE => Ok(Box::new(EfficientNet::load(folder, device)?)),
+        name if IMAGE_ARCHITECTURES.contains(&name) => Ok(Box::new(VisionBackbone::load(folder, device)?)),
         other => Err(unsupported(&folder.join(CONFIG), other, IMAGE_ARCHITECTURES)),
     }
 }

@@ -12,7 +12,7 @@ mod rotary;
 
 pub(crate) use attention::Attention;
 pub(crate) use block::{Block, BlockConfig, BlockNames, NormPlacement};
-pub(crate) use feed_forward::GatedFeedForward;
+pub(crate) use feed_forward::{FeedForward, GatedFeedForward};
 pub(crate) use linear::Linear;
 pub(crate) use norm::LayerNorm;
 pub(crate) use rotary::Rotary;

@@ -100,6 +100,7 @@ fn block(
         intermediate: config.size("intermediate_size", intermediate)?,
         heads,
         activation: config.activation("hidden_act", activation)?,
+        is_gated: false,
         epsilon: config.positive("layer_norm_eps", epsilon)?,
         placement: NormPlacement::Before,
         has_projection_bias: true,

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::attention::Attention;
-use super::feed_forward::FeedForward;
+use super::feed_forward::{FeedForward, GatedFeedForward};
 use super::linear::Linear;
 use super::norm::LayerNorm;
 use crate::checkpoint::Source;
@@ -44,6 +44,8 @@ pub(crate) struct BlockConfig {
     pub(crate) intermediate: usize,
     pub(crate) heads: usize,
     pub(crate) activation: Activation,
+    /// Whether the first linear layer has a gate beside each of its values.
+    pub(crate) is_gated: bool,
     pub(crate) epsilon: f64,
     pub(crate) placement: NormPlacement,
     /// Whether queries, keys and values have a bias.
@@ -59,17 +61,51 @@ pub(crate) struct BlockConfig {
 pub(crate) struct Block {
     attention: Attention,
     attention_norm: LayerNorm,
-    feed_forward: FeedForward,
+    feed_forward: Inner,
     feed_forward_norm: LayerNorm,
     scales: Option<[Tensor; 2]>,
     placement: NormPlacement,
     residual_dropout: [f32; 2],
 }
 
+#[derive(Debug, Clone)]
+enum Inner {
+    Plain(FeedForward),
+    Gated(GatedFeedForward),
+}
+
+impl Inner {
+    fn load(source: &Source<'_>, config: &BlockConfig) -> Result<Self> {
+        let BlockConfig { names, hidden, intermediate, activation, .. } = *config;
+        let gates = if config.is_gated { intermediate } else { 0 };
+        let up = Linear::load(&source.under(names.up), hidden, intermediate + gates)?;
+        let down = Linear::load(&source.under(names.down), intermediate, hidden)?;
+        Ok(match config.is_gated {
+            true => Self::Gated(GatedFeedForward { up, activation, down, dropout: 0.0 }),
+            false => Self::Plain(FeedForward { up, activation, down }),
+        })
+    }
+
+    fn forward(&self, x: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
+        match self {
+            Self::Plain(layers) => layers.forward(x, mode),
+            Self::Gated(layers) => layers.forward(x, mode),
+        }
+    }
+
+    /// `forward(x) + shortcut`.
+    fn forward_added(&self, x: &Tensor, shortcut: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
+        match self {
+            Self::Plain(layers) => layers.forward_added(x, shortcut, mode),
+            Self::Gated(layers) => Ok((layers.forward(x, mode)? + shortcut)?),
+        }
+    }
+}
+
 impl Block {
     /// Takes the tensors of one block.
     pub(crate) fn load(source: &Source<'_>, config: &BlockConfig) -> Result<Self> {
-        let BlockConfig { names, hidden, intermediate, heads, epsilon, .. } = *config;
+        let BlockConfig { names, hidden, heads, epsilon, .. } = *config;
         let project =
             |name: &str| Linear::load_with(&source.under(name), hidden, hidden, config.has_projection_bias);
         let projections = [project(names.query)?, project(names.key)?, project(names.value)?];
@@ -84,11 +120,7 @@ impl Block {
         Ok(Self {
             attention: Attention::separate(projections, output, heads, config.attention_dropout),
             attention_norm: norm(names.attention_norm)?,
-            feed_forward: FeedForward {
-                up: Linear::load(&source.under(names.up), hidden, intermediate)?,
-                activation: config.activation,
-                down: Linear::load(&source.under(names.down), intermediate, hidden)?,
-            },
+            feed_forward: Inner::load(source, config)?,
             feed_forward_norm: norm(names.feed_forward_norm)?,
             scales,
             placement: config.placement,

@@ -22,6 +22,7 @@ mod parity_minilm;
 mod parity_preprocessing;
 mod parity_static_embedding;
 mod parity_text;
+mod parity_vision;
 mod parity_words;
 mod properties;
 mod sentences;
