@@ -155,6 +155,9 @@ fn of_data(error: &DataError) -> (u8, Option<String>) {
             let cached = cache_folder().is_ok_and(|cache| path.starts_with(cache));
             (FAILED, cached.then(|| "set AEIR_CACHE_DIR to a folder that can be written".into()))
         }
+        DataError::Malformed { expected, .. } if expected.starts_with("a column") => {
+            (BAD_DATA, Some("name them with --columns image=NAME,caption=NAME,split=NAME".into()))
+        }
         DataError::NothingUsable { path, expected: "image path", .. } if path.is_dir() => {
             let suffixes = IMAGE_SUFFIXES.join(", .");
             (

@@ -1,8 +1,10 @@
 //! Every command and flag. Each flag can also be given as an environment variable, `AEIR_` and its name.
 
+pub(crate) mod data;
+
 use std::path::PathBuf;
 
-use aeir_data::Split;
+use aeir_data::{Columns, ReadOptions, Split};
 use aeir_encoders::Head;
 use aeir_train::config::{Adversary, Fidelity, SourceLossKind};
 use aeir_train::{MethodName, TrainConfig};
@@ -15,6 +17,7 @@ See it work:
   aeir demo
 
 On your own data:
+  aeir data check pairs.jsonl
   aeir train  --source pairs.jsonl --target-images photos --target-sentences lines.txt -o model
   aeir eval   --model model --data test.jsonl
   aeir index  --model model --images photos -o index
@@ -48,6 +51,8 @@ pub(crate) enum Command {
     Search(SearchFlags),
     /// Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
     Convert(ConvertFlags),
+    /// Check, split, convert and unpair data sets
+    Data(data::DataFlags),
 }
 
 #[derive(Args)]
@@ -70,17 +75,20 @@ pub(crate) struct DemoFlags {
 
 #[derive(Args)]
 pub(crate) struct TrainFlags {
-    /// Source pairs: one `{"image": path, "captions": [..], "split"?: "train"|"val"}` a line, paths relative to the
-    /// file; or a folder of region features, `train_ims.npy` with `train_caps.txt`, and `dev_` for validation. May be
-    /// repeated; each is a domain of its own
-    #[arg(long, required = true, value_name = "FILE.jsonl|DIR", env = "AEIR_SOURCE")]
+    /// Source pairs, in any format: JSON lines, CSV, a folder of images with text files, COCO, Karpathy's splits, SCAN's
+    /// region features, WebDataset or Parquet; docs/data.md shows each. May be repeated; each is a domain of its own
+    #[arg(long, required = true, value_name = "PATH", env = "AEIR_SOURCE")]
     pub(crate) source: Vec<PathBuf>,
-    /// Target images: a list file with one path a line, a folder, or a `.npy` file of region features
-    #[arg(long, value_name = "LIST|DIR|FILE.npy", env = "AEIR_TARGET_IMAGES")]
+    /// Target images: a folder, a list file with one path a line, features in `.npy`, `.safetensors` or `.tsv`, or the images
+    /// of any data set; nothing of its sentences is taken
+    #[arg(long, value_name = "PATH", env = "AEIR_TARGET_IMAGES")]
     pub(crate) target_images: Option<PathBuf>,
-    /// Target sentences, one a line; which belongs to which image need not be known
-    #[arg(long, value_name = "FILE", env = "AEIR_TARGET_SENTENCES")]
+    /// Target sentences: a text file with one a line, or the sentences of any data set; which belongs to which image need not
+    /// be known
+    #[arg(long, value_name = "PATH", env = "AEIR_TARGET_SENTENCES")]
     pub(crate) target_sentences: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) reading: ReadingFlags,
     /// What to train [default: aeir]
     #[arg(long, value_enum, env = "AEIR_METHOD")]
     pub(crate) method: Option<MethodFlag>,
@@ -147,11 +155,12 @@ pub(crate) struct EvalFlags {
     /// Folder of a trained model
     #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
     pub(crate) model: PathBuf,
-    /// Test pairs: one `{"image": path, "captions": [..], "split"?: ".."}` a line, paths relative to the file; or a folder
-    /// of region features, `test_ims.npy` with `test_caps.txt`
-    #[arg(long, value_name = "FILE.jsonl|DIR", env = "AEIR_DATA")]
+    /// Test pairs, in any format that `train --source` takes
+    #[arg(long, value_name = "PATH", env = "AEIR_DATA")]
     pub(crate) data: PathBuf,
-    /// Score this split only [default: the lines marked `test`, or all where none is; `test` of a folder]
+    #[command(flatten)]
+    pub(crate) reading: ReadingFlags,
+    /// Score this split only [default: the items marked `test`, or all where none is]
     #[arg(long, value_enum, env = "AEIR_SPLIT")]
     pub(crate) split: Option<SplitFlag>,
     /// Of a model with a cross-attentive head: re-rank this many of each query's first results with it, 0 for none, or
@@ -170,10 +179,12 @@ pub(crate) struct IndexFlags {
     /// Folder of a trained model
     #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
     pub(crate) model: PathBuf,
-    /// Images: a folder, a list file with one path a line, a `.jsonl` file with an `image` a line, or a `.npy` file of
-    /// region features
-    #[arg(long, value_name = "DIR|LIST|FILE.jsonl|FILE.npy", env = "AEIR_IMAGES")]
+    /// Images: a folder, a list file with one path a line, features in `.npy`, `.safetensors` or `.tsv`, or the images of any
+    /// data set, of whatever split
+    #[arg(long, value_name = "PATH", env = "AEIR_IMAGES")]
     pub(crate) images: PathBuf,
+    #[command(flatten)]
+    pub(crate) reading: ReadingFlags,
     /// Folder for the index; an earlier index in it is replaced once the new one is whole
     #[arg(long, short, value_name = "IDX", env = "AEIR_OUTPUT")]
     pub(crate) output: PathBuf,
@@ -203,6 +214,28 @@ pub(crate) struct SearchFlags {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
+}
+
+/// How data sets are read, where their files alone don't say it.
+#[derive(Args)]
+pub(crate) struct ReadingFlags {
+    /// Columns of tables and Parquet files, where their names are not the usual ones, such as
+    /// `image=FILE,caption=TITLE,split=SET`; `caption` may stand several times
+    #[arg(long, value_name = "ROLE=NAME,..", env = "AEIR_COLUMNS")]
+    pub(crate) columns: Option<Columns>,
+    /// Folder that image paths are relative to [default: that of the file, or one of the usual ones beside it]
+    #[arg(long, value_name = "DIR", env = "AEIR_IMAGE_ROOT")]
+    pub(crate) image_root: Option<PathBuf>,
+}
+
+impl ReadingFlags {
+    pub(crate) fn options(&self) -> ReadOptions {
+        ReadOptions {
+            columns: self.columns.clone().unwrap_or_default(),
+            image_root: self.image_root.clone(),
+            ..ReadOptions::default()
+        }
+    }
 }
 
 #[derive(Args)]

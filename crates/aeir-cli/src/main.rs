@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         Command::Eval(flags) => commands::eval::run(&flags, &terminal),
         Command::Index(flags) => commands::index::run(&flags, &terminal),
         Command::Search(flags) => commands::search::run(&flags, &terminal),
+        Command::Data(flags) => commands::data::run(&flags, &terminal),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

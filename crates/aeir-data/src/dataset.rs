@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
 use crate::formats;
+pub use crate::formats::table::Columns;
 use crate::image_source::ImageSource;
 use crate::sentence::sentence;
 use crate::skipped::Skipped;
@@ -17,21 +18,48 @@ use crate::split::Split;
 pub enum Format {
     /// One `{"image": path, "captions": [..], "split"?: ".."}` a line.
     JsonLines,
+    /// CSV or TSV with named columns.
+    Table,
     /// A folder of images, each with a text file of the same name where it has sentences.
     Folder,
     /// A text file with one image path a line.
     ImageList,
     /// A text file with one sentence a line.
     SentenceList,
+    /// MSCOCO's caption files: `images` and `annotations` in JSON.
+    Coco,
+    /// Karpathy's `dataset_*.json`: images with their split and sentences.
+    Karpathy,
+    /// SCAN's layout: `{train,dev,test}_ims.npy` with `_caps.txt`.
+    Scan,
+    /// A table of bottom-up attention: region features in base64, a line an image.
+    FeatureTable,
+    /// Tar archives whose members of one key are one item.
+    WebDataset,
+    /// Parquet files as the Hugging Face hub has them.
+    Parquet,
+    /// An array of features in NumPy's format.
+    Npy,
+    /// Features in a safetensors file.
+    Safetensors,
 }
 
 impl fmt::Display for Format {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::JsonLines => "JSON lines",
+            Self::Table => "table with named columns",
             Self::Folder => "folder of images",
             Self::ImageList => "list of images",
             Self::SentenceList => "list of sentences",
+            Self::Coco => "COCO captions",
+            Self::Karpathy => "Karpathy's splits",
+            Self::Scan => "SCAN's region features",
+            Self::FeatureTable => "table of bottom-up attention",
+            Self::WebDataset => "WebDataset",
+            Self::Parquet => "Parquet",
+            Self::Npy => "array of features (.npy)",
+            Self::Safetensors => "features (.safetensors)",
         })
     }
 }
@@ -39,15 +67,28 @@ impl fmt::Display for Format {
 /// How to read a data set, where its files alone don't say it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// Read these splits only; of a format with a file a split the others are not opened. An item without a split counts
-    /// as [`Split::Train`].
-    pub splits: Option<Vec<Split>>,
+    /// Which column is which, for tables and Parquet.
+    pub columns: Columns,
+    /// The folder that image paths are relative to; else that of the file, or one of the usual folders around it.
+    pub image_root: Option<PathBuf>,
+    /// Of a format with a file a split, open the files of these splits only, and those that name none.
+    pub split_files: Option<Vec<Split>>,
+    /// Leave sentences that lie in files of their own alone.
+    pub images_only: bool,
 }
 
 impl ReadOptions {
-    /// Whether items of this split are wanted.
-    pub fn wants(&self, split: Option<Split>) -> bool {
-        self.splits.as_ref().is_none_or(|splits| splits.contains(&split.unwrap_or(Split::Train)))
+    /// Whether a file of this split is to be opened.
+    pub(crate) fn wants(&self, split: Option<Split>) -> bool {
+        match (&self.split_files, split) {
+            (Some(splits), Some(split)) => splits.contains(&split),
+            _ => true,
+        }
+    }
+
+    /// The same, where nothing else is asked for, with the files of these splits only.
+    pub(crate) fn of_splits(&self, splits: &[Split]) -> Self {
+        Self { split_files: self.split_files.clone().or_else(|| Some(splits.to_vec())), ..self.clone() }
     }
 }
 
@@ -126,6 +167,11 @@ impl Dataset {
     /// Those of [`Dataset::open`].
     pub fn open_images(path: &Path, options: &ReadOptions) -> Result<Self, DataError> {
         let expected = "a folder or a list with an image path a line";
+        let options = &ReadOptions { images_only: true, ..options.clone() };
+        // A folder of images may also hold the captions of some of them.
+        if formats::is_folder_of_images(path)? {
+            return formats::read(path, Format::Folder, options);
+        }
         let format = match Self::detect_for(path, "an image path a line", expected) {
             Err(DataError::UnknownFormat { path, .. }) => {
                 return Err(DataError::NothingUsable { path, expected: "image path", skipped: 0 });

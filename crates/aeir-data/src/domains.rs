@@ -117,7 +117,8 @@ impl ParallelDomain {
     /// # Errors
     /// Those of [`ParallelDomain::read`].
     pub fn read_with(path: &Path, options: &ReadOptions) -> Result<Self, DataError> {
-        Self::from_dataset(Dataset::open(path, options)?)
+        let options = options.of_splits(&[Split::Train, Split::Validation]);
+        Self::from_dataset(Dataset::open(path, &options)?)
     }
 }
 
@@ -172,7 +173,7 @@ impl TargetImages {
     /// # Errors
     /// Those of [`TargetImages::read`].
     pub fn read_with(path: &Path, options: &ReadOptions) -> Result<Self, DataError> {
-        Self::from_dataset(Dataset::open_images(path, options)?)
+        Self::from_dataset(Dataset::open_images(path, &options.of_splits(&[Split::Train]))?)
     }
 
     /// The images of the training split, each once.
@@ -249,7 +250,7 @@ impl TargetSentences {
     /// # Errors
     /// Those of [`TargetSentences::read`].
     pub fn read_with(path: &Path, options: &ReadOptions) -> Result<Self, DataError> {
-        Self::from_dataset(Dataset::open_sentences(path, options)?)
+        Self::from_dataset(Dataset::open_sentences(path, &options.of_splits(&[Split::Train]))?)
     }
 
     /// The sentences of the training split.
@@ -349,7 +350,15 @@ impl TestPairs {
     /// # Errors
     /// Those of [`TestPairs::read`].
     pub fn read_with(path: &Path, split: Option<Split>, options: &ReadOptions) -> Result<Self, DataError> {
-        Self::from_dataset(Dataset::open(path, options)?, split)
+        let wanted = options.of_splits(&[split.unwrap_or(Split::Test)]);
+        let data = match Dataset::open(path, &wanted) {
+            // No file is of the test split.
+            Err(DataError::NothingUsable { skipped: 0, .. }) if split.is_none() => {
+                Dataset::open(path, options)?
+            }
+            opened => opened?,
+        };
+        Self::from_dataset(data, split)
     }
 
     /// Takes one split of a data set, as [`TestPairs::read`] does.

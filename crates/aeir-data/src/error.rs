@@ -97,6 +97,28 @@ pub enum DataError {
         /// What would have been recognised.
         looked_for: String,
     },
+    /// A data set that is not what its format says.
+    #[error("`{}`{} ({format}): expected {expected}, got {got}", path.display(), at_line(*line))]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What it was read as.
+        format: crate::dataset::Format,
+        /// 1-based, where the place is known.
+        line: Option<usize>,
+        /// What the reader takes.
+        expected: String,
+        /// What is there.
+        got: String,
+    },
+    /// The name of an image that a file which holds several does not have.
+    #[error("`{}`: expected the row, id or member of an image in this file, got `{got}`", path.display())]
+    NoSuchImage {
+        /// The file.
+        path: PathBuf,
+        /// What stood behind `#`.
+        got: String,
+    },
     /// Features where an encoded image is needed.
     #[error("`{item}` is a row of features: there is no image to decode")]
     NotEncoded {
@@ -332,6 +354,8 @@ impl DataError {
             | Self::CaptionRecord { path, .. }
             | Self::WrongKind { path, .. }
             | Self::UnknownFormat { path, .. }
+            | Self::Malformed { path, .. }
+            | Self::NoSuchImage { path, .. }
             | Self::CacheFormat { path, .. }
             | Self::CacheManifest { path, .. }
             | Self::CacheWrite { path, .. }
@@ -363,7 +387,7 @@ impl DataError {
             Self::NotUtf8 { line, .. }
             | Self::LineTooLong { line, .. }
             | Self::CaptionRecord { line, .. } => Some(*line),
-            Self::WrongKind { line, .. } => *line,
+            Self::WrongKind { line, .. } | Self::Malformed { line, .. } => *line,
             _ => None,
         }
     }

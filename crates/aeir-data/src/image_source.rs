@@ -9,6 +9,8 @@ use std::sync::Arc;
 use crate::decode::{DecodedImage, ImageLimits, decode_bytes, decode_file};
 use crate::durable;
 use crate::error::DataError;
+#[cfg(feature = "parquet")]
+use crate::formats::parquet::ParquetCell;
 use crate::hash::{ContentHash, hash_bytes, hash_file};
 use crate::region_features::RegionFeatures;
 
@@ -32,6 +34,9 @@ pub enum ImageSource {
     File(PathBuf),
     /// A run of bytes within a file, such as a member of an archive.
     Part(FilePart),
+    /// A value in a Parquet file.
+    #[cfg(feature = "parquet")]
+    Parquet(ParquetCell),
     /// Features computed beforehand: there is nothing to decode.
     Features(FeatureRow),
 }
@@ -79,12 +84,20 @@ impl From<PathBuf> for ImageSource {
     }
 }
 
+impl From<FilePart> for ImageSource {
+    fn from(part: FilePart) -> Self {
+        Self::Part(part)
+    }
+}
+
 impl ImageSource {
     /// The file that holds it.
     pub fn path(&self) -> &Path {
         match self {
             Self::File(path) => path,
             Self::Part(part) => &part.file,
+            #[cfg(feature = "parquet")]
+            Self::Parquet(cell) => cell.path(),
             Self::Features(row) => row.features.path(),
         }
     }
@@ -110,19 +123,9 @@ impl ImageSource {
         match self {
             Self::File(_) => None,
             Self::Part(part) => Some(part.name.clone()),
+            #[cfg(feature = "parquet")]
+            Self::Parquet(cell) => Some(cell.row().to_string()),
             Self::Features(row) => Some(row.features.place(row.image)),
-        }
-    }
-
-    /// How many bytes the encoded image has; `None` for features.
-    ///
-    /// # Errors
-    /// [`DataError::Io`] and [`DataError::NotAFile`].
-    pub fn encoded_len(&self) -> Result<Option<u64>, DataError> {
-        match self {
-            Self::File(path) => durable::open_regular(path).map(|(_, length)| Some(length)),
-            Self::Part(part) => Ok(Some(part.length)),
-            Self::Features(_) => Ok(None),
         }
     }
 
@@ -135,6 +138,15 @@ impl ImageSource {
         match self {
             Self::File(path) => crate::decode::read_within(path, max_bytes),
             Self::Part(part) => part.read(max_bytes),
+            #[cfg(feature = "parquet")]
+            Self::Parquet(cell) => {
+                let bytes = cell.read()?;
+                let got = bytes.len() as u64;
+                if got > max_bytes {
+                    return Err(too_many(PathBuf::from(self.to_string()), max_bytes, got));
+                }
+                Ok(bytes)
+            }
             Self::Features(_) => Err(DataError::NotEncoded { item: self.to_string() }),
         }
     }

@@ -1,11 +1,15 @@
 #![doc = include_str!("../README.md")]
 
 mod cache;
+mod check;
+mod containers;
 mod dataset;
 mod decode;
 mod domains;
 mod durable;
 mod error;
+mod export;
+mod feature_table;
 mod formats;
 mod hash;
 mod image_source;
@@ -19,20 +23,21 @@ mod skipped;
 mod split;
 
 pub use cache::{CacheEntry, FeatureCache, Features, Precision, Pruned, list, prune};
-pub use dataset::{Dataset, Format, Item, ReadOptions};
+pub use check::{CheckReport, Finding, PartReport, Spread, check};
+pub use dataset::{Columns, Dataset, Format, Item, ReadOptions};
 pub use decode::{DecodedImage, ImageLimits, decode_bytes, decode_file};
 pub use domains::{AlignedTarget, CaptionedImage, ParallelDomain, TargetImages, TargetSentences, TestPairs};
 pub use error::DataError;
+pub use export::{Exported, Shares, write_json_lines, write_splits, write_unpaired, write_webdataset};
 pub use formats::folder::IMAGE_SUFFIXES;
+#[cfg(feature = "parquet")]
+pub use formats::parquet::ParquetCell;
 pub use hash::{ContentHash, hash_bytes, hash_file, hash_text};
 pub use image_source::{FeatureRow, FilePart, ImageSource};
 pub use loader::{for_each_batch, for_each_prepared_batch};
 pub use npy::FeatureArray;
-pub use region_features::{
-    CaptionedRegions, RegionDomain, RegionFeatures, RegionItem, RegionTestPairs, TargetRegions,
-    is_region_folder,
-};
-pub use sampler::ShuffledSampler;
+pub use region_features::RegionFeatures;
+pub use sampler::{EpochLength, ShuffledSampler};
 pub use sentence::MAX_SENTENCE_CHARACTERS;
 pub use skipped::{Skipped, write_skipped};
 pub use split::Split;

@@ -1,16 +1,20 @@
-//! Arrays of features in NumPy's `.npy` format, memory-mapped: a file of 100 GB costs no memory but what is read of it.
+//! Arrays of features in NumPy's `.npy` format, or in a safetensors file, memory-mapped: a file of 100 GB costs no memory but what is read of it.
 //!
 //! The header is parsed here. The crates that read the format build a tree from the header first, by recursion and into
 //! memory that the file asks for, and multiply the shape without a check for overflow: a file that nobody vouches for could
 //! end the process. What a feature file needs of the format is three keys in a dictionary.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::f16;
+use half::{bf16, f16};
 use memmap2::{Mmap, MmapOptions};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSlice;
+use safetensors::tensor::TensorInfo;
+use safetensors::{Dtype, SafeTensors};
 
 use crate::durable;
 use crate::error::DataError;
@@ -60,8 +64,8 @@ const SCANNED_BYTES: usize = 1 << 20;
 pub struct FeatureArray {
     path: PathBuf,
     map: Mmap,
-    /// Where the values begin.
-    start: usize,
+    /// Where the values lie.
+    values: Range<usize>,
     format: Format,
     shape: Vec<usize>,
     rows: usize,
@@ -88,33 +92,101 @@ impl FeatureArray {
     /// file, a header that does not parse, another element type, Fortran order, an extent of zero and another number of
     /// dimensions; [`DataError::ArrayLength`] where values are missing or something stands behind them.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let (file, length) = durable::open_regular(path)?;
-        if length == 0 {
-            return Err(DataError::EmptyFile {
-                path: path.to_path_buf(),
-                expected: "an array in .npy format",
-            });
-        }
-        let failed = |error| DataError::io(path, "map", error);
-        let length = usize::try_from(length).map_err(|_| failed(std::io::ErrorKind::FileTooLarge.into()))?;
-        // SAFETY: mapped read-only and only ever seen as bytes, any of which are valid; the type's documentation says what
-        // it means for the process if the file is cut short.
-        let map = unsafe { MmapOptions::new().len(length).map(&file) }.map_err(failed)?;
-        Self::from_map(path, map)
+        Self::from_map(path, mapped(path, "an array in .npy format")?)
     }
 
+    /// Opens the tensor of images in a safetensors file, and holds the header against the file's length. No value is read.
+    ///
+    /// The tensor is the one named `images`, `image_embeddings`, `image_features`, `embeddings` or `features`, or the only one of
+    /// two or three dimensions.
+    ///
+    /// # Errors
+    /// Those of [`FeatureArray::open`], for what safetensors files can be wrong in.
+    pub fn open_safetensors(path: &Path) -> Result<Self, DataError> {
+        const EXPECTED: &str = "a file in safetensors format";
+        let map = mapped(path, EXPECTED)?;
+        let refused = |expected: &'static str, got: String| DataError::ArrayFormat {
+            path: path.to_path_buf(),
+            expected,
+            got,
+        };
+        let (header, metadata) =
+            SafeTensors::read_metadata(&map).map_err(|error| refused(EXPECTED, error.to_string()))?;
+        let tensors = metadata.tensors();
+        let name = image_tensor(&tensors).ok_or_else(|| {
+            let mut names: Vec<&str> = tensors.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            refused(
+                "one tensor of 2 or 3 dimensions, or one named images, image_embeddings, image_features, embeddings or features",
+                names.join(", "),
+            )
+        })?;
+        let info = tensors.get(&name).ok_or_else(|| refused(EXPECTED, name.clone()))?;
+        let element = match info.dtype {
+            Dtype::F16 => Element::F16,
+            Dtype::BF16 => Element::Bf16,
+            Dtype::F32 => Element::F32,
+            Dtype::F64 => Element::F64,
+            other => return Err(refused("elements of type F16, BF16, F32 or F64", format!("{other:?}"))),
+        };
+        let shape = info.shape.clone();
+        let (rows, regions, dimension) = extents(&shape).map_err(|(expected, got)| refused(expected, got))?;
+        // The length of the header stands before it. The crate has held the offsets against the shape and the file.
+        let start = header.saturating_add(8);
+        let values = start.saturating_add(info.data_offsets.0)..start.saturating_add(info.data_offsets.1);
+        let format = Format { element, order: ByteOrder::Little };
+        if values.len() != rows * regions * dimension * element.bytes() || map.get(values.clone()).is_none() {
+            let (expected, got) = (values.end as u64, map.len() as u64);
+            return Err(DataError::ArrayLength { path: path.to_path_buf(), expected, got });
+        }
+        Ok(Self { path: path.to_path_buf(), map, values, format, shape, rows, regions, dimension })
+    }
+}
+
+/// Maps a file that is not empty.
+pub(crate) fn mapped(path: &Path, expected: &'static str) -> Result<Mmap, DataError> {
+    let (file, length) = durable::open_regular(path)?;
+    if length == 0 {
+        return Err(DataError::EmptyFile { path: path.to_path_buf(), expected });
+    }
+    let failed = |error| DataError::io(path, "map", error);
+    let length = usize::try_from(length).map_err(|_| failed(std::io::ErrorKind::FileTooLarge.into()))?;
+    // SAFETY: mapped read-only and only ever seen as bytes, any of which are valid; the type's documentation says what
+    // it means for the process if the file is cut short.
+    unsafe { MmapOptions::new().len(length).map(&file) }.map_err(failed)
+}
+
+/// The tensor that holds the images.
+fn image_tensor(tensors: &HashMap<String, &TensorInfo>) -> Option<String> {
+    const NAMES: [&str; 5] = ["images", "image_embeddings", "image_features", "embeddings", "features"];
+    if let Some(name) = NAMES.iter().find(|name| tensors.contains_key(**name)) {
+        return Some((*name).to_owned());
+    }
+    let mut arrays = tensors.iter().filter(|(_, info)| matches!(info.shape.len(), 2 | 3));
+    let (name, _) = arrays.next()?;
+    arrays.next().is_none().then(|| name.clone())
+}
+
+/// N, R and F of a shape.
+fn extents(shape: &[usize]) -> Result<(usize, usize, usize), Refusal> {
+    let shown = || format!("{shape:?}");
+    let extents = match *shape {
+        [rows, dimension] => (rows, 1, dimension),
+        [rows, regions, dimension] => (rows, regions, dimension),
+        _ => return Err(("a shape of 2 or 3 dimensions", shown())),
+    };
+    if shape.contains(&0) {
+        return Err(("a shape without a zero", shown()));
+    }
+    Ok(extents)
+}
+
+impl FeatureArray {
     fn from_map(path: &Path, map: Mmap) -> Result<Self, DataError> {
         let refused = |(expected, got)| DataError::ArrayFormat { path: path.to_path_buf(), expected, got };
         let (text, start) = header_of(&map).map_err(refused)?;
         let header = Header::parse(text).map_err(refused)?;
-        let (rows, regions, dimension) = match *header.shape.as_slice() {
-            [rows, dimension] => (rows, 1, dimension),
-            [rows, regions, dimension] => (rows, regions, dimension),
-            _ => return Err(refused(("a shape of 2 or 3 dimensions", header.shape_text()))),
-        };
-        if header.shape.contains(&0) {
-            return Err(refused(("a shape without a zero", header.shape_text())));
-        }
+        let (rows, regions, dimension) = extents(&header.shape).map_err(refused)?;
         let end = (header.shape.iter())
             .try_fold(header.format.element.bytes(), |bytes, extent| bytes.checked_mul(*extent))
             .and_then(|bytes| bytes.checked_add(start))
@@ -124,7 +196,16 @@ impl FeatureArray {
             return Err(DataError::ArrayLength { path: path.to_path_buf(), expected, got });
         }
         let Header { format, shape } = header;
-        Ok(Self { path: path.to_path_buf(), map, start, format, shape, rows, regions, dimension })
+        Ok(Self {
+            path: path.to_path_buf(),
+            map,
+            values: start..end,
+            format,
+            shape,
+            rows,
+            regions,
+            dimension,
+        })
     }
 
     /// The file.
@@ -188,7 +269,7 @@ impl FeatureArray {
     }
 
     fn values(&self) -> &[u8] {
-        self.map.get(self.start..).unwrap_or_default()
+        self.map.get(self.values.clone()).unwrap_or_default()
     }
 
     /// Reads the whole file once and finds the first value that is not finite in `f32`.
@@ -217,6 +298,7 @@ impl FeatureArray {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Element {
     F16,
+    Bf16,
     F32,
     F64,
 }
@@ -224,7 +306,7 @@ enum Element {
 impl Element {
     fn bytes(self) -> usize {
         match self {
-            Self::F16 => 2,
+            Self::F16 | Self::Bf16 => 2,
             Self::F32 => 4,
             Self::F64 => 8,
         }
@@ -269,6 +351,10 @@ impl Format {
                 fill(bytes, into, |value| f16::from_le_bytes(value).to_f32())
             }
             (Element::F16, ByteOrder::Big) => fill(bytes, into, |value| f16::from_be_bytes(value).to_f32()),
+            (Element::Bf16, ByteOrder::Little) => {
+                fill(bytes, into, |value| bf16::from_le_bytes(value).to_f32())
+            }
+            (Element::Bf16, ByteOrder::Big) => fill(bytes, into, |value| bf16::from_be_bytes(value).to_f32()),
             (Element::F32, ByteOrder::Little) => fill(bytes, into, f32::from_le_bytes),
             (Element::F32, ByteOrder::Big) => fill(bytes, into, f32::from_be_bytes),
             (Element::F64, ByteOrder::Little) => fill(bytes, into, |value| f64::from_le_bytes(value) as f32),
@@ -281,6 +367,8 @@ impl Format {
         match (self.element, self.order) {
             (Element::F16, ByteOrder::Little) => find(bytes, |value| f16::from_le_bytes(value).to_f64()),
             (Element::F16, ByteOrder::Big) => find(bytes, |value| f16::from_be_bytes(value).to_f64()),
+            (Element::Bf16, ByteOrder::Little) => find(bytes, |value| bf16::from_le_bytes(value).to_f64()),
+            (Element::Bf16, ByteOrder::Big) => find(bytes, |value| bf16::from_be_bytes(value).to_f64()),
             (Element::F32, ByteOrder::Little) => find(bytes, |value| f64::from(f32::from_le_bytes(value))),
             (Element::F32, ByteOrder::Big) => find(bytes, |value| f64::from(f32::from_be_bytes(value))),
             (Element::F64, ByteOrder::Little) => find(bytes, f64::from_le_bytes),

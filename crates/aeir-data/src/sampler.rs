@@ -4,12 +4,46 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 
 /// Two uses of one seed and stream must not share random numbers.
 #[derive(Clone, Copy)]
 enum Purpose {
     Order = 0,
     Pick = 1,
+}
+
+/// Whose passes an epoch is counted by, where source and target differ in size.
+///
+/// ```
+/// use aeir_data::EpochLength;
+/// assert_eq!(EpochLength::Longest.steps(3, &[7, 5]), 7);
+/// assert_eq!((EpochLength::Source.steps(3, &[7, 5]), EpochLength::Target.steps(9, &[7, 5])), (3, 7));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EpochLength {
+    /// The longest set: each of the others starts again until it is through.
+    #[default]
+    Longest,
+    /// The source pairs: a longer target goes on in the next epoch where it stopped, a shorter one starts again.
+    Source,
+    /// The longer of the two target sets: a longer source goes on in the next epoch, a shorter one starts again.
+    Target,
+}
+
+impl EpochLength {
+    /// Steps of an epoch, from the batches an epoch of the source and of each target set; at least 1. Without target sets, those
+    /// of the source.
+    pub fn steps(self, source: u64, target: &[u64]) -> u64 {
+        let longest = target.iter().copied().max();
+        match (self, longest) {
+            (Self::Longest, Some(target)) => source.max(target),
+            (Self::Target, Some(target)) => target,
+            (Self::Source, _) | (_, None) => source,
+        }
+        .max(1)
+    }
 }
 
 /// An endless stream of shuffled batches over `len` items, shuffled anew each epoch.

@@ -1,5 +1,6 @@
 //! The configuration of a training run: versioned TOML in which every setting has a default.
 
+use aeir_data::EpochLength;
 use aeir_encoders::{Head, HeadOptions, UnitNorm, WordOptions};
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +22,11 @@ pub struct TrainConfig {
     pub standardise: bool,
     /// Decides initial weights, order and dropout.
     pub seed: u64,
-    /// Passes over the larger of the source pairs and, where the method uses it, the target sets.
+    /// Passes over the set that `epoch_length` names.
     pub epochs: usize,
+    /// Whose passes an epoch is counted by: the largest of the source pairs and, where the method uses it, the target sets; or
+    /// one of the two, the other starting again or going on.
+    pub epoch_length: EpochLength,
     /// Source pairs a step.
     pub batch_size: usize,
     /// Target images and target sentences a step.
@@ -320,6 +324,7 @@ impl Default for TrainConfig {
             standardise: false,
             seed: 1,
             epochs: 40,
+            epoch_length: EpochLength::default(),
             batch_size: 128,
             target_batch_size: 128,
             model: ModelConfig::default(),

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aeir_data::{
-    AlignedTarget, CaptionedImage, CaptionedRegions, ContentHash, DataError, FeatureCache, Features,
-    ImageLimits, ImageSource, ParallelDomain, Precision, RegionDomain, RegionFeatures, RegionTestPairs,
-    Skipped, TargetImages, TargetRegions, TargetSentences, TestPairs, for_each_batch, hash_text,
+    AlignedTarget, CaptionedImage, ContentHash, DataError, FeatureCache, FeatureRow, Features, ImageLimits,
+    ImageSource, ParallelDomain, Precision, Skipped, TargetImages, TargetSentences, TestPairs,
+    for_each_batch, hash_text,
 };
 use aeir_encoders::{Fragments, ImageBackbone, TextBackbone, Vocabulary};
 use candle_core::Tensor;
@@ -143,6 +143,10 @@ impl<'a> FeatureExtractor<'a> {
     /// # Errors
     /// When none is left, the network fails or the cache can't be written.
     pub fn images(&mut self, what: &str, images: &[ImageSource]) -> Result<Extracted> {
+        let features: Vec<&FeatureRow> = images.iter().filter_map(ImageSource::features).collect();
+        if !features.is_empty() {
+            return self.regions(what, images, &features);
+        }
         let (backbone, kind) = match self.images {
             ImageEncoder::Pooled(backbone) => (backbone, Kind::Pooled),
             ImageEncoder::Fragments(backbone) => (backbone, Kind::Fragments),
@@ -227,6 +231,30 @@ impl<'a> FeatureExtractor<'a> {
         rows.finish(what, "image")
     }
 
+    /// Images that come as features. All values are looked at once: one that is not finite would end the training later.
+    fn regions(&self, what: &str, images: &[ImageSource], features: &[&FeatureRow]) -> Result<Extracted> {
+        let refused = |expected: &str, got: &str| TrainError::Data {
+            what: what.into(),
+            expected: expected.into(),
+            got: got.into(),
+        };
+        if let Some(other) = images.iter().find(|image| image.features().is_none()) {
+            return Err(refused("all images as features, as some are", &format!("`{other}`")));
+        }
+        if !matches!(self.images, ImageEncoder::Regions) {
+            return Err(refused("images to decode, as there is an image encoder", "features"));
+        }
+        let mut checked: Vec<&Path> = Vec::new();
+        for row in features {
+            if !checked.contains(&row.features.path()) {
+                row.features.check_finite()?;
+                checked.push(row.features.path());
+            }
+        }
+        let table = ItemTable::Fragments(FragmentTable::of_rows(features)?);
+        Ok(Extracted { table, rows: (0..images.len()).map(Some).collect(), skipped: Vec::new() })
+    }
+
     /// Features, or words, of sentences, one item each, in order.
     ///
     /// # Errors
@@ -270,73 +298,6 @@ impl<'a> FeatureExtractor<'a> {
         let mut rows = Rows::new(table);
         keys.iter().filter_map(|key| found.get(key)).for_each(|entry| rows.push(*entry));
         Ok(rows.finish(what, "sentence")?.table)
-    }
-
-    /// A source domain of region features. All values are looked at once: one that is not finite would end the training
-    /// later.
-    ///
-    /// # Errors
-    /// When a value is not finite.
-    pub fn region_source(&mut self, domain: &RegionDomain) -> Result<SourceData> {
-        let (images, sentences, sentences_of) = self.captioned_regions(&domain.name, &domain.train)?;
-        let validation = match &domain.validation {
-            None => None,
-            Some(split) => {
-                let what = format!("{} validation", domain.name);
-                let (images, sentences, sentences_of) = self.captioned_regions(&what, split)?;
-                Some(EvaluationPairs { owners: owners(&sentences_of), images, sentences })
-            }
-        };
-        Ok(SourceData { name: domain.name.clone(), images, sentences, sentences_of, validation })
-    }
-
-    fn captioned_regions(
-        &mut self,
-        what: &str,
-        split: &CaptionedRegions,
-    ) -> Result<(ItemTable, ItemTable, Vec<Vec<usize>>)> {
-        split.features().check_finite()?;
-        let rows = split.items().iter().map(|item| item.image).collect();
-        let images = ItemTable::Fragments(FragmentTable::mapped(split.features().clone(), Some(rows))?);
-        let sentences = self.sentences(&format!("{what} sentences"), split.sentences())?;
-        let sentences_of = split.items().iter().map(|item| item.sentences.clone().collect()).collect();
-        Ok((images, sentences, sentences_of))
-    }
-
-    /// The two unpaired target sets, the images as region features.
-    ///
-    /// # Errors
-    /// When a value is not finite.
-    pub fn region_target(
-        &mut self,
-        images: &TargetRegions,
-        sentences: &TargetSentences,
-    ) -> Result<TargetData> {
-        let images = self.regions(images.features())?;
-        Ok(TargetData { images, sentences: self.sentences("target sentences", sentences.sentences())? })
-    }
-
-    /// All images of a file of region features.
-    ///
-    /// # Errors
-    /// When a value is not finite.
-    pub fn regions(&self, features: &RegionFeatures) -> Result<ItemTable> {
-        features.check_finite()?;
-        Ok(ItemTable::Fragments(FragmentTable::mapped(features.clone(), None)?))
-    }
-
-    /// Pairs of region features and captions to score with.
-    ///
-    /// # Errors
-    /// When a value is not finite.
-    pub fn region_test(&mut self, pairs: &RegionTestPairs) -> Result<EvaluationPairs> {
-        pairs.features().check_finite()?;
-        let images = FragmentTable::mapped(pairs.features().clone(), Some(pairs.images().to_vec()))?;
-        Ok(EvaluationPairs {
-            images: ItemTable::Fragments(images),
-            sentences: self.sentences("test sentences", pairs.captions())?,
-            owners: pairs.owners().to_vec(),
-        })
     }
 
     /// A source domain with its validation split. Images that can't be encoded take their sentences with them.

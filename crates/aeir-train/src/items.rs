@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use aeir_data::RegionFeatures;
+use aeir_data::{FeatureRow, RegionFeatures};
 use aeir_encoders::standardise::Standardiser;
 use aeir_encoders::{Fragments, ImageInput, Items, WordBatch};
 use candle_core::{Device, Tensor};
@@ -170,11 +170,9 @@ pub struct FragmentTable {
 #[derive(Debug, Clone)]
 enum Storage {
     /// Values of all entries one after the other; entry e begins at fragment `starts[e]` and ends at `starts[e + 1]`.
-    Memory {
-        values: Arc<Vec<f16>>,
-        starts: Arc<Vec<usize>>,
-    },
-    Mapped(RegionFeatures),
+    Memory { values: Arc<Vec<f16>>, starts: Arc<Vec<usize>> },
+    /// Files with the number of their first entry, in order.
+    Mapped(Vec<(usize, RegionFeatures)>),
 }
 
 impl FragmentTable {
@@ -191,7 +189,45 @@ impl FragmentTable {
                 got: row.to_string(),
             });
         }
-        Ok(Self { dimension: file.dimension(), entries: Arc::new(entries), storage: Storage::Mapped(file) })
+        let dimension = file.dimension();
+        Ok(Self { dimension, entries: Arc::new(entries), storage: Storage::Mapped(vec![(0, file)]) })
+    }
+
+    /// These images of one or several files of region features, all of one shape.
+    ///
+    /// # Errors
+    /// When there is none, a row isn't there or the shapes differ.
+    pub fn of_rows(rows: &[&FeatureRow]) -> Result<Self> {
+        let mut files: Vec<(usize, RegionFeatures)> = Vec::new();
+        let mut entries = Vec::with_capacity(rows.len());
+        for row in rows {
+            let known = files.iter().find(|(_, file)| file.path() == row.features.path());
+            let first = match known {
+                Some((first, _)) => *first,
+                None => {
+                    let first = files.last().map_or(0, |(first, file)| first + file.len());
+                    if let Some((_, shape)) = files.first() {
+                        row.features.check_shape(shape.regions(), shape.dimension())?;
+                    }
+                    files.push((first, row.features.clone()));
+                    first
+                }
+            };
+            if row.image >= row.features.len() {
+                return Err(TrainError::Data {
+                    what: "rows of region features".into(),
+                    expected: format!("below {}", row.features.len()),
+                    got: row.image.to_string(),
+                });
+            }
+            entries.push(first + row.image);
+        }
+        let (_, first) = files.first().ok_or_else(|| TrainError::Data {
+            what: "rows of region features".into(),
+            expected: "at least one".into(),
+            got: "none".into(),
+        })?;
+        Ok(Self { dimension: first.dimension(), entries: Arc::new(entries), storage: Storage::Mapped(files) })
     }
 
     /// Number of items.
@@ -217,7 +253,7 @@ impl FragmentTable {
                 (Some(start), Some(end)) => end - start,
                 _ => 0,
             },
-            Storage::Mapped(file) => file.regions(),
+            Storage::Mapped(files) => files.first().map_or(0, |(_, file)| file.regions()),
         }
     }
 
@@ -232,10 +268,11 @@ impl FragmentTable {
                     *into = value.to_f32();
                 }
             }
-            Storage::Mapped(file) => {
-                let length = file.regions() * self.dimension;
-                if let Some(into) = into.get_mut(..length) {
-                    file.read_into(entry, into)?;
+            Storage::Mapped(files) => {
+                let place = files.partition_point(|(first, _)| *first <= entry).saturating_sub(1);
+                let Some((first, file)) = files.get(place) else { return Ok(()) };
+                if let Some(into) = into.get_mut(..file.image_len()) {
+                    file.read_into(entry - first, into)?;
                 }
             }
         }
@@ -249,7 +286,7 @@ impl FragmentTable {
                 starts.iter().for_each(|start| hash.update((*start as u64).to_le_bytes()));
                 values.iter().for_each(|value| hash.update(value.to_le_bytes()));
             }
-            Storage::Mapped(file) => {
+            Storage::Mapped(files) => files.iter().for_each(|(_, file)| {
                 let mut row = vec![0f32; file.regions() * file.dimension()];
                 for index in (0..file.len()).step_by(file.len().div_ceil(DIGEST_ROWS).max(1)) {
                     // A row that can't be read is reported where it is trained on.
@@ -257,7 +294,7 @@ impl FragmentTable {
                         row.iter().for_each(|value| hash.update(value.to_le_bytes()));
                     }
                 }
-            }
+            }),
         }
     }
 }

@@ -126,16 +126,18 @@ impl<'a> Trainer<'a> {
         // A last batch of one pair has no negatives: it would be a step without a loss.
         let lonely_last = pairs > config.batch_size && pairs % config.batch_size == 1;
         let source = ShuffledSampler::new(pairs, config.seed, SOURCE_STREAM).drop_last(lonely_last);
-        let mut steps_per_epoch = source.batches_per_epoch(config.batch_size);
+        let mut target_batches = Vec::new();
         let mut target = None;
         if let (true, Some(sets)) = (config.method.adapts(), &prepared.target) {
             let images = ShuffledSampler::new(sets.images.len(), config.seed, TARGET_IMAGE_STREAM);
             let sentences = ShuffledSampler::new(sets.sentences.len(), config.seed, TARGET_SENTENCE_STREAM);
             for sampler in [&images, &sentences] {
-                steps_per_epoch = steps_per_epoch.max(sampler.batches_per_epoch(config.target_batch_size));
+                target_batches.push(sampler.batches_per_epoch(config.target_batch_size));
             }
             target = Some((images, sentences));
         }
+        let source_batches = source.batches_per_epoch(config.batch_size);
+        let steps_per_epoch = config.epoch_length.steps(source_batches, &target_batches);
         let anchors = match anchors {
             0 => None,
             count => Some(Self::first_pairs(&prepared, &source, count)?),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use aeir_data::{RegionTestPairs, Split, TestPairs, is_region_folder};
+use aeir_data::TestPairs;
 use aeir_encoders::Bundle;
 use aeir_retrieve::{DirectionMetrics, Relevance, RetrievalMetrics};
 use aeir_train::EvaluationPairs;
@@ -23,17 +23,10 @@ pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> 
     let split = flags.split.map(crate::flags::SplitFlag::split);
     let mut extractor =
         extractor_of(&bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
-    let (test, skipped) = if is_region_folder(&flags.data) {
-        let pairs = RegionTestPairs::read(&flags.data, split.or(Some(Split::Test)))?;
-        pairs.notes().iter().for_each(|note| terminal.warn(note));
-        (extractor.region_test(&pairs)?, pairs.skipped().to_vec())
-    } else {
-        let pairs = TestPairs::read(&flags.data, split)?;
-        pairs.notes().iter().for_each(|note| terminal.warn(note));
-        let (test, mut skipped) = extractor.test(&pairs)?;
-        skipped.extend(pairs.skipped().iter().cloned());
-        (test, skipped)
-    };
+    let pairs = TestPairs::read_with(&flags.data, split, &flags.reading.options())?;
+    pairs.notes().iter().for_each(|note| terminal.warn(note));
+    let (test, mut skipped) = extractor.test(&pairs)?;
+    skipped.extend(pairs.skipped().iter().cloned());
     let metrics = score_with_head(&bundle, &test, flags.rerank, terminal)?;
     tell_skipped(terminal, &skipped, None);
     if flags.json {

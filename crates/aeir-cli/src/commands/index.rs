@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use aeir_data::{Dataset, ImageSource, ReadOptions, RegionFeatures, Skipped, write_skipped};
+use aeir_data::{Dataset, ImageSource, Skipped, write_skipped};
 use aeir_encoders::Bundle;
 use aeir_retrieve::{IndexBuilder, IndexContent};
 use aeir_train::features::FeatureExtractor;
@@ -24,11 +24,9 @@ pub(crate) const MODEL_FOLDER: &str = "model";
 pub(crate) fn run(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let device = flags.device.device.open(terminal)?;
     let bundle = Bundle::load(&flags.model, &device)?;
-    if is_npy(&flags.images) {
-        let count = build_of_regions(&bundle, &flags.images, &flags.output, terminal)?;
-        return tell(&flags.output, count);
-    }
-    let (images, skipped) = images_of(&flags.images)?;
+    let data = Dataset::open_images(&flags.images, &flags.reading.options())?;
+    data.notes.iter().for_each(|note| terminal.warn(note));
+    let (images, skipped) = (data.images(), data.skipped);
     let mut extractor =
         extractor_of(&bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
     let built = build(&bundle, &mut extractor, &images, skipped, &flags.output)?;
@@ -41,37 +39,6 @@ fn tell(folder: &Path, count: usize) -> anyhow::Result<()> {
     print(&format!(
         "index   {folder}\nimages  {count}\nnext    aeir search --index {folder} \"a sentence\"\n"
     ))
-}
-
-fn is_npy(path: &Path) -> bool {
-    path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("npy")) && path.is_file()
-}
-
-/// An index of a file of region features; an item is named `FILE#ROW`. Gives the number of items.
-fn build_of_regions(
-    bundle: &Bundle,
-    images: &Path,
-    folder: &Path,
-    terminal: &Terminal,
-) -> anyhow::Result<usize> {
-    let builder = IndexBuilder::begin(folder)?;
-    let absolute = std::path::absolute(images)
-        .with_context(|| format!("could not make `{}` absolute", images.display()))?;
-    let features = RegionFeatures::open(&absolute)?;
-    features.note().iter().for_each(|note| terminal.warn(note));
-    let table = extractor_of(bundle)?.regions(&features)?;
-    let embeddings = embed_table(&table, bundle.device(), |items| bundle.encode_images(items))?;
-    let items: Vec<String> = (0..features.len()).map(|image| features.name(image)).collect();
-    let model = builder.staging().join(MODEL_FOLDER);
-    std::fs::create_dir_all(&model).with_context(|| format!("could not make `{}`", model.display()))?;
-    bundle.copy_to(&model)?;
-    write_skipped(&builder.staging().join(SKIPPED_FILE), &[])?;
-    builder.commit(IndexContent {
-        embeddings: &embeddings,
-        items: &items,
-        model_fingerprint: bundle.fingerprint(),
-    })?;
-    Ok(items.len())
 }
 
 /// What an index was made of.
@@ -108,10 +75,4 @@ pub(crate) fn build(
         model_fingerprint: bundle.fingerprint(),
     })?;
     Ok(Built { items, skipped })
-}
-
-/// All images of a data set, of whatever split, each once.
-fn images_of(input: &Path) -> anyhow::Result<(Vec<ImageSource>, Vec<Skipped>)> {
-    let data = Dataset::open_images(input, &ReadOptions::default())?;
-    Ok((data.images(), data.skipped))
 }

@@ -2,9 +2,7 @@
 
 use std::fmt::Write;
 
-use std::path::{Path, PathBuf};
-
-use aeir_data::{ImageSource, RegionFeatures};
+use aeir_data::ImageSource;
 use aeir_encoders::{Bundle, Encoded, Items, Mode};
 use aeir_retrieve::{Hit, Index, Query, rerank_hits};
 use aeir_train::{ItemTable, TrainError};
@@ -147,13 +145,8 @@ fn fragments_of(
 ) -> anyhow::Result<(Vec<Hit>, Vec<Hit>, ItemTable)> {
     let behind: Vec<Hit> = hits.iter().skip(count).cloned().collect();
     let first: Vec<Hit> = hits.into_iter().take(count).collect();
-    if bundle.image_backbone().is_none() {
-        let (file, rows) = region_rows(&first)?;
-        let features = RegionFeatures::open(&file)?;
-        let table = aeir_train::FragmentTable::mapped(features, Some(rows))?;
-        return Ok((first, behind, ItemTable::Fragments(table)));
-    }
-    let images: Vec<ImageSource> = first.iter().map(|hit| PathBuf::from(&hit.item).into()).collect();
+    let names: Vec<&str> = first.iter().map(|hit| hit.item.as_str()).collect();
+    let images = ImageSource::of_names(&names)?;
     let mut extractor =
         extractor_of(bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
     let extracted = extractor.images("images to re-rank", &images)?;
@@ -164,22 +157,4 @@ fn fragments_of(
     }
     unreadable.extend(behind);
     Ok((readable, unreadable, extracted.table))
-}
-
-/// The file and the images that items `FILE#ROW` name.
-fn region_rows(hits: &[Hit]) -> anyhow::Result<(PathBuf, Vec<usize>)> {
-    let split = |hit: &Hit| {
-        let (file, row) = hit.item.rsplit_once('#')?;
-        Some((file.to_owned(), row.parse::<usize>().ok()?))
-    };
-    let named: Option<Vec<(String, usize)>> = hits.iter().map(split).collect();
-    let missing = || CliError::Data {
-        message: "the index has items that name no row of a feature file".into(),
-        hint: "build it again with `aeir index`".into(),
-    };
-    let named = named.ok_or_else(missing)?;
-    let file = named.first().map(|(file, _)| file.clone()).ok_or_else(missing)?;
-    let features = RegionFeatures::open(Path::new(&file))?;
-    let rows = named.iter().map(|(_, row)| row / features.rows_per_image().max(1)).collect();
-    Ok((PathBuf::from(file), rows))
 }

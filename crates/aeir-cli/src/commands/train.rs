@@ -4,8 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use aeir_data::{
-    ParallelDomain, RegionDomain, Skipped, TargetImages, TargetRegions, TargetSentences, is_region_folder,
-    write_skipped,
+    FeatureRow, ImageSource, ParallelDomain, Skipped, TargetImages, TargetSentences, write_skipped,
 };
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::{DEFAULT_MINIMUM_COUNT, Vocabulary, write_atomically};
@@ -68,50 +67,57 @@ pub(crate) fn read_config(file: Option<&Path>) -> anyhow::Result<TrainConfig> {
     Ok(TrainConfig::from_toml(&text, &file.display().to_string())?)
 }
 
-/// What the flags name, read but not decoded: images in files, or as region features.
-enum Inputs {
-    Images { sources: Vec<ParallelDomain>, target: Option<(TargetImages, TargetSentences)> },
-    Regions { sources: Vec<RegionDomain>, target: Option<(TargetRegions, TargetSentences)> },
+/// What the flags name, read but not decoded.
+struct Inputs {
+    sources: Vec<ParallelDomain>,
+    target: Option<(TargetImages, TargetSentences)>,
+    /// Whether the images come as features.
+    regions: bool,
 }
 
 impl Inputs {
     fn read(flags: &TrainFlags, config: &TrainConfig) -> anyhow::Result<Self> {
         let target = target_files(flags, config)?;
-        let regions = flags.source.iter().filter(|source| is_region_folder(source)).count();
-        if regions == 0 {
-            let sources =
-                flags.source.iter().map(|file| ParallelDomain::read(file)).collect::<Result<_, _>>()?;
-            let target = match target {
-                Some((images, sentences)) => {
-                    Some((TargetImages::read(images)?, TargetSentences::read(sentences)?))
-                }
-                None => None,
-            };
-            return Ok(Self::Images { sources, target });
-        }
-        if regions < flags.source.len() {
+        let options = flags.reading.options();
+        let sources: Vec<ParallelDomain> = flags
+            .source
+            .iter()
+            .map(|path| ParallelDomain::read_with(path, &options))
+            .collect::<Result<_, _>>()?;
+        let target = match target {
+            Some((images, sentences)) => Some((
+                TargetImages::read_with(images, &options)?,
+                TargetSentences::read_with(sentences, &options)?,
+            )),
+            None => None,
+        };
+        let as_features = |source: &&ParallelDomain| {
+            source.train.first().is_some_and(|item| item.image.features().is_some())
+        };
+        let regions = sources.iter().filter(as_features).count();
+        if regions > 0 && regions < sources.len() {
             return Err(CliError::Usage {
                 message: "some --source are folders of region features and some are not".into(),
                 hint: "all sources must have the same kind of features".into(),
             }
             .into());
         }
-        let sources: Vec<RegionDomain> =
-            flags.source.iter().map(|folder| RegionDomain::read(folder)).collect::<Result<_, _>>()?;
-        let target = match target {
-            Some((images, sentences)) => {
-                Some((TargetRegions::open(images)?, TargetSentences::read(sentences)?))
-            }
-            None => None,
-        };
-        if let Some(first) = sources.first() {
-            let shape = first.train.features();
-            let others = sources.iter().map(|source| source.train.features());
-            for features in others.chain(target.iter().map(|(images, _)| images.features())) {
-                features.check_shape(shape.regions(), shape.dimension())?;
-            }
+        let inputs = Self { sources, target, regions: regions > 0 };
+        inputs.check_shapes()?;
+        Ok(inputs)
+    }
+
+    /// Features of all domains go through one encoder.
+    fn check_shapes(&self) -> anyhow::Result<()> {
+        let of_sources =
+            self.sources.iter().filter_map(|source| source.train.first()).map(|item| &item.image);
+        let of_target = self.target.iter().filter_map(|(images, _)| images.images().first());
+        let mut features = of_sources.chain(of_target).filter_map(ImageSource::features);
+        let Some(FeatureRow { features: first, .. }) = features.next() else { return Ok(()) };
+        for row in features {
+            row.features.check_shape(first.regions(), first.dimension())?;
         }
-        Ok(Self::Regions { sources, target })
+        Ok(())
     }
 
     /// Loads what images and sentences are encoded with; for words, collects the vocabulary from the training sentences.
@@ -122,10 +128,7 @@ impl Inputs {
         terminal: &Terminal,
         device: &Device,
     ) -> anyhow::Result<Backbones> {
-        let image = match self {
-            Self::Images { .. } => Some(load_image(&flags.image_encoder, device)?),
-            Self::Regions { .. } => None,
-        };
+        let image = if self.regions { None } else { Some(load_image(&flags.image_encoder, device)?) };
         let sentence = if flags.text_encoder == WORDS {
             let vocabulary = Vocabulary::build(self.training_sentences().into_iter(), DEFAULT_MINIMUM_COUNT);
             terminal.note(&format!(
@@ -142,18 +145,9 @@ impl Inputs {
 
     /// Of both domains; never validation or test sentences.
     fn training_sentences(&self) -> Vec<&str> {
-        let (sources, target): (Vec<&String>, _) = match self {
-            Self::Images { sources, target } => (
-                sources.iter().flat_map(|source| &source.train).flat_map(|item| &item.captions).collect(),
-                target.as_ref().map(|(_, sentences)| sentences),
-            ),
-            Self::Regions { sources, target } => (
-                sources.iter().flat_map(|source| source.train.sentences()).collect(),
-                target.as_ref().map(|(_, sentences)| sentences),
-            ),
-        };
-        let target = target.into_iter().flat_map(|sentences| sentences.sentences());
-        sources.into_iter().chain(target).map(String::as_str).collect()
+        let source = self.sources.iter().flat_map(|source| &source.train).flat_map(|item| &item.captions);
+        let target = self.target.iter().flat_map(|(_, sentences)| sentences.sentences());
+        source.chain(target).map(String::as_str).collect()
     }
 
     fn encode(
@@ -164,33 +158,19 @@ impl Inputs {
         let mut extractor =
             backbones.extractor().with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
         let (mut data, mut skipped) = (TrainingData { sources: Vec::new(), target: None }, Vec::new());
-        match self {
-            Self::Images { sources, target } => {
-                for domain in &sources {
-                    skipped.extend(domain.skipped.iter().cloned());
-                    let (source, more) = extractor.source(domain)?;
-                    data.sources.push(source);
-                    skipped.extend(more);
-                }
-                if let Some((images, sentences)) = &target {
-                    skipped.extend(images.skipped().iter().chain(sentences.skipped()).cloned());
-                    let (target, more) = extractor.target(images, sentences)?;
-                    data.target = Some(target);
-                    skipped.extend(more);
-                }
-            }
-            Self::Regions { sources, target } => {
-                for domain in &sources {
-                    domain.notes.iter().for_each(|note| terminal.warn(note));
-                    skipped.extend(domain.skipped.iter().cloned());
-                    data.sources.push(extractor.region_source(domain)?);
-                }
-                if let Some((images, sentences)) = &target {
-                    images.features().note().iter().for_each(|note| terminal.warn(note));
-                    skipped.extend(sentences.skipped().iter().cloned());
-                    data.target = Some(extractor.region_target(images, sentences)?);
-                }
-            }
+        for domain in &self.sources {
+            domain.notes.iter().for_each(|note| terminal.warn(note));
+            skipped.extend(domain.skipped.iter().cloned());
+            let (source, more) = extractor.source(domain)?;
+            data.sources.push(source);
+            skipped.extend(more);
+        }
+        if let Some((images, sentences)) = &self.target {
+            images.notes().iter().chain(sentences.notes()).for_each(|note| terminal.warn(note));
+            skipped.extend(images.skipped().iter().chain(sentences.skipped()).cloned());
+            let (target, more) = extractor.target(images, sentences)?;
+            data.target = Some(target);
+            skipped.extend(more);
         }
         Ok((data, skipped))
     }

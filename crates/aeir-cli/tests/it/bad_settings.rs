@@ -65,7 +65,7 @@ fn flags_that_do_not_go_together() {
     exit 2
     error: unexpected argument '-1' found
 
-    Usage: aeir train [OPTIONS] --source <FILE.jsonl|DIR> --output <RUN>
+    Usage: aeir train [OPTIONS] --source <PATH> --output <RUN>
 
     For more information, try '--help'.
     ");
@@ -134,7 +134,7 @@ fn configurations() {
       |
     1 | epoch = 3
       | ^^^^^
-    unknown field `epoch`, expected one of `version`, `method`, `standardise`, `seed`, `epochs`, `batch_size`, `target_batch_size`, `model`, `source_loss`, `adaptation`, `aeir`, `cca`, `optimizer`, `selection`, `checkpoint_every`
+    unknown field `epoch`, expected one of `version`, `method`, `standardise`, `seed`, `epochs`, `epoch_length`, `batch_size`, `target_batch_size`, `model`, `source_loss`, `adaptation`, `aeir`, `cca`, `optimizer`, `selection`, `checkpoint_every`
       did you mean `epochs`?
     ");
     insta::assert_snapshot!(train("[optimizer]\nlearning_rte = 0.1\n"), @r"

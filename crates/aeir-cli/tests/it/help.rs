@@ -33,6 +33,7 @@ fn aeir() {
       index    Embed images with a model and store them for search
       search   Find images by a sentence or by an image
       convert  Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
+      data     Check, split, convert and unpair data sets
       help     Print this message or the help of the given subcommand(s)
 
     Options:
@@ -51,6 +52,7 @@ fn aeir() {
       aeir demo
 
     On your own data:
+      aeir data check pairs.jsonl
       aeir train  --source pairs.jsonl --target-images photos --target-sentences lines.txt -o model
       aeir eval   --model model --data test.jsonl
       aeir index  --model model --images photos -o index
@@ -83,29 +85,42 @@ fn demo() {
 
 #[test]
 fn train() {
-    insta::assert_snapshot!(help("train"), @r#"
+    insta::assert_snapshot!(help("train"), @r"
     Train a model on source pairs, adapted to unpaired target images and sentences
 
-    Usage: aeir train [OPTIONS] --source <FILE.jsonl|DIR> --output <RUN>
+    Usage: aeir train [OPTIONS] --source <PATH> --output <RUN>
 
     Options:
-          --source <FILE.jsonl|DIR>
-              Source pairs: one `{"image": path, "captions": [..], "split"?: "train"|"val"}` a line,
-              paths relative to the file; or a folder of region features, `train_ims.npy` with
-              `train_caps.txt`, and `dev_` for validation. May be repeated; each is a domain of its own
+          --source <PATH>
+              Source pairs, in any format: JSON lines, CSV, a folder of images with text files, COCO,
+              Karpathy's splits, SCAN's region features, WebDataset or Parquet; docs/data.md shows each.
+              May be repeated; each is a domain of its own
 
               [env: AEIR_SOURCE=]
 
-          --target-images <LIST|DIR|FILE.npy>
-              Target images: a list file with one path a line, a folder, or a `.npy` file of region
-              features
+          --target-images <PATH>
+              Target images: a folder, a list file with one path a line, features in `.npy`,
+              `.safetensors` or `.tsv`, or the images of any data set; nothing of its sentences is taken
 
               [env: AEIR_TARGET_IMAGES=]
 
-          --target-sentences <FILE>
-              Target sentences, one a line; which belongs to which image need not be known
+          --target-sentences <PATH>
+              Target sentences: a text file with one a line, or the sentences of any data set; which
+              belongs to which image need not be known
 
               [env: AEIR_TARGET_SENTENCES=]
+
+          --columns <ROLE=NAME,..>
+              Columns of tables and Parquet files, where their names are not the usual ones, such as
+              `image=FILE,caption=TITLE,split=SET`; `caption` may stand several times
+
+              [env: AEIR_COLUMNS=]
+
+          --image-root <DIR>
+              Folder that image paths are relative to [default: that of the file, or one of the usual
+              ones beside it]
+
+              [env: AEIR_IMAGE_ROOT=]
 
           --method <METHOD>
               What to train [default: aeir]
@@ -263,34 +278,38 @@ fn train() {
 
       -h, --help
               Print help (see a summary with '-h')
-    "#);
+    ");
 }
 
 #[test]
 fn eval() {
-    insta::assert_snapshot!(help("eval"), @r#"
+    insta::assert_snapshot!(help("eval"), @r"
     Score a model on test pairs, both ways
 
-    Usage: aeir eval [OPTIONS] --model <RUN> --data <FILE.jsonl|DIR>
+    Usage: aeir eval [OPTIONS] --model <RUN> --data <PATH>
 
     Options:
-          --model <RUN>            Folder of a trained model [env: AEIR_MODEL=]
-          --data <FILE.jsonl|DIR>  Test pairs: one `{"image": path, "captions": [..], "split"?: ".."}` a
-                                   line, paths relative to the file; or a folder of region features,
-                                   `test_ims.npy` with `test_caps.txt` [env: AEIR_DATA=]
-          --split <SPLIT>          Score this split only [default: the lines marked `test`, or all where
-                                   none is; `test` of a folder] [env: AEIR_SPLIT=] [possible values:
-                                   train, val, test]
-          --rerank <N|all>         Of a model with a cross-attentive head: re-rank this many of each
-                                   query's first results with it, 0 for none, or `all` to score every
-                                   pair [env: AEIR_RERANK=] [default: 100]
-          --json                   Print one JSON object [env: AEIR_JSON=]
-          --device <DEVICE>        Where to compute: auto, cpu, cuda, cuda:N or metal [env:
-                                   AEIR_DEVICE=] [default: auto]
-      -q, --quiet                  No progress and no notes on stderr; warnings and errors stay [env:
-                                   AEIR_QUIET=]
-      -h, --help                   Print help
-    "#);
+          --model <RUN>             Folder of a trained model [env: AEIR_MODEL=]
+          --data <PATH>             Test pairs, in any format that `train --source` takes [env:
+                                    AEIR_DATA=]
+          --columns <ROLE=NAME,..>  Columns of tables and Parquet files, where their names are not the
+                                    usual ones, such as `image=FILE,caption=TITLE,split=SET`; `caption`
+                                    may stand several times [env: AEIR_COLUMNS=]
+          --image-root <DIR>        Folder that image paths are relative to [default: that of the file,
+                                    or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
+          --split <SPLIT>           Score this split only [default: the items marked `test`, or all
+                                    where none is] [env: AEIR_SPLIT=] [possible values: train, val,
+                                    test]
+          --rerank <N|all>          Of a model with a cross-attentive head: re-rank this many of each
+                                    query's first results with it, 0 for none, or `all` to score every
+                                    pair [env: AEIR_RERANK=] [default: 100]
+          --json                    Print one JSON object [env: AEIR_JSON=]
+          --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
+                                    AEIR_DEVICE=] [default: auto]
+      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
+                                    AEIR_QUIET=]
+      -h, --help                    Print help
+    ");
 }
 
 #[test]
@@ -298,23 +317,25 @@ fn index() {
     insta::assert_snapshot!(help("index"), @r"
     Embed images with a model and store them for search
 
-    Usage: aeir index [OPTIONS] --model <RUN> --images <DIR|LIST|FILE.jsonl|FILE.npy> --output <IDX>
+    Usage: aeir index [OPTIONS] --model <RUN> --images <PATH> --output <IDX>
 
     Options:
-          --model <RUN>
-              Folder of a trained model [env: AEIR_MODEL=]
-          --images <DIR|LIST|FILE.jsonl|FILE.npy>
-              Images: a folder, a list file with one path a line, a `.jsonl` file with an `image` a
-              line, or a `.npy` file of region features [env: AEIR_IMAGES=]
-      -o, --output <IDX>
-              Folder for the index; an earlier index in it is replaced once the new one is whole [env:
-              AEIR_OUTPUT=]
-          --device <DEVICE>
-              Where to compute: auto, cpu, cuda, cuda:N or metal [env: AEIR_DEVICE=] [default: auto]
-      -q, --quiet
-              No progress and no notes on stderr; warnings and errors stay [env: AEIR_QUIET=]
-      -h, --help
-              Print help
+          --model <RUN>             Folder of a trained model [env: AEIR_MODEL=]
+          --images <PATH>           Images: a folder, a list file with one path a line, features in
+                                    `.npy`, `.safetensors` or `.tsv`, or the images of any data set, of
+                                    whatever split [env: AEIR_IMAGES=]
+          --columns <ROLE=NAME,..>  Columns of tables and Parquet files, where their names are not the
+                                    usual ones, such as `image=FILE,caption=TITLE,split=SET`; `caption`
+                                    may stand several times [env: AEIR_COLUMNS=]
+          --image-root <DIR>        Folder that image paths are relative to [default: that of the file,
+                                    or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
+      -o, --output <IDX>            Folder for the index; an earlier index in it is replaced once the
+                                    new one is whole [env: AEIR_OUTPUT=]
+          --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
+                                    AEIR_DEVICE=] [default: auto]
+      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
+                                    AEIR_QUIET=]
+      -h, --help                    Print help
     ");
 }
 
@@ -373,4 +394,119 @@ fn convert() {
       -q, --quiet       No progress and no notes on stderr; warnings and errors stay [env: AEIR_QUIET=]
       -h, --help        Print help
     ");
+}
+
+#[test]
+fn data() {
+    insta::assert_snapshot!(help("data"), @r"
+    Check, split, convert and unpair data sets
+
+    Usage: aeir data [OPTIONS] <COMMAND>
+
+    Commands:
+      check    Look at every image and sentence: counts, sizes, broken files, duplicates, leaks between
+               training and test
+      split    Draw training, validation and test splits by image
+      convert  Write a data set of any format as JSON lines with images, or as WebDataset shards
+      unpair   Make unpaired images and sentences of a parallel data set, the alignment apart
+      help     Print this message or the help of the given subcommand(s)
+
+    Options:
+      -q, --quiet  No progress and no notes on stderr; warnings and errors stay [env: AEIR_QUIET=]
+      -h, --help   Print help
+    ");
+}
+
+#[test]
+fn data_check() {
+    insta::assert_snapshot!(help("data check"), @r"
+    Look at every image and sentence: counts, sizes, broken files, duplicates, leaks between training
+    and test
+
+    Usage: aeir data check [OPTIONS] <PATH>...
+
+    Arguments:
+      <PATH>...  Data sets, in any format that `train --source` takes
+
+    Options:
+          --columns <ROLE=NAME,..>  Columns of tables and Parquet files, where their names are not the
+                                    usual ones, such as `image=FILE,caption=TITLE,split=SET`; `caption`
+                                    may stand several times [env: AEIR_COLUMNS=]
+          --image-root <DIR>        Folder that image paths are relative to [default: that of the file,
+                                    or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
+          --json                    Print one JSON object [env: AEIR_JSON=]
+      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
+                                    AEIR_QUIET=]
+      -h, --help                    Print help
+
+    Examples:
+      aeir data check photos/captions.jsonl
+      aeir data check train.csv test.csv
+      aeir data check flickr30k/ --json | jq .leaked_images.count
+    ");
+}
+
+#[test]
+fn data_convert() {
+    insta::assert_snapshot!(help("data convert"), @r#"
+    Write a data set of any format as JSON lines with images, or as WebDataset shards
+
+    Usage: aeir data convert [OPTIONS] --output <DIR> <PATH>
+
+    Arguments:
+      <PATH>
+              A data set, in any format that `train --source` takes
+
+    Options:
+          --to <TO>
+              What to write
+
+              Possible values:
+              - json-lines: `captions.jsonl` with `images/`
+              - webdataset: `SPLIT-000000.tar`
+
+              [env: AEIR_TO=]
+              [default: json-lines]
+
+          --per-shard <N>
+              With `webdataset`: items an archive
+
+              [env: AEIR_PER_SHARD=]
+              [default: 1000]
+
+      -o, --output <DIR>
+              Folder to write into: new or empty
+
+              [env: AEIR_OUTPUT=]
+
+          --json
+              Print one JSON object
+
+              [env: AEIR_JSON=]
+
+          --columns <ROLE=NAME,..>
+              Columns of tables and Parquet files, where their names are not the usual ones, such as
+              `image=FILE,caption=TITLE,split=SET`; `caption` may stand several times
+
+              [env: AEIR_COLUMNS=]
+
+          --image-root <DIR>
+              Folder that image paths are relative to [default: that of the file, or one of the usual
+              ones beside it]
+
+              [env: AEIR_IMAGE_ROOT=]
+
+      -q, --quiet
+              No progress and no notes on stderr; warnings and errors stay
+
+              [env: AEIR_QUIET=]
+
+      -h, --help
+              Print help (see a summary with '-h')
+
+    Examples:
+      aeir data convert "shards/{000..012}.tar" --output plain
+      aeir data convert dataset_flickr30k.json --image-root flickr30k-images --to webdataset --output
+      shards
+    "#);
 }

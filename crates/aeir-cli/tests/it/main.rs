@@ -7,6 +7,7 @@ mod bad_data;
 mod bad_models;
 mod bad_settings;
 mod convert;
+mod data_commands;
 mod help;
 mod resume;
 mod system;

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::dataset::{Collector, Dataset, Format, Item};
+use crate::dataset::{Collector, Dataset, Format, Item, ReadOptions};
 use crate::error::DataError;
 use crate::lines::{LineContent, open_lines};
 use crate::sentence::MAX_SENTENCE_CHARACTERS;
@@ -99,12 +99,13 @@ pub(crate) fn has_image(root: &Path) -> Result<bool, DataError> {
 ///
 /// # Errors
 /// [`DataError::Io`]; [`DataError::NothingUsable`] where there is no image.
-pub(crate) fn read(root: &Path) -> Result<Dataset, DataError> {
+pub(crate) fn read(root: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     let found = search(root, has_image_suffix)?;
     let mut collector = Collector::default();
     collector.skipped = found.skipped;
     for path in found.files {
-        let sentences = sentences_beside(&path, &mut collector);
+        let sentences =
+            if options.images_only { Vec::new() } else { sentences_beside(&path, &mut collector) };
         let id = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
         collector.add(Item { id, image: Some(path.into()), sentences, split: None, line: None });
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::image_root::ImageRoot;
 use crate::dataset::{Collector, Dataset, Format, Item, ReadOptions};
 use crate::error::DataError;
 use crate::lines::{LineContent, open_lines};
@@ -34,7 +35,7 @@ struct Record {
 /// [`DataError::WrongKind`] for UTF-16 and for an image; [`DataError::EmptyFile`]; [`DataError::NothingUsable`] where no line
 /// gave an item; [`DataError::NotAFile`] and [`DataError::Io`].
 pub(crate) fn read(path: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
-    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut root = ImageRoot::here(path, options);
     let mut lines = open_lines(path, MAX_RECORD_BYTES, EXPECTED)?;
     lines.refuse_image(path, EXPECTED)?;
     let mut collector = Collector::default();
@@ -58,9 +59,6 @@ pub(crate) fn read(path: &Path, options: &ReadOptions) -> Result<Dataset, DataEr
             line,
             reason: inside_a_line(&error),
         })?;
-        if !options.wants(record.split) {
-            continue;
-        }
         if record.image.trim().is_empty() {
             collector.skipped.push(Skipped::line(path, line, &text, "the image path is empty"));
             continue;
@@ -72,7 +70,7 @@ pub(crate) fn read(path: &Path, options: &ReadOptions) -> Result<Dataset, DataEr
             continue;
         }
         collector.add(Item {
-            image: Some(folder.join(&record.image).into()),
+            image: Some(root.source(&record.image)?),
             id: record.image,
             sentences,
             split: record.split,

@@ -3,11 +3,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::dataset::{Collector, Dataset, Format, Item};
+use super::folder::has_image_suffix;
+use super::image_root::ImageRoot;
+use super::table;
+use crate::dataset::{Collector, Dataset, Format, Item, ReadOptions};
 use crate::error::DataError;
-use crate::formats::folder::has_image_suffix;
+use crate::image_source::ImageSource;
 use crate::lines::{LineContent, NumberedLines, open_lines};
 use crate::sentence::{MAX_SENTENCE_CHARACTERS, sentence};
 use crate::skipped::Skipped;
@@ -32,6 +35,7 @@ pub(crate) fn detect(path: &Path) -> Result<Format, DataError> {
         }
         return Ok(match text {
             _ if is_json_object(text) => Format::JsonLines,
+            _ if table::is_header(text) => Format::Table,
             _ if has_image_suffix(Path::new(text)) => Format::ImageList,
             _ => Format::SentenceList,
         });
@@ -54,15 +58,16 @@ fn open(
     Ok(lines)
 }
 
-/// Reads a list of images: one path a line, absolute or relative to the folder of the file. The list keeps its order; a path
+/// Reads a list of images: one path a line, absolute or relative to the folder of the file, or
+/// `FILE#PLACE`. The list keeps its order; a path
 /// that stands twice is taken once.
 ///
 /// # Errors
 /// [`DataError::Io`], [`DataError::EmptyFile`], [`DataError::WrongKind`], [`DataError::NothingUsable`].
-pub(crate) fn read_images(path: &Path) -> Result<Dataset, DataError> {
-    let folder = path.parent().unwrap_or(Path::new(""));
+pub(crate) fn read_images(path: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
+    let mut root = ImageRoot::here(path, options);
     let mut collector = Collector::default();
-    let mut first_line: HashMap<PathBuf, usize> = HashMap::new();
+    let mut first_line: HashMap<ImageSource, usize> = HashMap::new();
     let mut lines = open_lines(path, MAX_PATH_BYTES, "an image path a line")?;
     lines.refuse_image(path, "a folder or a list with an image path a line")?;
     while let Some((line, content)) = lines.next_line().map_err(|error| DataError::io(path, "read", error))? {
@@ -82,7 +87,7 @@ pub(crate) fn read_images(path: &Path) -> Result<Dataset, DataError> {
         if text.is_empty() {
             continue;
         }
-        let image = folder.join(text);
+        let image = root.source(text)?;
         if let Some(first) = first_line.get(&image) {
             let reason = format!("listed before, on line {first}");
             collector.skipped.push(Skipped::line(path, line, text, reason));
@@ -91,7 +96,7 @@ pub(crate) fn read_images(path: &Path) -> Result<Dataset, DataError> {
         first_line.insert(image.clone(), line);
         collector.add(Item {
             id: text.to_owned(),
-            image: Some(image.into()),
+            image: Some(image),
             sentences: Vec::new(),
             split: None,
             line: Some(line),

@@ -7,6 +7,7 @@ mod cache;
 mod captions;
 mod domains;
 mod fixtures;
+mod formats;
 mod images;
 mod loader;
 mod region_features;

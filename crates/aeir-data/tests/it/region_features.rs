@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use aeir_data::{
-    DataError, FeatureArray, RegionDomain, RegionFeatures, RegionTestPairs, Split, TargetRegions,
-    TargetSentences, is_region_folder,
+    DataError, Dataset, FeatureArray, Format, ImageSource, ParallelDomain, ReadOptions, RegionFeatures,
+    Split, TargetImages, TargetSentences, TestPairs,
 };
 use half::f16;
 use proptest::prelude::*;
@@ -66,39 +66,50 @@ fn fixture_image(i: usize) -> Vec<f32> {
     (0..32).map(|place| ((7 * (i * 32 + place)) % 101) as f32 - 50.0).collect()
 }
 
+fn values(source: &ImageSource) -> Vec<f32> {
+    let row = source.features().unwrap();
+    image(&row.features, row.image)
+}
+
 #[test]
 fn the_fixture_is_read_exactly() {
-    let domain = RegionDomain::read(&scan()).unwrap();
+    let domain = ParallelDomain::read(&scan()).unwrap();
     assert_eq!((domain.name.as_str(), domain.notes.len(), domain.skipped.len()), ("scan", 0, 0));
-    let validation = domain.validation.unwrap();
-    for (split, first, images, captions) in [(&domain.train, 0, 12, 5), (&validation, 12, 4, 1)] {
-        let features = split.features();
-        assert_eq!((features.len(), features.regions(), features.dimension()), (images, 4, 8));
-        assert_eq!((split.items().len(), split.captions_per_image()), (images, captions));
-        for (index, item) in split.items().iter().enumerate() {
-            assert_eq!(item.image, index);
-            assert_eq!(image(features, index), fixture_image(first + index));
-            assert_eq!(split.captions(item).len(), captions);
+    for (items, first, count, captions) in [(&domain.train, 0, 12, 5), (&domain.validation, 12, 4, 1)] {
+        assert_eq!(items.len(), count);
+        for (index, item) in items.iter().enumerate() {
+            let row = item.image.features().unwrap();
+            let features = &row.features;
+            assert_eq!((features.len(), features.regions(), features.dimension()), (count, 4, 8));
+            assert_eq!(row.image, index);
+            assert_eq!(values(&item.image), fixture_image(first + index));
+            assert_eq!(item.captions.len(), captions);
+            features.check_finite().unwrap();
         }
-        features.check_finite().unwrap();
     }
-    assert_eq!(domain.train.captions(&domain.train.items()[1])[4], "somebody drew a cat");
-    assert_eq!(validation.sentences(), ["a ball", "a lamp", "a train", "a bridge"]);
+    assert_eq!(domain.train[1].captions[4], "somebody drew a cat");
+    let validation: Vec<&str> = domain.validation.iter().map(|item| item.captions[0].as_str()).collect();
+    assert_eq!(validation, ["a ball", "a lamp", "a train", "a bridge"]);
 
-    let pairs = RegionTestPairs::read(&scan(), None).unwrap();
-    assert_eq!((pairs.images(), pairs.captions().len()), (&[0, 1, 2, 3, 4, 5][..], 30));
+    let pairs = TestPairs::read(&scan(), None).unwrap();
+    assert_eq!((pairs.images().len(), pairs.captions().len()), (6, 30));
     assert_eq!(pairs.owners(), (0..30).map(|caption| caption / 5).collect::<Vec<_>>());
     assert!(pairs.captions()[25..].iter().all(|caption| caption.contains("fish")));
-    assert_eq!(image(pairs.features(), 5), fixture_image(21));
+    assert_eq!(values(&pairs.images()[5]), fixture_image(21));
     assert!(pairs.notes().is_empty() && pairs.skipped().is_empty());
-    assert_eq!(RegionTestPairs::read(&scan(), Some(Split::Validation)).unwrap().owners(), [0, 1, 2, 3]);
+    assert_eq!(TestPairs::read(&scan(), Some(Split::Validation)).unwrap().owners(), [0, 1, 2, 3]);
 
-    let target = TargetRegions::open(&scan().join("train_ims.npy")).unwrap();
+    let target = TargetImages::read(&scan().join("train_ims.npy")).unwrap();
     let sentences = TargetSentences::read(&scan().join("train_caps.txt")).unwrap();
-    assert_eq!((target.features().len(), sentences.sentences().len()), (12, 60));
-    assert_eq!(sentences.sentences(), domain.train.sentences());
-    assert!(target.features().name(7).ends_with("train_ims.npy#7"));
-    assert!(is_region_folder(&scan()) && !is_region_folder(scan().parent().unwrap()));
+    assert_eq!((target.images().len(), sentences.sentences().len()), (12, 60));
+    let of_domain: Vec<&String> = domain.train.iter().flat_map(|item| &item.captions).collect();
+    assert!(sentences.sentences().iter().eq(of_domain));
+    assert!(target.images()[7].to_string().ends_with("train_ims.npy#7"));
+    // The whole set, and an array with the captions beside it.
+    let data = Dataset::open(&scan(), &ReadOptions::default()).unwrap();
+    assert_eq!((data.format, data.image_count(), data.sentence_count()), (Format::Scan, 22, 94));
+    let data = Dataset::open(&scan().join("test_ims.npy"), &ReadOptions::default()).unwrap();
+    assert_eq!((data.format, data.image_count(), data.sentence_count()), (Format::Npy, 6, 30));
 }
 
 #[test]
@@ -263,14 +274,14 @@ fn lines_that_cannot_be_used_keep_their_place() {
     let lines: [&[u8]; 8] =
         [b"\xef\xbb\xbfa0 \r", b"", b"a2", b"\xff", b" \t", long.as_bytes(), b"a\0", b"\xc3\xa93"];
     let folder = folder_with("train", 4, lines.join(&b'\n'));
-    let domain = RegionDomain::read(folder.path()).unwrap();
-    assert!(domain.validation.is_none() && domain.notes.is_empty());
-    let found: Vec<_> =
-        domain.train.items().iter().map(|item| (item.image, domain.train.captions(item))).collect();
-    assert_eq!(
-        found,
-        [(0, &["a0".to_owned()][..]), (1, &["a2".to_owned()][..]), (3, &["é3".to_owned()][..])]
-    );
+    let domain = ParallelDomain::read(folder.path()).unwrap();
+    assert!(domain.validation.is_empty() && domain.notes.is_empty());
+    let found: Vec<_> = domain
+        .train
+        .iter()
+        .map(|item| (item.image.features().unwrap().image, item.captions[0].as_str(), item.captions.len()))
+        .collect();
+    assert_eq!(found, [(0, "a0", 1), (1, "a2", 1), (3, "é3", 1)]);
     let skipped: Vec<_> =
         domain.skipped.iter().map(|skipped| (skipped.line.unwrap(), skipped.reason.as_str())).collect();
     assert_eq!(
@@ -286,16 +297,16 @@ fn lines_that_cannot_be_used_keep_their_place() {
     );
     assert!(domain.skipped[4].item.ends_with("train_ims.npy#2"));
 
-    let pairs = RegionTestPairs::read(folder.path(), Some(Split::Train)).unwrap();
-    assert_eq!((pairs.images(), pairs.owners()), (&[0, 1, 3][..], &[0, 1, 2][..]));
-    assert_eq!((pairs.captions(), pairs.skipped().len()), (domain.train.sentences(), 6));
+    let pairs = TestPairs::read(folder.path(), Some(Split::Train)).unwrap();
+    assert_eq!((pairs.images().len(), pairs.owners()), (3, &[0, 1, 2][..]));
+    assert_eq!((pairs.captions(), pairs.skipped().len()), (&["a0", "a2", "é3"].map(String::from)[..], 6));
 }
 
 #[test]
 fn lines_are_a_whole_multiple_of_images() {
     for (lines, whole) in [(1, false), (2, false), (3, true), (4, false), (8, false), (9, true), (15, true)] {
         let folder = folder_with("test", 3, "a dog\n".repeat(lines));
-        match RegionTestPairs::read(folder.path(), None) {
+        match TestPairs::read(folder.path(), None) {
             Ok(pairs) => assert!(whole && pairs.captions().len() == lines),
             Err(error) => {
                 let counted = DataError::CaptionCount {
@@ -310,22 +321,20 @@ fn lines_are_a_whole_multiple_of_images() {
         }
     }
     let nothing = folder_with("test", 2, " \n\n");
-    let told = RegionTestPairs::read(nothing.path(), None);
+    let told = TestPairs::read(nothing.path(), None);
     assert!(matches!(told, Err(DataError::NothingUsable { skipped: 4, .. })), "{told:?}");
     let empty = folder_with("test", 2, "");
-    assert!(matches!(RegionTestPairs::read(empty.path(), None), Err(DataError::EmptyFile { .. })));
-    // The features once more, in place of the captions.
-    let folder = folder_with("test", 2, "a\nb");
-    let file = folder.path().join("test_ims.npy");
-    assert!(RegionTestPairs::read_files(&file, &file).is_err());
+    assert!(matches!(TestPairs::read(empty.path(), None), Err(DataError::EmptyFile { .. })));
 }
 
 #[test]
 fn printed_byte_strings_are_read_as_text() {
     let most = "b'a dog'\nb\"a dog's\"\nb'caf\\xc3\\xa9'\nb'\\xff'\nb is a letter\nb''\n";
     let folder = folder_with("train", 3, most);
-    let domain = RegionDomain::read(folder.path()).unwrap();
-    assert_eq!(domain.train.sentences(), ["a dog", "a dog's", "café", "b is a letter"]);
+    let domain = ParallelDomain::read(folder.path()).unwrap();
+    let captions: Vec<&str> =
+        domain.train.iter().flat_map(|item| &item.captions).map(String::as_str).collect();
+    assert_eq!(captions, ["a dog", "a dog's", "café", "b is a letter"]);
     let skipped: Vec<_> =
         domain.skipped.iter().map(|skipped| (skipped.line, skipped.reason.as_str())).collect();
     assert_eq!(skipped, [(Some(4), "not UTF-8"), (Some(6), "empty caption")]);
@@ -334,7 +343,7 @@ fn printed_byte_strings_are_read_as_text() {
 
     // Half of the lines are not most of them.
     let folder = folder_with("test", 2, "b'a dog'\na cat");
-    let pairs = RegionTestPairs::read(folder.path(), None).unwrap();
+    let pairs = TestPairs::read(folder.path(), None).unwrap();
     assert_eq!(pairs.captions(), ["b'a dog'", "a cat"]);
     assert!(
         pairs.notes()[0]
@@ -351,8 +360,8 @@ fn images_that_stand_several_times_are_one() {
     let of_row = |row: usize| [1.0, 2.0, 2.0, 3.0, 4.0, 5.0][row / 5];
     let values: Vec<f64> = (0..30 * 6).map(|place| of_row(place / 6) + (place % 6) as f64).collect();
     let path = write(folder.path(), "test_ims.npy", npy(1, "<f4", &[30, 2, 3], &values));
-    let pairs = RegionTestPairs::read(folder.path(), None).unwrap();
-    let features = pairs.features();
+    let pairs = TestPairs::read(folder.path(), None).unwrap();
+    let features = &pairs.images()[0].features().unwrap().features;
     assert_eq!((features.len(), features.rows_per_image(), pairs.images().len()), (6, 5, 6));
     assert_eq!(pairs.owners(), (0..30).map(|caption| caption / 5).collect::<Vec<_>>());
     assert_eq!(image(features, 4), [4.0, 5.0, 6.0, 7.0, 8.0, 9.0]);
@@ -364,7 +373,7 @@ fn images_that_stand_several_times_are_one() {
     let mut other = values.clone();
     other[7] += 0.5;
     write(folder.path(), "test_ims.npy", npy(1, "<f4", &[30, 2, 3], &other));
-    assert_eq!(RegionTestPairs::read(folder.path(), None).unwrap().images().len(), 30);
+    assert_eq!(TestPairs::read(folder.path(), None).unwrap().images().len(), 30);
     // All rows the same: no groups to be seen.
     write(folder.path(), "test_ims.npy", npy(1, "<f4", &[30, 2, 3], &[0.0; 180]));
     assert_eq!(RegionFeatures::open(&path).unwrap().len(), 30);
@@ -374,24 +383,24 @@ fn images_that_stand_several_times_are_one() {
 fn splits_have_the_same_shape_and_both_their_files() {
     let folder = folder_with("train", 2, "a\nb");
     let base = folder.path();
-    assert!(RegionDomain::read(base).unwrap().validation.is_none());
+    assert!(ParallelDomain::read(base).unwrap().validation.is_empty());
     // The test split is not looked at, whatever it is.
     write(base, "test_ims.npy", "no array");
     let dev = write(base, "dev_ims.npy", npy(1, "<f2", &[1, 3, 2], &[1.0; 6]));
     assert!(matches!(
-        RegionDomain::read(base),
+        ParallelDomain::read(base),
         Err(DataError::Io { path, .. }) if path.ends_with("dev_caps.txt")
     ));
     write(base, "dev_caps.txt", "c");
-    let told = RegionDomain::read(base).unwrap_err().to_string();
+    let told = ParallelDomain::read(base).unwrap_err().to_string();
     let expected =
         format!("`{}`: expected 2 regions of 3 values an image, got 3 regions of 2", dev.display());
     assert!(told.starts_with(&expected[..expected.len() - " regions of 2".len()]), "{told}");
     write(base, "dev_ims.npy", npy(1, "<f2", &[1, 2, 3], &[1.0; 6]));
-    assert_eq!(RegionDomain::read(base).unwrap().validation.unwrap().items().len(), 1);
+    assert_eq!(ParallelDomain::read(base).unwrap().validation.len(), 1);
     std::fs::remove_file(base.join("train_ims.npy")).unwrap();
     assert!(matches!(
-        RegionDomain::read(base),
+        ParallelDomain::read(base),
         Err(DataError::Io { path, .. }) if path.ends_with("train_ims.npy")
     ));
 }
@@ -484,11 +493,10 @@ proptest! {
         }
         bytes.truncate(end.index(bytes.len()) + 1);
         let folder = folder_with("train", 2, &bytes);
-        if let Ok(domain) = RegionDomain::read(folder.path()) {
-            let train = &domain.train;
-            let of_items: usize = train.items().iter().map(|item| train.captions(item).len()).sum();
-            prop_assert_eq!(of_items, train.sentences().len());
-            prop_assert!(train.items().iter().all(|item| item.image < 2 && !train.captions(item).is_empty()));
+        if let Ok(domain) = ParallelDomain::read(folder.path()) {
+            for item in &domain.train {
+                prop_assert!(item.image.features().unwrap().image < 2 && !item.captions.is_empty());
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use aeir_data::ShuffledSampler;
+use aeir_data::{EpochLength, ShuffledSampler};
 use proptest::prelude::*;
 
 /// A run must be resumable by another version of the program: these orders never change.
@@ -51,6 +51,31 @@ fn every_place_is_as_likely() {
 }
 
 proptest! {
+    /// Whichever set is the longer, every item of the one that is counted comes once an epoch, and the other goes on from step to
+    /// step, also from a step in the middle of a run.
+    #[test]
+    fn the_set_that_is_counted_is_gone_through_once_an_epoch(
+        source in 1..150_usize, images in 1..150_usize, sentences in 1..150_usize, batch in 1..40_usize, epoch in 0..20_u64,
+    ) {
+        let sampler = |len: usize, stream: u64| ShuffledSampler::new(len, 9, stream);
+        let batches = |len: usize| sampler(len, 0).batches_per_epoch(batch);
+        let target = [batches(images), batches(sentences)];
+        for length in [EpochLength::Longest, EpochLength::Source, EpochLength::Target] {
+            let steps = length.steps(batches(source), &target);
+            prop_assert_eq!(length.steps(batches(source), &[]), batches(source));
+            for (len, stream) in [(source, 1), (images, 2), (sentences, 3)] {
+                let seen: Vec<usize> =
+                    (epoch * steps..(epoch + 1) * steps).flat_map(|step| sampler(len, stream).batch(step, batch)).collect();
+                let distinct: HashSet<usize> = seen.iter().copied().collect();
+                if batches(len) == steps {
+                    prop_assert_eq!((seen.len(), distinct.len()), (len, len));
+                }
+                // Two of its own passes begin to fit in: it has started again, and has left nothing out.
+                prop_assert!(steps < 2 * batches(len) || distinct.len() == len);
+            }
+        }
+    }
+
     #[test]
     fn an_epoch_is_every_item_once(
         len in 1..200_usize, batch_size in 1..60_usize, seed in any::<u64>(), epoch in 0..1000_u64, drop_last in any::<bool>(),
