@@ -197,6 +197,14 @@ pub enum EncoderError {
         /// What there is, in words.
         got: String,
     },
+    /// A file could not be decoded as an image.
+    #[error("could not decode the image `{}`", file.display())]
+    Image {
+        /// The file.
+        file: PathBuf,
+        /// The error of the decoder.
+        source: image::ImageError,
+    },
     /// An image has no pixels.
     #[error("image size: expected {expected}, got {width}x{height}")]
     ImageSize {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use image::DynamicImage;
+use image::{DynamicImage, RgbaImage};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -35,7 +35,7 @@ pub enum Resize {
     ShortestEdge(u32),
 }
 
-/// Resampling filter, antialiased when it shrinks.
+/// Resampling filter, antialiased when it shrinks. All are Pillow's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Filter {
@@ -43,6 +43,14 @@ pub enum Filter {
     Bicubic,
     /// Triangle.
     Bilinear,
+    /// The pixel under the middle of each output pixel; not antialiased.
+    Nearest,
+    /// The mean of the pixels that an output pixel covers.
+    Box,
+    /// Sinc under a Hamming window, as wide as the triangle.
+    Hamming,
+    /// Sinc with three lobes under a sinc window.
+    Lanczos,
 }
 
 /// What happens to transparency.
@@ -63,7 +71,7 @@ pub struct PreprocessorConfig {
     pub resize: Resize,
     /// The resampling filter.
     pub filter: Filter,
-    /// Centre crop after resizing, if any.
+    /// Centre crop after resizing, if any. What it takes beyond the picture is black.
     #[serde(default)]
     pub crop: Option<Size>,
     /// Factor on the 0..255 values, such as 1/255.
@@ -76,8 +84,9 @@ pub struct PreprocessorConfig {
     pub alpha: Alpha,
 }
 
-/// Turns decoded, oriented images into network input.
+/// Turns decoded, oriented images into network input. [`open_image`] decodes and orients a file.
 ///
+/// Of 16-bit images the upper bytes are taken, as Pillow does; grey and palette become RGB.
 /// The order is: alpha, RGB, resize, centre crop, rescale, subtract mean, divide by std. Resizing gives the bytes that
 /// Pillow up to version 12 gives: width first, rounded to bytes, then height, in fixed point.
 ///
@@ -110,8 +119,7 @@ impl ImagePreprocessor {
     /// Checks the settings.
     ///
     /// # Errors
-    /// [`EncoderError::Config`] for a size of 0 or above 4096, a crop larger than the resized image, shortest-edge
-    /// resizing without a crop, or a rescale, mean or std that is not usable.
+    /// [`EncoderError::Config`] for a size of 0 or above 4096, shortest-edge resizing without a crop, or a rescale, mean or std that is not usable.
     pub fn new(config: PreprocessorConfig) -> Result<Self> {
         Self::checked(config, Path::new(""))
     }
@@ -142,13 +150,12 @@ impl ImagePreprocessor {
                 return Err(fail("crop", "a crop size with shortest-edge resizing", "none".to_owned()));
             }
         };
-        if !valid(output.width)
-            || output.width > resized.width
-            || !valid(output.height)
-            || output.height > resized.height
-        {
-            let expected = format!("at least 1x1 and at most {}x{}", resized.width, resized.height);
-            return Err(fail("crop", &expected, format!("{}x{}", output.width, output.height)));
+        if !valid(output.width) || !valid(output.height) {
+            return Err(fail(
+                "crop",
+                "sides of 1 to 4096 pixels",
+                format!("{}x{}", output.width, output.height),
+            ));
         }
         if !(config.rescale.is_finite() && config.rescale > 0.0) {
             return Err(fail("rescale", "a positive number", config.rescale.to_string()));
@@ -172,9 +179,9 @@ impl ImagePreprocessor {
 
     /// Reads a Hugging Face `preprocessor_config.json`.
     ///
-    /// Understood are the image processors of CLIP, SigLIP, ViT, DeiT and BiT (DINOv2): `size` as a number, as `height` and
-    /// `width`, or as `shortest_edge`; `resample` 2 (bilinear) and 3 (bicubic); centre crop, rescale and normalise.
-    /// Alpha is dropped, as those processors do.
+    /// Understood are the image processors of CLIP, SigLIP, ViT, DeiT, BiT (DINOv2) and ConvNeXt (ResNet): `size` as a number, as
+    /// `height` and `width`, or as `shortest_edge`; `resample` 0 to 5, Pillow's filters; centre crop, ConvNeXt's `crop_pct`, rescale
+    /// and normalise. Alpha is dropped, as those processors do.
     ///
     /// # Errors
     /// [`EncoderError::MissingFile`], [`EncoderError::Read`], [`EncoderError::Json`], and [`EncoderError::Config`] for a
@@ -262,10 +269,15 @@ impl ImagePreprocessor {
             });
         }
         let rgb = to_rgb(image, self.config.alpha);
-        Ok(resample(&rgb, source, &self.window(source), self.config.filter))
+        let window = self.window(source);
+        let visible = resample(&rgb, source, &window, self.config.filter);
+        if window.size == self.output {
+            return Ok(visible);
+        }
+        Ok(pad(&visible, window.size, self.output))
     }
 
-    /// The centre crop of the resized picture. Offsets are rounded down.
+    /// What the centre crop sees of the resized picture. Offsets are rounded down.
     fn window(&self, source: Size) -> Window {
         let target = match self.config.resize {
             Resize::Exact(size) => (u64::from(size.width), u64::from(size.height)),
@@ -278,15 +290,52 @@ impl ImagePreprocessor {
         };
         let offset = |target: u64, output: u32| target.saturating_sub(u64::from(output)) / 2;
         let first = (offset(target.0, self.output.width), offset(target.1, self.output.height));
-        Window { target, first, size: self.output }
+        let visible =
+            |target: u64, output: u32| u32::try_from(target).map_or(output, |target| target.min(output));
+        let size = Size {
+            width: visible(target.0, self.output.width),
+            height: visible(target.1, self.output.height),
+        };
+        Window { target, first, size }
     }
 }
 
-fn to_rgb(image: &DynamicImage, alpha: Alpha) -> Vec<u8> {
-    if alpha == Alpha::Drop || !image.color().has_alpha() {
-        return image.to_rgb8().into_raw();
+/// Puts a picture into the middle of a larger black one; an odd pixel of the border goes before it.
+fn pad(rgb: &[u8], size: Size, output: Size) -> Vec<u8> {
+    let before = |inner: u32, outer: u32| outer.saturating_sub(inner).div_ceil(2) as usize;
+    let line = output.width as usize * CHANNELS;
+    let start = before(size.width, output.width) * CHANNELS;
+    let row = size.width as usize * CHANNELS;
+    let mut padded = vec![0; line * output.height as usize];
+    let lines = padded.chunks_exact_mut(line.max(1)).skip(before(size.height, output.height));
+    for (padded, rgb) in lines.zip(rgb.chunks_exact(row.max(1))) {
+        if let Some(padded) = padded.get_mut(start..start + row) {
+            padded.copy_from_slice(rgb);
+        }
     }
-    let rgba = image.to_rgba8();
+    padded
+}
+
+fn to_rgb(image: &DynamicImage, alpha: Alpha) -> Vec<u8> {
+    let is_transparent = alpha == Alpha::CompositeOnWhite && image.color().has_alpha();
+    match image {
+        // Pillow keeps the upper byte; scaling would round.
+        DynamicImage::ImageLuma16(_)
+        | DynamicImage::ImageLumaA16(_)
+        | DynamicImage::ImageRgb16(_)
+        | DynamicImage::ImageRgba16(_) => {
+            let wide = image.to_rgba16();
+            let bytes = wide.as_raw().iter().map(|value| (value >> 8) as u8).collect();
+            let rgba = RgbaImage::from_raw(wide.width(), wide.height(), bytes).unwrap_or_default();
+            if is_transparent { composited(&rgba) } else { DynamicImage::from(rgba).to_rgb8().into_raw() }
+        }
+        image if is_transparent => composited(&image.to_rgba8()),
+        image => image.to_rgb8().into_raw(),
+    }
+}
+
+/// Colours over white, as far as they are transparent.
+fn composited(rgba: &RgbaImage) -> Vec<u8> {
     rgba.pixels()
         .flat_map(|pixel| {
             let [red, green, blue, alpha] = pixel.0;
@@ -313,6 +362,7 @@ struct HuggingFaceConfig {
     #[serde(default)]
     do_center_crop: Option<bool>,
     crop_size: Option<HuggingFaceSize>,
+    crop_pct: Option<f64>,
     #[serde(default = "yes")]
     do_rescale: bool,
     rescale_factor: Option<f64>,
@@ -327,8 +377,54 @@ struct HuggingFaceConfig {
 enum HuggingFaceSize {
     Side(u32),
     Exact(Size),
-    ShortestEdge { shortest_edge: u32 },
+    ShortestEdge { shortest_edge: u32, longest_edge: Option<u32> },
 }
+
+/// The processors, and what each does where its file says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    /// CLIP, and BiT, which DINOv2 has.
+    Clip,
+    Siglip,
+    Vit,
+    Deit,
+    /// ConvNeXt and ResNet: a share of the picture is cut off, except from large ones.
+    ConvNext,
+}
+
+impl Family {
+    fn of(kind: &str) -> Self {
+        let families = [
+            ("CLIP", Self::Clip),
+            ("Bit", Self::Clip),
+            ("Siglip", Self::Siglip),
+            ("DeiT", Self::Deit),
+            ("ConvNext", Self::ConvNext),
+        ];
+        families.iter().find(|(start, _)| kind.starts_with(start)).map_or(Self::Vit, |(_, family)| *family)
+    }
+
+    /// Whether a bare number is the shorter side, not both.
+    fn keeps_ratio(self) -> bool {
+        matches!(self, Self::Clip | Self::ConvNext)
+    }
+
+    fn crops(self) -> bool {
+        matches!(self, Self::Clip | Self::Deit)
+    }
+
+    fn filter(self) -> Filter {
+        match self {
+            Self::Clip | Self::Siglip | Self::Deit => Filter::Bicubic,
+            Self::Vit | Self::ConvNext => Filter::Bilinear,
+        }
+    }
+}
+
+/// From this size on ConvNeXt's processor cuts nothing off and does not keep the ratio.
+const CONVNEXT_LARGE: u32 = 384;
+/// What is left after cutting, where the file says nothing.
+const CONVNEXT_CROP: f64 = 224.0 / 256.0;
 
 fn yes() -> bool {
     true
@@ -346,29 +442,57 @@ impl HuggingFaceConfig {
             return Err(fail("do_resize", "true", "false".to_owned()));
         }
         let kind = self.image_processor_type.unwrap_or_default();
-        // A bare number means the shorter side to these two families and both sides to the others.
-        let family_keeps_ratio = ["CLIP", "Bit"].iter().any(|family| kind.starts_with(family));
+        if kind.starts_with("Siglip2") {
+            let expected = "a processor that gives all images one size";
+            return Err(fail("image_processor_type", expected, kind));
+        }
+        let family = match self.crop_pct {
+            Some(_) => Family::ConvNext,
+            None => Family::of(&kind),
+        };
+        let filter = match self.resample {
+            Some(0) => Filter::Nearest,
+            Some(1) => Filter::Lanczos,
+            Some(2) => Filter::Bilinear,
+            Some(3) => Filter::Bicubic,
+            Some(4) => Filter::Box,
+            Some(5) => Filter::Hamming,
+            None => family.filter(),
+            Some(other) => return Err(fail("resample", "a filter of Pillow, 0 to 5", other.to_string())),
+        };
         let resize = match self.size {
             Some(HuggingFaceSize::Exact(size)) => Resize::Exact(size),
-            Some(HuggingFaceSize::ShortestEdge { shortest_edge }) => Resize::ShortestEdge(shortest_edge),
-            Some(HuggingFaceSize::Side(side)) if family_keeps_ratio => Resize::ShortestEdge(side),
+            Some(HuggingFaceSize::ShortestEdge { longest_edge: Some(edge), .. }) => {
+                return Err(fail("size", "no longest_edge", edge.to_string()));
+            }
+            Some(HuggingFaceSize::ShortestEdge { shortest_edge, .. }) => Resize::ShortestEdge(shortest_edge),
+            Some(HuggingFaceSize::Side(side)) if family.keeps_ratio() => Resize::ShortestEdge(side),
             Some(HuggingFaceSize::Side(side)) => Resize::Exact(Size { width: side, height: side }),
             None => return Err(fail("size", "a size", "nothing".to_owned())),
         };
-        let filter = match self.resample {
-            Some(2) => Filter::Bilinear,
-            Some(3) => Filter::Bicubic,
-            None if family_keeps_ratio || kind.starts_with("Siglip") => Filter::Bicubic,
-            None => Filter::Bilinear,
-            Some(other) => return Err(fail("resample", "2 (bilinear) or 3 (bicubic)", other.to_string())),
+        let square = |side: u32| Size { width: side, height: side };
+        let (resize, crop) = match (family, resize) {
+            (Family::ConvNext, Resize::ShortestEdge(edge)) if edge >= CONVNEXT_LARGE => {
+                (Resize::Exact(square(edge)), None)
+            }
+            (Family::ConvNext, Resize::ShortestEdge(edge)) => {
+                let share = self.crop_pct.unwrap_or(CONVNEXT_CROP);
+                if !(share > 0.0 && share <= 1.0) {
+                    return Err(fail("crop_pct", "more than 0 and at most 1", share.to_string()));
+                }
+                // Truncated, as the reference does; an absurd share is refused with the size.
+                (Resize::ShortestEdge((f64::from(edge) / share) as u32), Some(square(edge)))
+            }
+            (_, resize) => (resize, None),
         };
-        let crop = match (self.do_center_crop.unwrap_or(family_keeps_ratio), self.crop_size) {
-            (false, _) => None,
+        let crop = match (self.do_center_crop.unwrap_or(family.crops()), self.crop_size) {
+            (false, _) => crop,
             (true, Some(HuggingFaceSize::Exact(size))) => Some(size),
             (
                 true,
-                Some(HuggingFaceSize::Side(side) | HuggingFaceSize::ShortestEdge { shortest_edge: side }),
-            ) => Some(Size { width: side, height: side }),
+                Some(HuggingFaceSize::Side(side) | HuggingFaceSize::ShortestEdge { shortest_edge: side, .. }),
+            ) => Some(square(side)),
+            (true, None) if crop.is_some() => crop,
             (true, None) => {
                 return Err(fail("crop_size", "a size with do_center_crop", "nothing".to_owned()));
             }

@@ -15,6 +15,7 @@ mod fine_tuning;
 mod fixtures;
 mod gradients;
 mod heads;
+mod images;
 mod mutation;
 mod parity_efficientnet;
 mod parity_heads;
