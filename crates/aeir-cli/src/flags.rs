@@ -53,6 +53,8 @@ pub(crate) enum Command {
     Convert(ConvertFlags),
     /// Check, split, convert and unpair data sets
     Data(data::DataFlags),
+    /// Time our work on this machine
+    Bench(BenchFlags),
 }
 
 #[derive(Args)]
@@ -164,9 +166,9 @@ pub(crate) struct EvalFlags {
     #[arg(long, value_enum, env = "AEIR_SPLIT")]
     pub(crate) split: Option<SplitFlag>,
     /// Of a model with a cross-attentive head: re-rank this many of each query's first results with it, 0 for none, or
-    /// `all` to score every pair
-    #[arg(long, value_name = "N|all", default_value = "100", env = "AEIR_RERANK")]
-    pub(crate) rerank: Rerank,
+    /// `all` to score every pair [default: 100; all where the head alone was trained]
+    #[arg(long, value_name = "N|all", env = "AEIR_RERANK")]
+    pub(crate) rerank: Option<Rerank>,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
@@ -207,8 +209,9 @@ pub(crate) struct SearchFlags {
     #[arg(short, value_name = "N", default_value_t = 10, value_parser = at_least_one, allow_negative_numbers = true, env = "AEIR_K")]
     pub(crate) k: usize,
     /// Of a model with a cross-attentive head: re-rank this many of the first results with it, 0 for none, or `all`
-    #[arg(long, value_name = "N|all", default_value = "100", env = "AEIR_RERANK")]
-    pub(crate) rerank: Rerank,
+    /// [default: 100; all where the head alone was trained]
+    #[arg(long, value_name = "N|all", env = "AEIR_RERANK")]
+    pub(crate) rerank: Option<Rerank>,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
@@ -258,6 +261,47 @@ pub(crate) struct ConvertFlags {
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchFlags {
+    #[command(subcommand)]
+    pub(crate) work: BenchCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Training steps and SAF scoring of the published sizes, on items drawn at random
+    Train(BenchTrainFlags),
+}
+
+#[derive(Args)]
+pub(crate) struct BenchTrainFlags {
+    /// Time this alone [default: all]
+    #[arg(long, value_enum, value_name = "WORK", env = "AEIR_ONLY")]
+    pub(crate) only: Option<TrainWork>,
+    /// Steps that are timed; their median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one, env = "AEIR_REPEATS")]
+    pub(crate) repeats: usize,
+    /// Tiny sizes, to see that everything runs
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_QUICK")]
+    pub(crate) quick: bool,
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
+    pub(crate) json: bool,
+}
+
+/// Parts of `aeir bench train`.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TrainWork {
+    /// A whole step of `aeir --fidelity released --head saf`: 56 + 56 items
+    SafStep,
+    /// All pairs of 200 images and 1,000 sentences
+    SafScoring,
+    /// A step of two linear towers on pooled features: 128 pairs
+    Towers,
+    /// A step of a linear layer on regions and a bidirectional GRU on words: 32 pairs
+    Words,
 }
 
 #[derive(Args)]
@@ -362,6 +406,29 @@ pub(crate) enum FidelityFlag {
 pub(crate) enum Rerank {
     First(usize),
     All,
+}
+
+impl Rerank {
+    /// What was asked for, or what suits the model. A first stage that nothing trained is not used unless asked for, and
+    /// then not in silence.
+    pub(crate) fn of_model(
+        asked: Option<Self>,
+        encoder: &aeir_encoders::DualEncoderConfig,
+        terminal: &crate::terminal::Terminal,
+    ) -> Self {
+        match asked {
+            None if encoder.head_only => Self::All,
+            None => Self::First(100),
+            Some(asked @ Self::First(_)) if encoder.head_only => {
+                terminal.warn(
+                    "this model was trained for its head alone: its pooled vectors find candidates hardly better than \
+                     chance; leave --rerank out to score all pairs",
+                );
+                asked
+            }
+            Some(asked) => asked,
+        }
+    }
 }
 
 impl std::str::FromStr for Rerank {

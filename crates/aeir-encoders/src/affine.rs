@@ -5,14 +5,29 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, b
 use crate::packed::{After, Packed};
 use crate::product::{Matrix, column_sums, held_values, multiply, values};
 
-/// `x W^T + b`: `x [N, F]`, `weight [D, F]`, `bias [D]`, to `[N, D]`.
+/// `x W^T + b`: `x [.., F]`, `weight [D, F]`, `bias [D]`, to `[.., D]`.
 ///
 /// In f32 on the CPU a row of the result has the same bits whatever other rows there are.
 pub(crate) fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() && x.dtype() == DType::F32 {
         return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Affine);
     }
-    x.matmul(&weight.t()?)?.broadcast_add(bias)
+    let (outputs, inputs) = weight.dims2()?;
+    // One flat matmul: candle would otherwise run one small one for every leading index.
+    let y = x.reshape(((), inputs))?.matmul(&weight.t()?)?.broadcast_add(bias)?;
+    y.reshape(with_last(x.dims(), outputs))
+}
+
+/// The shape with another last axis.
+fn with_last(dims: &[usize], last: usize) -> Vec<usize> {
+    let leading = dims.split_last().map_or(&[][..], |(_, leading)| leading);
+    leading.iter().copied().chain([last]).collect()
+}
+
+/// All leading axes together, and the last one.
+fn rows(dims: &[usize]) -> (usize, usize) {
+    let last = dims.last().copied().unwrap_or(0);
+    (dims.iter().rev().skip(1).product(), last)
 }
 
 struct Affine;
@@ -31,7 +46,7 @@ impl CustomOp3 for Affine {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (rows, inputs) = x_layout.shape().dims2()?;
+        let (rows, inputs) = rows(x_layout.dims());
         let (outputs, columns) = weight_layout.shape().dims2()?;
         if inputs != columns || bias_layout.shape().dims() != [outputs] || outputs == 0 || inputs == 0 {
             bail!(
@@ -45,7 +60,7 @@ impl CustomOp3 for Affine {
         let layer = Packed::new(weight, Some(bias), inputs);
         let mut out = vec![0f32; rows * outputs];
         layer.forward(values(x, x_layout)?, After::default(), &mut out, true);
-        Ok((CpuStorage::F32(out), (rows, outputs).into()))
+        Ok((CpuStorage::F32(out), with_last(x_layout.dims(), outputs).into()))
     }
 
     fn bwd(
@@ -57,24 +72,24 @@ impl CustomOp3 for Affine {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let gradient = gradient.contiguous()?;
-        let ((rows, inputs), outputs) = (x.dims2()?, weight.dim(0)?);
+        let ((rows, inputs), outputs) = (rows(x.dims()), weight.dim(0)?);
         let (x_storage, x_layout) = x.storage_and_layout();
         let (weight_storage, weight_layout) = weight.storage_and_layout();
         let (gradient_storage, gradient_layout) = gradient.storage_and_layout();
         let gradient_values = held_values(&gradient_storage, gradient_layout)?;
         let by_output = Matrix::new(gradient_values, rows, outputs)?;
-        let product = |left, right, m: usize, n: usize| {
-            let mut out = vec![0f32; m * n];
+        let product = |left, right, like: &Tensor| {
+            let mut out = vec![0f32; like.elem_count()];
             multiply(left, right, &mut out)?;
-            Tensor::from_vec(out, (m, n), x.device())
+            Tensor::from_vec(out, like.shape(), x.device())
         };
         let x_gradient = || {
-            let weight = Matrix::new(held_values(&weight_storage, weight_layout)?, outputs, inputs)?;
-            product(by_output, weight, rows, inputs)
+            let values = Matrix::new(held_values(&weight_storage, weight_layout)?, outputs, inputs)?;
+            product(by_output, values, x)
         };
         let weight_gradient = || {
-            let x = Matrix::new(held_values(&x_storage, x_layout)?, rows, inputs)?;
-            product(by_output.transposed(), x, outputs, inputs)
+            let values = Matrix::new(held_values(&x_storage, x_layout)?, rows, inputs)?;
+            product(by_output.transposed(), values, weight)
         };
         let bias_gradient = || Tensor::from_vec(column_sums(gradient_values, outputs), outputs, x.device());
         Ok((

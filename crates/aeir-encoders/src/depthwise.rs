@@ -2,8 +2,10 @@
 //!
 //! A grouped convolution in candle runs one convolution a group, which makes a network of them crawl.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
+
+use crate::lanes::dispatch;
 
 /// Neighbouring outputs of a row that share the loaded filter.
 const NEIGHBOURS: usize = 4;
@@ -60,7 +62,7 @@ impl Depthwise {
     pub(crate) fn forward(&self, input: &[f32], plane: Plane, output: &mut [f32], parallel: bool) {
         let row = plane.strided(self.stride).width * self.channels;
         let run = |(y, output): (usize, &mut [f32])| {
-            Arch::new().dispatch(OutputRow { layer: self, input, plane, y, output });
+            dispatch(OutputRow { layer: self, input, plane, y, output });
         };
         if parallel {
             output.par_chunks_mut(row).enumerate().for_each(run);

@@ -98,6 +98,29 @@ impl Fragments {
         Ok(sums.broadcast_div(&counts)?)
     }
 
+    /// Whether any fragment of the batch is padding.
+    ///
+    /// # Errors
+    /// [`EncoderError::Tensor`] from candle.
+    pub fn has_padding(&self) -> Result<bool> {
+        Ok(self.mask.flatten_all()?.to_vec1::<f32>()?.contains(&0.0))
+    }
+
+    /// Mean over all positions, padding included: what the released procedure pools.
+    ///
+    /// # Shapes
+    /// `[B, D]`.
+    ///
+    /// # Errors
+    /// [`EncoderError::Tensor`] from candle.
+    pub fn padded_mean(&self) -> Result<Tensor> {
+        let (batch, count, _) = self.features.dims3()?;
+        let (dtype, device) = (self.features.dtype(), self.features.device());
+        // A small matmul a row, as above.
+        let weights = (Tensor::ones((batch, 1, count), dtype, device)? / count.max(1) as f64)?;
+        Ok(weights.matmul(&self.features.contiguous()?)?.squeeze(1)?)
+    }
+
     /// Number of real fragments a row, `[B]` f32.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 
 mod alignment;
 mod filter;
+mod fragment_norm;
 mod fused;
 mod graph;
 mod linear;

@@ -3,15 +3,31 @@
 //! A matrix `[rows, columns]` lies as `[columns / 16 rounded up][rows]` blocks of 16 neighbouring values of a row, missing columns
 //! being zero: a thread that computes some columns owns one contiguous piece.
 
-use pulp::{Scalar, Simd};
+use pulp::{Arch, Scalar, Simd, WithSimd};
 
 /// Columns of a panel. Two 8-lane registers.
 pub(crate) const PANEL: usize = 16;
-/// Rows that are computed together: 6 x 2 sums, 2 weights and a broadcast input fit 16 registers.
-pub(crate) const TILE: usize = 6;
+/// Rows that are computed together at most.
+pub(crate) const TILE: usize = 12;
+
+/// Rows that are computed together. With registers of 8 lanes 6 x 2 sums, 2 weights and a broadcast input fit 16 of them; with
+/// registers of 16 lanes, of which there are 32, twelve sums are under way.
+#[inline(always)]
+pub(crate) fn rows_at_once<S: Simd>() -> usize {
+    if S::F32_LANES == PANEL { TILE } else { TILE / 2 }
+}
 
 /// Neighbouring values of one row.
 pub(crate) type Lanes = [f32; PANEL];
+
+/// Runs a kernel whose tiles are cut for registers of at most 8 lanes: with wider ones too few sums would be under way.
+pub(crate) fn dispatch<Kernel: WithSimd>(kernel: Kernel) -> Kernel::Output {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return Simd::vectorize(simd, kernel);
+    }
+    Arch::new().dispatch(kernel)
+}
 
 /// The values of `row` in panel `panel`, zeros after its end.
 #[inline(always)]
@@ -54,7 +70,9 @@ pub(crate) struct Rows<'a> {
 #[inline(always)]
 pub(crate) fn multiply_add<S: Simd>(simd: S, left: Rows<'_>, weights: &[Lanes], tile: &mut [Lanes; TILE]) {
     // Registers wider than a panel would straddle two rows.
-    if S::F32_LANES == 8 {
+    if S::F32_LANES == PANEL {
+        by_count::<S, 1>(simd, left, weights, tile);
+    } else if S::F32_LANES == 8 {
         by_count::<S, 2>(simd, left, weights, tile);
     } else if S::F32_LANES == 4 {
         by_count::<S, 4>(simd, left, weights, tile);
@@ -71,6 +89,12 @@ fn by_count<S: Simd, const WIDTH: usize>(
     tile: &mut [Lanes; TILE],
 ) {
     match left.count {
+        12 => sums::<S, WIDTH, 12>(simd, left, weights, tile),
+        11 => sums::<S, WIDTH, 11>(simd, left, weights, tile),
+        10 => sums::<S, WIDTH, 10>(simd, left, weights, tile),
+        9 => sums::<S, WIDTH, 9>(simd, left, weights, tile),
+        8 => sums::<S, WIDTH, 8>(simd, left, weights, tile),
+        7 => sums::<S, WIDTH, 7>(simd, left, weights, tile),
         6 => sums::<S, WIDTH, 6>(simd, left, weights, tile),
         5 => sums::<S, WIDTH, 5>(simd, left, weights, tile),
         4 => sums::<S, WIDTH, 4>(simd, left, weights, tile),

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
+use crate::affine::affine;
 use crate::dropout::{check_probability, dropout};
 use crate::error::{EncoderError, Result};
 use crate::mode::Mode;
@@ -65,19 +66,13 @@ impl Projection {
     /// [`EncoderError::Shape`] if the last axis is not F; [`EncoderError::Tensor`] from candle.
     pub fn forward(&self, x: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
         let input = self.input_dimension();
-        let Some((&last, leading)) = x.dims().split_last().filter(|(last, _)| **last == input) else {
+        if x.dims().last() != Some(&input) {
             return Err(EncoderError::Shape {
                 what: "projection input",
                 expected: format!("[.., {input}]"),
                 got: x.dims().to_vec(),
             });
-        };
-        let x = dropout(x, self.dropout, mode)?;
-        // One flat matmul: candle would otherwise run one small one for every leading index.
-        let rows: usize = leading.iter().product();
-        let y = x.reshape((rows, last))?.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?;
-        let mut shape = leading.to_vec();
-        shape.push(self.dimension());
-        Ok(y.reshape(shape)?)
+        }
+        Ok(affine(&dropout(x, self.dropout, mode)?, &self.weight, &self.bias)?)
     }
 }

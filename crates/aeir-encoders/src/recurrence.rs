@@ -12,7 +12,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::gru::{Direction, Steps};
-use crate::lanes::{Lanes, PANEL, Rows, TILE, load, multiply_add, sigmoid, store, tanh};
+use crate::lanes::{Lanes, PANEL, Rows, TILE, load, multiply_add, rows_at_once, sigmoid, store, tanh};
 use crate::product::{Matrix, column_sums, held_values, multiply, values};
 
 const ZERO: Lanes = [0.0; PANEL];
@@ -268,8 +268,9 @@ impl WithSimd for ForwardStep<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { units, panel, rows, gates, weights, bias, before, before_count, states, kept } = self;
         let total = states.len();
-        for first in (0..total).step_by(TILE) {
-            let count = TILE.min(total - first);
+        let together = rows_at_once::<S>();
+        for first in (0..total).step_by(together) {
+            let count = together.min(total - first);
             let mut hidden = [[bias[0]; TILE], [bias[1]; TILE], [bias[2]; TILE]];
             let left = Rows { panels: before, rows: before_count, first, count };
             for (hidden, weights) in hidden.iter_mut().zip(weights.chunks_exact(weights.len() / 3)) {
@@ -421,8 +422,9 @@ impl WithSimd for BackwardStep<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { units, panel, rows, gradient, weights, after, after_count, before, kept, .. } = self;
-        for first in (0..after_count).step_by(TILE) {
-            let count = TILE.min(after_count - first);
+        let together = rows_at_once::<S>();
+        for first in (0..after_count).step_by(together) {
+            let count = together.min(after_count - first);
             let mut tile = [ZERO; TILE];
             let carry = &mut self.carry[first..first + count];
             tile.iter_mut().zip(carry.iter()).for_each(|(tile, carry)| *tile = *carry);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::heads::ScanConfig;
 use crate::{
     Embedded, Encoded, EncoderError, HeadConfig, HeadKind, Items, Mode, Projection, SimilarityHead, UnitNorm,
-    WordEncoder, WordEncoderConfig,
+    WordBatch, WordEncoder, WordEncoderConfig,
 };
 
 /// How an image and a sentence are compared.
@@ -158,6 +158,9 @@ pub struct DualEncoderConfig {
     /// are, not normalised (deep canonical correlation analysis).
     #[serde(default)]
     pub canonical: bool,
+    /// Whether the head's scores alone were trained: the pooled vectors then find no candidates worth re-ranking.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub head_only: bool,
 }
 
 impl DualEncoderConfig {
@@ -176,6 +179,7 @@ impl DualEncoderConfig {
             head_options: HeadOptions::default(),
             norm: UnitNorm::Smooth,
             canonical: false,
+            head_only: false,
         }
     }
 
@@ -279,6 +283,36 @@ impl DualEncoder {
             },
         };
         Ok(Encoded { members: self.members.iter().map(encode).collect::<Result<_, _>>()? })
+    }
+
+    /// Several batches of sentences into the joint space; words of all of them in one pass.
+    ///
+    /// # Errors
+    /// As [`Self::encode_sentences`].
+    pub fn encode_sentence_batches(
+        &self,
+        batches: &[&Items],
+        mode: &mut Mode<'_>,
+    ) -> Result<Vec<Encoded>, EncoderError> {
+        fn words<'a>(items: &&'a Items) -> Option<&'a WordBatch> {
+            match items {
+                Items::Words(batch) => Some(batch),
+                _ => None,
+            }
+        }
+        let Some(words) = batches.iter().map(words).collect::<Option<Vec<&WordBatch>>>() else {
+            return batches.iter().map(|items| self.encode_sentences(items, mode)).collect();
+        };
+        let mut encoded: Vec<Encoded> = batches.iter().map(|_| Encoded { members: Vec::new() }).collect();
+        for member in &self.members {
+            let SentenceTower::Words(tower) = &member.sentence else {
+                return batches.iter().map(|items| self.encode_sentences(items, mode)).collect();
+            };
+            for (encoded, fragments) in encoded.iter_mut().zip(tower.forward_all(&words, mode)?) {
+                encoded.members.push(Embedded::of_fragments(fragments, self.config.norm)?);
+            }
+        }
+        Ok(encoded)
     }
 
     /// What the projections of features give in evaluation, `[B, D]` each, before canonical directions and

@@ -39,6 +39,8 @@ pub struct WordBatch {
     real: Vec<u32>,
     /// Where each real word stands in the flattened `[B, L]`.
     positions: Vec<u32>,
+    /// Words of each sentence.
+    lengths: Vec<usize>,
     steps: Arc<Steps>,
 }
 
@@ -76,7 +78,23 @@ impl WordBatch {
             real,
             positions,
             steps: Arc::new(Steps::new(&lengths)),
+            lengths,
         })
+    }
+
+    /// The sentences of several batches, in order.
+    fn joined(batches: &[&Self]) -> Result<Self> {
+        let mut sentences: Vec<&[u32]> = Vec::new();
+        for batch in batches {
+            let mut rest = batch.real.as_slice();
+            for length in &batch.lengths {
+                let (sentence, after) = rest.split_at_checked(*length).unwrap_or((rest, &[]));
+                sentences.push(sentence);
+                rest = after;
+            }
+        }
+        let device = batches.first().map_or(&Device::Cpu, |batch| batch.ids.device());
+        Self::new(&sentences, device)
     }
 
     /// The ids, `[B, L]` u32, 0 where there is padding.
@@ -237,6 +255,29 @@ impl WordEncoder {
         let padding = Tensor::zeros((batch * longest, self.config.dimension), dtype, device)?;
         let positions = Tensor::from_slice(&words.positions, words.positions.len(), device)?;
         Fragments::new(padding.index_add(&positions, &features, 0)?.reshape(shape)?, words.mask.clone())
+    }
+
+    /// Encodes several batches in one pass: the recurrent weights are read once a step for all of them.
+    ///
+    /// Each comes out as from [`Self::forward`], but for which values dropout drops.
+    ///
+    /// # Errors
+    /// See the type's documentation.
+    pub fn forward_all(&self, batches: &[&WordBatch], mode: &mut Mode<'_>) -> Result<Vec<Fragments>> {
+        if let [only] = batches {
+            return Ok(vec![self.forward(only, mode)?]);
+        }
+        let all = self.forward(&WordBatch::joined(batches)?, mode)?;
+        let mut start = 0;
+        batches
+            .iter()
+            .map(|batch| {
+                let (count, longest) = batch.mask.dims2()?;
+                let features = all.features().narrow(0, start, count)?.narrow(1, 0, longest)?;
+                start += count;
+                Fragments::new(features.contiguous()?, batch.mask.clone())
+            })
+            .collect()
     }
 
     /// The embeddings of the real words, `[N, W]`.

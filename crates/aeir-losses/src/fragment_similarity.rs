@@ -123,6 +123,128 @@ pub fn fragment_similarity_released(target: &Tensor, source: &Tensor) -> Result<
     similarity().within(LOSS)
 }
 
+/// [`fragment_similarity`] of fragments that are unit vectors already.
+///
+/// # Equation
+/// As [`fragment_similarity`], with the dot product for the cosine.
+///
+/// # Shapes
+/// As [`fragment_similarity`]. Without masks all fragments count, as in [`fragment_similarity_released`].
+///
+/// # Parameters and units
+/// None. Rows must have unit length; where they count, rows of zeros have the similarity 0.
+///
+/// # Numerical notes
+/// As [`fragment_similarity`]. Where nothing records a graph, only the best fragment's value is kept.
+///
+/// # Errors
+/// [`LossError::Shape`], [`LossError::ElementType`], [`LossError::Candle`].
+///
+/// # Deviations from the released procedure
+/// None without masks.
+///
+/// # Parity file
+/// None: the tests compare with [`fragment_similarity`].
+///
+/// # Example
+/// ```
+/// use aeir_losses::unit_fragment_similarity;
+/// use candle_core::{Device, Tensor};
+///
+/// let target = Tensor::new(&[[[1f32, 0.], [0., 1.]]], &Device::Cpu)?;
+/// let source = Tensor::new(&[[[0.6f32, 0.8], [0., 1.]]], &Device::Cpu)?;
+/// let similarity = unit_fragment_similarity(&target, None, &source, None)?;
+/// assert!((similarity.to_vec2::<f32>()?[0][0] - 1.8).abs() < 1e-6);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn unit_fragment_similarity(
+    target: &Tensor,
+    target_mask: Option<&Tensor>,
+    source: &Tensor,
+    source_mask: Option<&Tensor>,
+) -> Result<Tensor, LossError> {
+    let (target, target_mask, source) = checked(target, target_mask, source, source_mask)?;
+    best_and_sum(&target, target_mask.as_ref(), &source).within(LOSS)
+}
+
+/// [`unit_fragment_similarity`] of each target item with the source items that its row of `nearest` names.
+///
+/// Structure transfer looks at K neighbours of each item: of all pairs their similarities alone need a gradient, and the
+/// other items need not be compared at all.
+///
+/// # Equation
+/// As [`unit_fragment_similarity`], with `y` one of the K items.
+///
+/// # Shapes
+/// As [`unit_fragment_similarity`]; `nearest` `[T, K]`, u32, from
+/// [`StructureTransferLoss::neighbours`](crate::StructureTransferLoss::neighbours). Result `[T, K]`.
+///
+/// # Parameters and units
+/// None. Rows must have unit length.
+///
+/// # Numerical notes
+/// As [`fragment_similarity`]. Memory: `T * F1 * K * F2` numbers, and `T * K * F2 * D` for the items named.
+///
+/// # Errors
+/// [`LossError::Shape`], [`LossError::ElementType`], [`LossError::Candle`] (an item that isn't there).
+///
+/// # Deviations from the released procedure
+/// None without masks.
+///
+/// # Parity file
+/// `fixtures/parity/aecr/{saf,sgr}.safetensors` (`train.loss.structure`, `train.grad.structure.*`)
+///
+/// # Example
+/// ```
+/// use aeir_losses::{neighbour_similarity, unit_fragment_similarity};
+/// use candle_core::{Device, Tensor};
+///
+/// let target = Tensor::new(&[[[1f32, 0.], [0., 1.]]], &Device::Cpu)?; // one item
+/// let source = Tensor::new(&[[[1f32, 0.]], [[0.6, 0.8]]], &Device::Cpu)?; // two items
+/// let all = unit_fragment_similarity(&target, None, &source, None)?;
+/// let second = neighbour_similarity(&target, None, &source, None, &Tensor::new(&[[1u32]], &Device::Cpu)?)?;
+/// assert_eq!(second.to_vec2::<f32>()?[0][0], all.to_vec2::<f32>()?[0][1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn neighbour_similarity(
+    target: &Tensor,
+    target_mask: Option<&Tensor>,
+    source: &Tensor,
+    source_mask: Option<&Tensor>,
+    nearest: &Tensor,
+) -> Result<Tensor, LossError> {
+    let (target, target_mask, source) = checked(target, target_mask, source, source_mask)?;
+    let items = target.dims().first().copied().unwrap_or(0);
+    match *nearest.dims() {
+        [rows, count] if rows == items && count > 0 => {}
+        _ => return Err(Check(LOSS).shape_error("nearest", format!("[{items}, K]"), nearest)),
+    }
+    best_of_neighbours(&target, target_mask.as_ref(), &source, nearest).within(LOSS)
+}
+
+/// Target and source with zeros in their padding, between them the target's mask as a condition.
+fn checked(
+    target: &Tensor,
+    target_mask: Option<&Tensor>,
+    source: &Tensor,
+    source_mask: Option<&Tensor>,
+) -> Result<(Tensor, Option<Tensor>, Tensor), LossError> {
+    let (target_fragments, source_fragments) = check_fragments(target, source)?;
+    target_mask.map_or(Ok(()), |mask| check_mask("target_mask", mask, "[T, F1]", target_fragments))?;
+    source_mask.map_or(Ok(()), |mask| check_mask("source_mask", mask, "[S, F2]", source_fragments))?;
+    let prepared = || {
+        let conditions = [target_mask, source_mask].map(|mask| mask.map(|mask| mask.ne(0f64)).transpose());
+        let [target_mask, source_mask] = conditions;
+        let (target_mask, source_mask) = (target_mask?, source_mask?);
+        let real = |x: &Tensor, mask: &Option<Tensor>| match mask {
+            Some(mask) => without_padding(x, mask),
+            None => Ok(x.clone()),
+        };
+        Ok((real(target, &target_mask)?, target_mask, real(source, &source_mask)?))
+    };
+    prepared().within(LOSS)
+}
+
 /// The cosine of every target row with every source row: [`fragment_similarity`] of items with one fragment each.
 ///
 /// # Equation
@@ -203,6 +325,9 @@ fn check_mask(
 
 /// Padding replaced by zeros, so that nothing it holds can spread, forwards or backwards.
 fn without_padding(x: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
+    if !mask.flatten_all()?.to_vec1::<u8>()?.contains(&0) {
+        return Ok(x.clone());
+    }
     mask.unsqueeze(D::Minus1)?.broadcast_as(x.dims())?.where_cond(x, &x.zeros_like()?)
 }
 
@@ -226,26 +351,53 @@ fn best_and_sum(
     let target = target.reshape((items * fragments, dimension))?;
     let source = source.reshape((source_items * source_fragments, dimension))?;
     // [S F2, T, F1]: the maximum runs over the last dimension, which is the fast one.
-    let cosines = source.matmul(&target.t()?.contiguous()?)?;
+    let cosines = source.matmul(&transposed(&target)?)?;
     let best = if fragments == 1 {
         cosines
     } else {
         let cosines = cosines.reshape((source_items * source_fragments, items, fragments))?;
-        let best = best_fragments(&cosines, target_mask)?;
-        cosines.gather(&best, 2)?.squeeze(2)?
+        best_values(&cosines, target_mask)?.squeeze(2)?
     };
     best.reshape((source_items, source_fragments, items))?.sum(1)?.t()?.contiguous()
 }
 
-/// The index of the best real target fragment, `[S F2, T, 1]`.
-fn best_fragments(cosines: &Tensor, target_mask: Option<&Tensor>) -> candle_core::Result<Tensor> {
-    let cosines = cosines.detach();
+/// From unit rows `[T, F1, D]` and `[S, F2, D]` to `[T, K]`.
+fn best_of_neighbours(
+    target: &Tensor,
+    target_mask: Option<&Tensor>,
+    source: &Tensor,
+    nearest: &Tensor,
+) -> candle_core::Result<Tensor> {
+    let (items, fragments, dimension) = target.dims3()?;
+    let (count, source_fragments) = (nearest.dim(1)?, source.dim(1)?);
+    let chosen = source.index_select(&nearest.contiguous()?.flatten_all()?, 0)?;
+    let chosen = chosen.reshape((items, count * source_fragments, dimension))?;
+    // [K F2, T, F1] for the search of the best, which wants the target items in the middle.
+    let cosines = chosen.matmul(&transposed(target)?)?;
+    let best = if fragments == 1 {
+        cosines
+    } else {
+        let by_item = cosines.transpose(0, 1)?.contiguous()?;
+        best_values(&by_item, target_mask)?.transpose(0, 1)?.contiguous()?
+    };
+    best.reshape((items, count, source_fragments))?.sum(D::Minus1)
+}
+
+/// The last two axes exchanged; only GPUs want a copy for that.
+fn transposed(x: &Tensor) -> candle_core::Result<Tensor> {
+    let turned = x.transpose(D::Minus2, D::Minus1)?;
+    if x.device().is_cpu() { Ok(turned) } else { turned.contiguous() }
+}
+
+/// The value of the best real target fragment, `[S F2, T, 1]`.
+fn best_values(cosines: &Tensor, target_mask: Option<&Tensor>) -> candle_core::Result<Tensor> {
     let candidates = match target_mask {
-        None => cosines,
+        None => cosines.detach(),
         Some(mask) => {
             let mask = mask.unsqueeze(0)?.broadcast_as(cosines.dims())?;
-            mask.where_cond(&cosines, &negative_infinity(&cosines)?)?
+            mask.where_cond(&cosines.detach(), &negative_infinity(cosines)?)?
         }
     };
-    candidates.argmax_keepdim(2)
+    // An item without any real fragment has its padding, zeros, to choose from.
+    cosines.gather(&candidates.argmax_keepdim(2)?, 2)
 }

@@ -24,7 +24,10 @@ pub use coral::CoralLoss;
 pub use domain_adversarial::DomainAdversarialLoss;
 pub use domain_critic::DomainCritic;
 pub use error::LossError;
-pub use fragment_similarity::{fragment_similarity, fragment_similarity_released, pooled_similarity};
+pub use fragment_similarity::{
+    fragment_similarity, fragment_similarity_released, neighbour_similarity, pooled_similarity,
+    unit_fragment_similarity,
+};
 pub use gradient_reversal::{dann_schedule, gradient_reversal};
 pub use infonce::InfoNceLoss;
 pub use mean_discrepancy::{Bandwidths, Estimator, MaximumMeanDiscrepancy};

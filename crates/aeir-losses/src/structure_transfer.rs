@@ -101,16 +101,38 @@ impl StructureTransferLoss {
     /// # Errors
     /// See the type's documentation.
     pub fn forward(&self, own: &Tensor, cross: &Tensor) -> Result<Tensor, LossError> {
+        Check(LOSS).same_shape("cross", cross, own)?;
+        let nearest = self.neighbours(own)?;
+        let chosen = |scores: &Tensor| scores.contiguous()?.gather(&nearest, 1);
+        self.of_neighbours(&chosen(own).within(LOSS)?, &chosen(cross).within(LOSS)?)
+    }
+
+    /// The columns of each target item's neighbours, the most similar first: `[T, K]`, u32. Nothing flows through them.
+    ///
+    /// # Errors
+    /// See the type's documentation.
+    pub fn neighbours(&self, own: &Tensor) -> Result<Tensor, LossError> {
+        let check = Check(LOSS);
+        check.parameter(self.neighbours > 0, "neighbours", "at least 1", self.neighbours as f64)?;
+        let (_, candidates) = check.matrix("own", "[T, S]", own)?;
+        nearest(own, self.neighbours.min(candidates)).within(LOSS)
+    }
+
+    /// The loss from the similarities to the neighbours alone, `own` and `cross` `[T, K]`. It is [`Self::forward`] without the
+    /// items that are no neighbours, which need no gradient:
+    /// [`neighbour_similarity`](crate::neighbour_similarity) computes such.
+    ///
+    /// # Errors
+    /// See the type's documentation.
+    pub fn of_neighbours(&self, own: &Tensor, cross: &Tensor) -> Result<Tensor, LossError> {
         let check = Check(LOSS);
         check.positive("temperature", self.temperature)?;
-        check.parameter(self.neighbours > 0, "neighbours", "at least 1", self.neighbours as f64)?;
-        let (items, candidates) = check.matrix("own", "[T, S]", own)?;
+        let (items, _) = check.matrix("own", "[T, K]", own)?;
         check.same_shape("cross", cross, own)?;
         let loss = || {
-            let nearest = nearest(own, self.neighbours.min(candidates))?;
             let reference = if self.detach_reference { own.detach() } else { own.clone() };
-            let reference = log_softmax(&(reference.contiguous()?.gather(&nearest, 1)? / self.temperature)?)?;
-            let model = log_softmax(&(cross.contiguous()?.gather(&nearest, 1)? / self.temperature)?)?;
+            let reference = log_softmax(&(reference / self.temperature)?)?;
+            let model = log_softmax(&(cross / self.temperature)?)?;
             self.reduction.apply(self.divergence.sum(&reference, &model)?, items)
         };
         loss().within(LOSS)

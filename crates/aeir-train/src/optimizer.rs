@@ -1,8 +1,10 @@
 //! AdamW over named parameters, with its state in the open, and global-norm clipping.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Storage, Tensor, Var};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
@@ -86,22 +88,17 @@ impl AdamW {
             let Some(gradient) = gradients.get(name) else { continue };
             match moments {
                 Moments::Host { first, second } => {
-                    let gradient = gradient.flatten_all()?.to_vec1::<f32>()?;
-                    let mut weights = variable.flatten_all()?.to_vec1::<f32>()?;
-                    let (b1, b2, scale) = (beta1 as f32, beta2 as f32, scale as f32);
-                    let decay = (1.0 - learning_rate * weight_decay) as f32;
-                    let rate = (learning_rate / correction1) as f32;
-                    let root_correction = correction2.sqrt() as f32;
-                    let epsilon = epsilon as f32;
-                    for (((weight, gradient), m), v) in
-                        weights.iter_mut().zip(&gradient).zip(first.iter_mut()).zip(second.iter_mut())
-                    {
-                        let gradient = gradient * scale;
-                        *m = b1 * *m + (1.0 - b1) * gradient;
-                        *v = b2 * *v + (1.0 - b2) * gradient * gradient;
-                        *weight = *weight * decay - rate * *m / (v.sqrt() / root_correction + epsilon);
-                    }
-                    variable.set(&Tensor::from_vec(weights, variable.shape(), &Device::Cpu)?)?;
+                    let update = Update {
+                        beta1: beta1 as f32,
+                        beta2: beta2 as f32,
+                        scale: scale as f32,
+                        decay: (1.0 - learning_rate * weight_decay) as f32,
+                        rate: (learning_rate / correction1) as f32,
+                        root_correction: correction2.sqrt() as f32,
+                        epsilon: epsilon as f32,
+                        moments: RefCell::new((first, second)),
+                    };
+                    variable.inplace_op2(&gradient.contiguous()?, &update)?;
                 }
                 Moments::Device { first, second } => {
                     let gradient = (gradient.detach() * scale)?;
@@ -178,6 +175,70 @@ impl AdamW {
     }
 }
 
+/// Numbers that one task updates or adds up: a constant, so that sums have one order whatever the number of threads.
+const CHUNK: usize = 1 << 14;
+
+/// One parameter's update on the CPU: a single pass on all threads, in place.
+struct Update<'a> {
+    beta1: f32,
+    beta2: f32,
+    scale: f32,
+    decay: f32,
+    rate: f32,
+    root_correction: f32,
+    epsilon: f32,
+    moments: RefCell<(&'a mut [f32], &'a mut [f32])>,
+}
+
+impl InplaceOp2 for Update<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(
+        &self,
+        weights: &mut CpuStorage,
+        weight_layout: &Layout,
+        gradient: &CpuStorage,
+        gradient_layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let (CpuStorage::F32(weights), Some(range)) = (weights, weight_layout.contiguous_offsets()) else {
+            candle_core::bail!("adamw: expected contiguous f32 parameters");
+        };
+        let Some(weights) = weights.get_mut(range.0..range.1) else {
+            candle_core::bail!("adamw: layout outside of the storage");
+        };
+        let gradient = numbers(gradient, gradient_layout)?;
+        let mut moments = self.moments.borrow_mut();
+        let (first, second) = &mut *moments;
+        if [weights.len(), first.len(), second.len()] != [gradient.len(); 3] {
+            candle_core::bail!("adamw: {} gradients for {} parameters", gradient.len(), weights.len());
+        }
+        let Self { beta1, beta2, scale, decay, rate, root_correction, epsilon, .. } = *self;
+        let chunks = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+        let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
+        chunks.zip(moments).for_each(|((weights, gradient), (first, second))| {
+            let values = weights.iter_mut().zip(gradient).zip(first.iter_mut().zip(second.iter_mut()));
+            for ((weight, gradient), (m, v)) in values {
+                let gradient = gradient * scale;
+                *m = beta1 * *m + (1.0 - beta1) * gradient;
+                *v = beta2 * *v + (1.0 - beta2) * gradient * gradient;
+                *weight = *weight * decay - rate * *m / (v.sqrt() / root_correction + epsilon);
+            }
+        });
+        Ok(())
+    }
+}
+
+/// The numbers of a contiguous f32 tensor on the CPU.
+fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
+    let range = layout.contiguous_offsets();
+    match (storage, range) {
+        (CpuStorage::F32(values), Some((start, end))) if end <= values.len() => Ok(&values[start..end]),
+        _ => candle_core::bail!("expected a contiguous f32 tensor on the CPU"),
+    }
+}
+
 /// Gradients by parameter name.
 #[derive(Default)]
 pub struct Gradients {
@@ -223,11 +284,7 @@ impl Gradients {
         let mut sum = 0.0;
         for gradient in self.by_name.values() {
             sum += match gradient.device() {
-                Device::Cpu => gradient
-                    .flatten_all()?
-                    .to_vec1::<f32>()?
-                    .iter()
-                    .fold(0f64, |sum, value| sum + f64::from(*value) * f64::from(*value)),
+                Device::Cpu => sum_of_squares(&gradient.contiguous()?)?,
                 _ => f64::from(gradient.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?),
             };
         }
@@ -247,6 +304,26 @@ impl Gradients {
         }
         Ok(None)
     }
+}
+
+/// On all threads, the parts added in order.
+fn sum_of_squares(gradient: &Tensor) -> candle_core::Result<f64> {
+    let (storage, layout) = gradient.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { candle_core::bail!("expected a tensor on the CPU") };
+    let square = |value: &f32| f64::from(*value) * f64::from(*value);
+    let parts: Vec<f64> = numbers(storage, layout)?
+        .par_chunks(CHUNK)
+        .map(|values| {
+            // Eight sums side by side: one alone would wait for each addition.
+            let (lanes, rest) = values.as_chunks::<8>();
+            let mut sums = [0f64; 8];
+            for values in lanes {
+                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += square(value));
+            }
+            sums.iter().sum::<f64>() + rest.iter().map(square).sum::<f64>()
+        })
+        .collect();
+    Ok(parts.iter().sum())
 }
 
 /// The factor that brings `norm` down to `limit`; 1 where it is below already.

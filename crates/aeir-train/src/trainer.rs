@@ -700,6 +700,65 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_finite_is_named_and_the_checkpoint_kept() {
+        let (config, data) = (small(MethodName::SourceOnly), toy(40, 17, 23));
+        let folder = tempfile::tempdir().unwrap();
+        let run = open(&folder.path().join("run"), Existing::Refuse);
+        let mut silent = Silent;
+        let mut trainer = Trainer::new(&config, &data, Some(&run), &Device::Cpu, &mut silent).unwrap();
+        trainer.open_run().unwrap();
+        let record = trainer.epoch(0, 30).unwrap();
+        trainer.save_checkpoint(&run, &record).unwrap();
+        let identity = trainer.identity.clone();
+        let kept =
+            || checkpoint::newest(&run.checkpoints(), &identity, &Device::Cpu, |_| {}).unwrap().unwrap();
+        let named = |error: TrainError, expected: &str| {
+            assert!(
+                matches!(&error, TrainError::NotFinite { tensor, .. } if tensor == expected),
+                "{error} names no {expected}"
+            );
+        };
+
+        let mut batch = trainer.batch(5).unwrap();
+        let Items::Pooled(features) = &batch.source_images else { panic!("not pooled") };
+        batch.source_images = Items::Pooled((features * f64::NAN).unwrap());
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let (rates, moment) = (Rates { encoder: 1e-3, critic: 1e-3 }, Moment { step: 5, steps: 30 });
+        let mode = &mut Mode::Training(&mut random);
+        named(
+            trainer.stepper.step(&batch, moment, rates, mode).unwrap_err(),
+            "features of the source images",
+        );
+
+        let (_, before) = kept();
+        let (_, weight) = trainer.store.with_prefix("encoder.sentence.projection.weight").remove(0);
+        weight.set(&(weight.as_detached_tensor() * f64::NAN).unwrap()).unwrap();
+        let batch = trainer.batch(5).unwrap();
+        named(
+            trainer.stepper.step(&batch, moment, rates, mode).unwrap_err(),
+            "embeddings of the source sentences",
+        );
+        let bytes =
+            |tensors: &BTreeMap<String, Tensor>| aeir_encoders::bundle::tensor_bytes(tensors).unwrap();
+        assert_eq!(bytes(&kept().1), bytes(&before));
+    }
+
+    #[test]
+    fn batches_of_one_train_where_they_mean_something() {
+        let one = TrainConfig { batch_size: 1, ..small(MethodName::Aeir) };
+        let error = train_silently(&one, &toy(40, 17, 23), None).unwrap_err().to_string();
+        assert!(error.contains("batch_size") && error.contains("negatives"), "{error}");
+        for head in [aeir_encoders::Head::Cosine, aeir_encoders::Head::Saf, aeir_encoders::Head::Sgr] {
+            let mut config = small(MethodName::Aeir);
+            config.model.head = Some(head);
+            config.source_loss.kind = None;
+            config.target_batch_size = 1;
+            config.adaptation.source_share = 0.0;
+            train_silently(&config, &toy_fragments(12, 5, 3), None).unwrap();
+        }
+    }
+
+    #[test]
     fn the_best_epoch_on_source_validation_is_the_model() {
         let data = toy(40, 17, 23);
         let trained = train_silently(&small(MethodName::SourceOnly), &data, None).unwrap();

@@ -27,12 +27,13 @@ pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> 
     pairs.notes().iter().for_each(|note| terminal.warn(note));
     let (test, mut skipped) = extractor.test(&pairs)?;
     skipped.extend(pairs.skipped().iter().cloned());
-    let metrics = score_with_head(&bundle, &test, flags.rerank, terminal)?;
+    let rerank = Rerank::of_model(flags.rerank, bundle.encoder().config(), terminal);
+    let metrics = score_with_head(&bundle, &test, rerank, terminal)?;
     tell_skipped(terminal, &skipped, None);
     if flags.json {
         return print_json(&metrics);
     }
-    let how = match (bundle.encoder().config().head, flags.rerank) {
+    let how = match (bundle.encoder().config().head, rerank) {
         (head, _) if !head.is_cross_attentive() => String::new(),
         (_, Rerank::First(0)) => "pooled vectors alone, without the head\n".to_owned(),
         (head, Rerank::First(count)) => {

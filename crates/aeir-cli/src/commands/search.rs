@@ -1,12 +1,12 @@
 //! `aeir search`.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use aeir_data::ImageSource;
-use aeir_encoders::{Bundle, Encoded, Items, Mode};
+use aeir_encoders::{Bundle, Items, Mode};
 use aeir_retrieve::{Hit, Index, Query, rerank_hits};
 use aeir_train::{ItemTable, TrainError};
-use candle_core::{Device, Tensor};
 use serde::Serialize;
 
 use super::index::MODEL_FOLDER;
@@ -48,7 +48,8 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         (Some(image), _) => bundle.image_items(&[decode_query(image)?.image])?,
         (None, sentence) => bundle.sentence_items(&[sentence.unwrap_or_default()])?,
     };
-    let hits = match (&flags.image, second_stage(&bundle, flags.rerank)) {
+    let rerank = Rerank::of_model(flags.rerank, bundle.encoder().config(), terminal);
+    let hits = match (&flags.image, second_stage(&bundle, rerank)) {
         (None, Some(count)) => reranked(&bundle, &index, &items, count, flags.k, terminal)?,
         _ => {
             let query = if flags.image.is_some() {
@@ -101,25 +102,17 @@ fn reranked(
     let vector = sentence.pooled()?.flatten_all()?.to_vec1::<f32>()?;
     let hits = index.search(&vector, count.max(k).min(index.len()))?;
     let (readable, unreadable, table) = fragments_of(bundle, hits, count, terminal)?;
-    let images = (0..table.len())
-        .step_by(IMAGES_AT_ONCE)
-        .map(|start| {
-            let rows: Vec<usize> = (start..table.len().min(start + IMAGES_AT_ONCE)).collect();
-            Ok(bundle.encode_images(&table.items(&rows, bundle.device())?)?)
-        })
-        .collect::<anyhow::Result<Vec<Encoded>>>()?;
-    let places: Vec<usize> = readable.iter().map(|hit| hit.position).collect();
+    let mut scores = Vec::with_capacity(table.len());
+    for start in (0..table.len()).step_by(IMAGES_AT_ONCE) {
+        let rows: Vec<usize> = (start..table.len().min(start + IMAGES_AT_ONCE)).collect();
+        let images = bundle.encode_images(&table.items(&rows, bundle.device())?)?;
+        let found = bundle.encoder().scores(&images, &sentence, &mut Mode::Evaluation)?;
+        scores.extend(found.flatten_all()?.to_vec1::<f32>()?);
+    }
+    let by_place: HashMap<usize, f32> =
+        readable.iter().map(|hit| hit.position).zip(scores.iter().copied()).collect();
     let mut second = |_: Query, candidates: &[usize]| -> std::result::Result<Vec<f32>, TrainError> {
-        let row_of = |position: &usize| places.iter().position(|place| place == position);
-        let rows: Vec<usize> = candidates.iter().filter_map(row_of).collect();
-        let mut scores = Vec::with_capacity(rows.len());
-        for row in rows {
-            let Some(block) = images.get(row / IMAGES_AT_ONCE) else { continue };
-            let image = block.select(&Tensor::new(&[(row % IMAGES_AT_ONCE) as u32], &Device::Cpu)?)?;
-            let score = bundle.encoder().scores(&image, &sentence, &mut Mode::Evaluation)?;
-            scores.extend(score.flatten_all()?.to_vec1::<f32>()?);
-        }
-        Ok(scores)
+        Ok(candidates.iter().filter_map(|place| by_place.get(place).copied()).collect())
     };
     let found = if readable.is_empty() {
         Vec::new()
@@ -133,7 +126,7 @@ fn reranked(
     Ok(hits)
 }
 
-/// Images whose fragments are encoded at once.
+/// Images whose fragments are encoded and scored at once.
 const IMAGES_AT_ONCE: usize = 128;
 
 /// The first `count` hits with their fragments, row by row, and the hits without.

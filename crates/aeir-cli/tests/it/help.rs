@@ -34,6 +34,7 @@ fn aeir() {
       search   Find images by a sentence or by an image
       convert  Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
       data     Check, split, convert and unpair data sets
+      bench    Time our work on this machine
       help     Print this message or the help of the given subcommand(s)
 
     Options:
@@ -302,7 +303,8 @@ fn eval() {
                                     test]
           --rerank <N|all>          Of a model with a cross-attentive head: re-rank this many of each
                                     query's first results with it, 0 for none, or `all` to score every
-                                    pair [env: AEIR_RERANK=] [default: 100]
+                                    pair [default: 100; all where the head alone was trained] [env:
+                                    AEIR_RERANK=]
           --json                    Print one JSON object [env: AEIR_JSON=]
           --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
                                     AEIR_DEVICE=] [default: auto]
@@ -354,13 +356,60 @@ fn search() {
           --image <FILE>     Look for images like this one
       -k <N>                 Number of results [env: AEIR_K=] [default: 10]
           --rerank <N|all>   Of a model with a cross-attentive head: re-rank this many of the first
-                             results with it, 0 for none, or `all` [env: AEIR_RERANK=] [default: 100]
+                             results with it, 0 for none, or `all` [default: 100; all where the head
+                             alone was trained] [env: AEIR_RERANK=]
           --json             Print one JSON object [env: AEIR_JSON=]
           --device <DEVICE>  Where to compute: auto, cpu, cuda, cuda:N or metal [env: AEIR_DEVICE=]
                              [default: auto]
       -q, --quiet            No progress and no notes on stderr; warnings and errors stay [env:
                              AEIR_QUIET=]
       -h, --help             Print help
+    ");
+}
+
+#[test]
+fn bench_train() {
+    insta::assert_snapshot!(help("bench train"), @r"
+    Training steps and SAF scoring of the published sizes, on items drawn at random
+
+    Usage: aeir bench train [OPTIONS]
+
+    Options:
+          --only <WORK>
+              Time this alone [default: all]
+
+              Possible values:
+              - saf-step:    A whole step of `aeir --fidelity released --head saf`: 56 + 56 items
+              - saf-scoring: All pairs of 200 images and 1,000 sentences
+              - towers:      A step of two linear towers on pooled features: 128 pairs
+              - words:       A step of a linear layer on regions and a bidirectional GRU on words: 32
+                pairs
+
+              [env: AEIR_ONLY=]
+
+          --repeats <N>
+              Steps that are timed; their median counts
+
+              [env: AEIR_REPEATS=]
+              [default: 5]
+
+          --quick
+              Tiny sizes, to see that everything runs
+
+              [env: AEIR_QUICK=]
+
+          --json
+              Print one JSON object
+
+              [env: AEIR_JSON=]
+
+      -q, --quiet
+              No progress and no notes on stderr; warnings and errors stay
+
+              [env: AEIR_QUIET=]
+
+      -h, --help
+              Print help (see a summary with '-h')
     ");
 }
 

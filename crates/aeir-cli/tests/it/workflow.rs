@@ -380,3 +380,44 @@ fn a_cross_attentive_head_re_ranks_what_the_cosine_finds() {
     assert_ne!(order("0"), order("all"));
     assert!(order("all").windows(2).all(|pair| pair[0].1 >= pair[1].1));
 }
+
+#[test]
+fn a_model_trained_for_its_head_alone_is_scored_in_full() {
+    let scene = Scene::new();
+    scene.run("train --method saf --epochs 1 --batch-size 16 --source source.jsonl --output run").ok();
+    let plain = scene.run("eval --model run --data test.jsonl --json").ok();
+    assert_eq!(plain.stderr, "");
+    assert_eq!(plain.stdout, scene.run("eval --model run --data test.jsonl --rerank all --json").ok().stdout);
+    let warned = scene.run("eval --model run --data test.jsonl --rerank 5").ok();
+    assert!(warned.stderr.contains("trained for its head alone"), "{warned:?}");
+
+    scene.run("index --model run --images images.txt -o index").ok();
+    let search = |more: &[&str]| {
+        scene.run_all(&[&["search", "--index", "index", "a cat", "--json", "-k", "5"], more].concat()).ok()
+    };
+    let plain = search(&[]);
+    assert_eq!(
+        (plain.stdout.as_str(), plain.stderr.as_str()),
+        (search(&["--rerank", "all"]).stdout.as_str(), "")
+    );
+    assert!(search(&["--rerank", "5"]).stderr.contains("trained for its head alone"));
+}
+
+#[test]
+fn the_benchmark_of_training_prints_what_the_peers_read() {
+    let scene = Scene::new();
+    let report = scene.run("bench train --quick --repeats 1 --json").ok().json();
+    for key in [
+        "threads",
+        "matmul_gflops",
+        "step_seconds",
+        "scored_pairs_per_second",
+        "scoring_share_of_matmul_rate",
+        "towers_step_seconds",
+        "words_step_seconds",
+    ] {
+        assert!(report[key].as_f64().is_some_and(|value| value > 0.0), "{key}: {report}");
+    }
+    let towers = scene.run("bench train --quick --repeats 1 --only towers").ok().stdout;
+    assert!(towers.contains("linear towers") && !towers.contains("SAF"), "{towers}");
+}

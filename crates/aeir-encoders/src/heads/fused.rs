@@ -7,7 +7,7 @@
 
 mod align;
 mod attention;
-mod dense;
+pub(super) mod dense;
 mod filter;
 mod graph;
 mod pairs;

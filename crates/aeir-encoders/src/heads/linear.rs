@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
+use crate::affine::affine;
 use crate::error::Result;
 
 /// `y = x W^T + b`, with PyTorch's default first values.
@@ -26,14 +27,7 @@ impl Linear {
 
     /// `x [.., in]` to `[.., out]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (output, input) = self.weight.dims2()?;
-        // One flat matmul: candle would otherwise run one small one for every leading index.
-        let y = x.reshape(((), input))?.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?;
-        let mut shape = x.dims().to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = output;
-        }
-        Ok(y.reshape(shape)?)
+        Ok(affine(x, &self.weight, &self.bias)?)
     }
 
     /// The same layer outside of any graph.

@@ -12,6 +12,9 @@ const SMALLEST: f64 = 1e-30;
 
 /// The fragments with zeros in the rows of padding, which then get no gradient.
 pub(super) fn zeroed(fragments: &Fragments) -> Result<Fragments> {
+    if !fragments.has_padding()? {
+        return Ok(fragments.clone());
+    }
     let mask = fragments.mask().to_dtype(fragments.features().dtype())?.unsqueeze(2)?;
     fragments.with_features(fragments.features().broadcast_mul(&mask)?)
 }

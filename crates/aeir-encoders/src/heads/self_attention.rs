@@ -3,6 +3,7 @@
 use candle_core::{D, Tensor};
 use candle_nn::VarBuilder;
 
+use super::fragment_norm;
 use super::linear::Linear;
 use super::masked;
 use crate::batch_norm::BatchNorm;
@@ -69,16 +70,22 @@ impl SelfAttention {
     /// Fragments `[B, T, D]` with zeros in padded rows to `[B, D]`.
     pub(super) fn forward(&self, fragments: &Fragments, mode: &mut Mode<'_>) -> Result<Tensor> {
         let features = fragments.features();
-        let mut local = self.local.forward(features)?;
+        let local = self.local.forward(features)?;
         let mut global = self.global.forward(&fragments.mean_pooled()?)?;
         let mask = fragments.mask().to_dtype(features.dtype())?;
-        if let Some((local_norm, global_norm)) = &self.batch_norms {
-            local = normalise_fragments(local_norm, &local, &mask, mode.is_training())?;
+        let training = mode.is_training();
+        if let Some((_, norm)) = &self.batch_norms {
             let by_feature = global.t()?.contiguous()?;
-            let ones = by_feature.ones_like()?;
-            global = global_norm.forward(&by_feature, &ones, mode.is_training())?.t()?.contiguous()?;
+            global = norm.forward(&by_feature, &by_feature.ones_like()?, training)?.t()?.contiguous()?;
         }
-        let local = dropout(&local.tanh()?, self.dropout, mode)?;
+        let local = match &self.batch_norms {
+            Some((norm, _)) if training && fragment_norm::applies(&local) => {
+                fragment_norm::normalised_tanh(norm, &local, fragments)?
+            }
+            Some((norm, _)) => normalise_fragments(norm, &local, &mask, training)?.tanh()?,
+            None => local.tanh()?,
+        };
+        let local = dropout(&local, self.dropout, mode)?;
         let global = dropout(&global.tanh()?, self.dropout, mode)?;
         let common = local.broadcast_mul(&global.unsqueeze(1)?)?;
         let scores = self.score.forward(&common)?.squeeze(D::Minus1)?;

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 
 use aeir_encoders::{
-    EncoderError, Mode, UnitNorm, Vocabulary, WordBatch, WordEncoder, WordEncoderConfig, tokenise_words,
+    EncoderError, Fragments, Mode, UnitNorm, Vocabulary, WordBatch, WordEncoder, WordEncoderConfig,
+    tokenise_words,
 };
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
@@ -374,6 +375,33 @@ fn padding_changes_no_bit() {
                     assert!(row.iter().all(|value| value.to_bits() == 0));
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn batches_encoded_together_come_out_as_alone() {
+    let parameters = Parameters::new(config(30, 8, 12), 5);
+    for dtype in [DType::F32, DType::F64] {
+        let (encoder, variables) = parameters.encoder(dtype);
+        let batch =
+            |lengths: &[usize], seed| WordBatch::new(&sentences(lengths, 30, seed), &Device::Cpu).unwrap();
+        let batches = [batch(&[5, 1, 9, 0], 6), batch(&[2, 3], 7)];
+        let together =
+            encoder.forward_all(&batches.iter().collect::<Vec<_>>(), &mut Mode::Evaluation).unwrap();
+        let alone = batches.each_ref().map(|batch| encoder.forward(batch, &mut Mode::Evaluation).unwrap());
+        let gradients = |fragments: &[Fragments]| -> Vec<Tensor> {
+            let loss =
+                |it: &Fragments| (it.features() * coefficients(it.features())).unwrap().sum_all().unwrap();
+            let store = (loss(&fragments[0]) + loss(&fragments[1])).unwrap().backward().unwrap();
+            variables.iter().map(|variable| store.get(variable).unwrap().clone()).collect()
+        };
+        for (together, alone) in together.iter().zip(&alone) {
+            assert_eq!(together.features().dims(), alone.features().dims());
+            close("features", together.features(), &alone.features().to_dtype(DType::F64).unwrap());
+        }
+        for (together, alone) in gradients(&together).iter().zip(gradients(&alone)) {
+            close("gradient", together, &alone.to_dtype(DType::F64).unwrap());
         }
     }
 }

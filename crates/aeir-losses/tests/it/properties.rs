@@ -4,7 +4,8 @@ use aeir_losses::{
     CanonicalCorrelation, ConditionalAdversarialLoss, ConditionalMap, CoralLoss, DeepCcaLoss, Divergence,
     DomainAdversarialLoss, DomainCritic, InfoNceLoss, LossError, MaximumMeanDiscrepancy, Negatives,
     Reduction, Rows, SigLipLoss, SinkhornDivergence, StructureTransferLoss, TripletRankingLoss,
-    fragment_similarity, pooled_similarity,
+    fragment_similarity, fragment_similarity_released, neighbour_similarity, pooled_similarity,
+    unit_fragment_similarity,
 };
 use candle_core::{DType, Device, Tensor};
 
@@ -203,6 +204,44 @@ fn more_neighbours_than_items_are_all_items() {
 }
 
 /// The divergence by its definition, over the K largest entries found by sorting.
+/// On unit rows all forms are one, and the neighbours alone are the same entries with the same gradient.
+#[test]
+fn neighbours_are_entries_of_all_pairs() {
+    let mut random = Numbers(11);
+    let mut rows = |dims: &[usize]| {
+        let x = random.tensor(dims);
+        x.broadcast_div(&x.sqr().unwrap().sum_keepdim(2).unwrap().sqrt().unwrap()).unwrap()
+    };
+    let (target, source) = (rows(&[4, 3, 5]), rows(&[6, 2, 5]));
+    let target_mask = Tensor::new(&[[1u8, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]], &Device::Cpu).unwrap();
+    let source_mask = Tensor::new(&[[1u8, 1], [1, 0], [1, 1], [1, 1], [1, 0], [1, 1]], &Device::Cpu).unwrap();
+    let loss = StructureTransferLoss { temperature: 0.5, ..StructureTransferLoss::default() };
+    let weights = random.tensor(&[4, 3]);
+    for masks in [None, Some((&target_mask, &source_mask))] {
+        let (x, y) = (var(&target, DType::F64), var(&source, DType::F64));
+        let (of_target, of_source) = (masks.map(|masks| masks.0), masks.map(|masks| masks.1));
+        let all = unit_fragment_similarity(&x, of_target, &y, of_source).unwrap();
+        let general = match masks {
+            None => fragment_similarity_released(&x, &y).unwrap(),
+            Some(_) => fragment_similarity(&x, &target_mask, &y, &source_mask).unwrap(),
+        };
+        assert_close("all", &all, &general, (1e-9, 1e-9));
+        let nearest = loss.neighbours(&all).unwrap();
+        let some = neighbour_similarity(&x, of_target, &y, of_source, &nearest).unwrap();
+        let expected = all.gather(&nearest, 1).unwrap();
+        assert_close("some", &some, &expected, (1e-12, 1e-12));
+        let gradient = |scores: &Tensor| {
+            let store = (scores * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+            [&x, &y].map(|variable| store.get(variable).unwrap().clone())
+        };
+        for (found, expected) in gradient(&some).iter().zip(&gradient(&expected)) {
+            assert_close("gradient", found, expected, (1e-12, 1e-12));
+        }
+    }
+    let wrong = Tensor::new(&[[0u32, 1]], &Device::Cpu).unwrap();
+    assert!(neighbour_similarity(&target, None, &source, None, &wrong).is_err());
+}
+
 #[test]
 fn structure_by_hand() {
     for seed in SEEDS {

@@ -1,9 +1,9 @@
 //! AEIR: source alignment, semantic transfer and structure transfer together.
 
-use aeir_encoders::{DualEncoder, Embedded, Encoded, Mode};
+use aeir_encoders::{DualEncoder, Embedded, Encoded, Fragments, Mode, l2_normalise_released};
 use aeir_losses::{
-    Divergence, Reduction, StructureTransferLoss, WassersteinCriticLoss, dann_schedule, fragment_similarity,
-    fragment_similarity_released, gradient_reversal, pooled_similarity,
+    Divergence, Reduction, StructureTransferLoss, WassersteinCriticLoss, dann_schedule, gradient_reversal,
+    neighbour_similarity, pooled_similarity, unit_fragment_similarity,
 };
 use candle_core::{Device, Tensor};
 
@@ -101,13 +101,37 @@ impl Aeir {
     fn one_direction(&self, target: &Encoded, own: &Encoded, partners: &Encoded) -> Result<Tensor> {
         let members = target.members.iter().zip(&own.members).zip(&partners.members);
         let losses = members
-            .map(|((target, own), partners)| {
-                let own = similarity(target, own, self.released())?;
-                let cross = similarity(target, partners, self.released())?;
-                Ok(self.structure.forward(&own, &cross)?)
-            })
+            .map(|((target, own), partners)| self.of_member(target, own, partners))
             .collect::<Result<Vec<_>>>()?;
         Ok(Tensor::stack(&losses, 0)?.mean_all()?)
+    }
+
+    fn of_member(&self, target: &Embedded, own: &Embedded, partners: &Embedded) -> Result<Tensor> {
+        let sides = (&target.fragments, &own.fragments, &partners.fragments);
+        let (Some(target), Some(own), Some(partners)) = sides else {
+            let own = pooled_similarity(&target.pooled, &own.pooled)?;
+            let cross = pooled_similarity(&target.pooled, &partners.pooled)?;
+            return Ok(self.structure.forward(&own, &cross)?);
+        };
+        let [target, own, partners] = [unit_rows(target)?, unit_rows(own)?, unit_rows(partners)?];
+        // All pairs are compared to find the neighbours; the gradient goes through the neighbours alone.
+        let all = unit_fragment_similarity(
+            &target.features().detach(),
+            self.counted(&target),
+            &own.features().detach(),
+            self.counted(&own),
+        )?;
+        let nearest = self.structure.neighbours(&all)?;
+        let to = |source: &Fragments| {
+            let (mask, source_mask) = (self.counted(&target), self.counted(source));
+            neighbour_similarity(target.features(), mask, source.features(), source_mask, &nearest)
+        };
+        Ok(self.structure.of_neighbours(&to(&own)?, &to(&partners)?)?)
+    }
+
+    /// The mask that the similarity of fragments takes: in the released procedure padding counts.
+    fn counted<'a>(&self, fragments: &'a Fragments) -> Option<&'a Tensor> {
+        (!self.released()).then(|| fragments.mask())
     }
 
     /// `adaptation` runs from 0 to 1 over the second part.
@@ -291,15 +315,9 @@ impl Method for Aeir {
     }
 }
 
-/// Target rows against source columns, by fragments where both have them.
-fn similarity(target: &Embedded, source: &Embedded, released: bool) -> Result<Tensor> {
-    let (Some(targets), Some(sources)) = (&target.fragments, &source.fragments) else {
-        return Ok(pooled_similarity(&target.pooled, &source.pooled)?);
-    };
-    if released {
-        return Ok(fragment_similarity_released(targets.features(), sources.features())?);
-    }
-    Ok(fragment_similarity(targets.features(), targets.mask(), sources.features(), sources.mask())?)
+/// Rows of unit length: what a tower gives are such, but the gradient of this scaling is a part of the similarity's.
+fn unit_rows(fragments: &Fragments) -> Result<Fragments> {
+    Ok(fragments.with_features(l2_normalise_released(fragments.features())?)?)
 }
 
 /// The mean over all positions, padding included.
@@ -308,7 +326,7 @@ fn padded_mean(encoded: &Encoded) -> Result<Tensor> {
         .members
         .iter()
         .map(|member| match &member.fragments {
-            Some(fragments) => Ok(fragments.features().mean(1)?),
+            Some(fragments) => Ok(fragments.padded_mean()?),
             None => Ok(member.pooled.clone()),
         })
         .collect::<Result<Vec<_>>>()?;

@@ -13,12 +13,16 @@ use crate::error::{Result, TrainError};
 use crate::parameters::ParameterStore;
 use aeir_losses::dann_schedule;
 
+/// Length of the randomised map, as in the authors' code.
+const RANDOMISED_WIDTH: usize = 1024;
+
 /// Critics judge the product of an embedding and its prediction. Retrieval has no classes: fixed source pairs, the
 /// anchors, take their place. An image's prediction is the softmax of its scaled cosines to the anchors' sentences, a
 /// sentence's that to the anchors' images.
 ///
 /// Equation: critics on `x ⊗ softmax(s x A^T)`, entropy-conditioned, A the other modality's anchors; alternating steps;
-/// above 4,096 products the randomised map. The encoders minimise `alignment + w(p) weight confusion`.
+/// above 4,096 products the randomised map of length 1,024. The critics' hidden layers have D and 64 units: half of so long
+/// an input would take most of the time of a training. The encoders minimise `alignment + w(p) weight confusion`.
 ///
 /// Source: Long et al., *Conditional adversarial domain adaptation*, NeurIPS 2018. The anchors are ours.
 pub struct Cdan {
@@ -47,7 +51,7 @@ impl Cdan {
         let (map, width) = if product <= ConditionalAdversarialLoss::LARGEST_PRODUCT {
             (ConditionalMap::Multilinear, product)
         } else {
-            let width = ConditionalAdversarialLoss::LARGEST_PRODUCT;
+            let width = RANDOMISED_WIDTH;
             let builder = store.builder().pp("critic");
             let normal = Init::Randn { mean: 0.0, stdev: 1.0 };
             let random = |rows, name| builder.get_with_hints((rows, width), name, normal);
@@ -60,7 +64,7 @@ impl Cdan {
         Ok(Self {
             encoder,
             alignment: SourceAlignment::new(config),
-            critics: Critics::new([width; 2], store)?,
+            critics: Critics::with_widths(width, [dimension, 64], store)?,
             loss: ConditionalAdversarialLoss { map, ..ConditionalAdversarialLoss::default() },
             adaptation: Adaptation::new(config),
             config: config.adaptation,

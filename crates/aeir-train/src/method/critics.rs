@@ -40,6 +40,14 @@ impl Critics {
         Ok(Self([critic(images, "image")?, critic(sentences, "sentence")?]))
     }
 
+    /// Critics of vectors of length `dimension` with hidden layers of other widths than half of that and 64.
+    pub(super) fn with_widths(dimension: usize, widths: [usize; 2], store: &ParameterStore) -> Result<Self> {
+        let critic = |modality: &str| {
+            DomainCritic::with_widths(dimension, widths, store.builder().pp("critic").pp(modality))
+        };
+        Ok(Self([critic("image")?, critic("sentence")?]))
+    }
+
     pub(super) fn each(&self) -> &[DomainCritic; 2] {
         &self.0
     }

@@ -208,16 +208,26 @@ pub trait Method: Send {
 
 /// Embeds all of a batch with one encoder.
 fn embed(encoder: &DualEncoder, batch: &Batch, uses_target: bool, mode: &mut Mode<'_>) -> Result<Embeddings> {
-    let source_images = encoder.encode_images(&batch.source_images, mode)?;
-    let source_sentences = encoder.encode_sentences(&batch.source_sentences, mode)?;
     let target = match (&batch.target, uses_target) {
         (_, false) => None,
-        (Some(target), true) => Some(TargetEmbeddings {
-            images: encoder.encode_images(&target.images, mode)?,
-            sentences: encoder.encode_sentences(&target.sentences, mode)?,
-        }),
+        (Some(target), true) => Some(target),
         (None, true) => return Err(no_target()),
     };
+    let source_images = encoder.encode_images(&batch.source_images, mode)?;
+    // Both domains' sentences together: reading the words is sequential, and more of them cost little more.
+    let sentences: Vec<&Items> = [Some(&batch.source_sentences), target.map(|target| &target.sentences)]
+        .into_iter()
+        .flatten()
+        .collect();
+    let mut sentences = encoder.encode_sentence_batches(&sentences, mode)?.into_iter();
+    let mut next = || sentences.next().ok_or_else(no_target);
+    let source_sentences = next()?;
+    let target = target
+        .map(|target| {
+            let images = encoder.encode_images(&target.images, mode)?;
+            Ok::<_, TrainError>(TargetEmbeddings { images, sentences: next()? })
+        })
+        .transpose()?;
     let anchors = match (&batch.anchors, uses_target) {
         (Some((images, sentences)), true) => {
             Some((encoder.encode_images(images, mode)?, encoder.encode_sentences(sentences, mode)?))
@@ -278,6 +288,7 @@ fn encoder_config(config: &TrainConfig, inputs: Inputs) -> DualEncoderConfig {
         SentenceKind::Fragments => SentenceInput::Fragments,
         SentenceKind::Words => SentenceInput::Words(config.model.words),
     };
+    let head = config.model.head.unwrap_or_default();
     DualEncoderConfig {
         image_dimension: inputs.image_dimension,
         sentence_dimension: inputs.sentence_dimension,
@@ -286,10 +297,11 @@ fn encoder_config(config: &TrainConfig, inputs: Inputs) -> DualEncoderConfig {
         hidden_dimension: config.model.hidden_dimension,
         image_input: inputs.images,
         sentence_input,
-        head: config.model.head.unwrap_or_default(),
+        head,
         head_options: config.model.head_options,
         norm: config.norm(),
         canonical: config.method == MethodName::Dcca,
+        head_only: head.is_cross_attentive() && config.source_loss.pooled_weight == Some(0.0),
     }
 }
 

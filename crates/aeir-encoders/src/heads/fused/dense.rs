@@ -89,7 +89,7 @@ pub(super) fn multiply(left: Matrix<'_>, right: Matrix<'_>, out: &mut [f32], str
 }
 
 /// Runs loops with the widest instructions of this machine. What is called inside must be `#[inline(always)]`.
-pub(super) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
+pub(in crate::heads) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(body)
 }
 
@@ -106,7 +106,7 @@ pub(super) fn transpose(matrix: &[f32], columns: usize) -> Vec<f32> {
 }
 
 #[inline(always)]
-pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(in crate::heads) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a, b) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
     let mut sums = [0.0; LANES];
     for (a, b) in a.0.iter().zip(b.0) {

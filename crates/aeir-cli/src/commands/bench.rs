@@ -1,0 +1,15 @@
+//! `aeir bench`: how fast this machine does our work, beside its own matrix product.
+//!
+//! Seconds of different machines, or of one machine on different days, say little. Time a peer in the same run and compare.
+
+mod train;
+
+use crate::flags::{BenchCommand, BenchFlags};
+use crate::terminal::Terminal;
+
+/// Times what the flags name.
+pub(crate) fn run(flags: &BenchFlags, terminal: &Terminal) -> anyhow::Result<()> {
+    match &flags.work {
+        BenchCommand::Train(flags) => train::run(flags, terminal),
+    }
+}
