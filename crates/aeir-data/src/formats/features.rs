@@ -13,7 +13,7 @@ use crate::region_features::RegionFeatures;
 const MAX_ID_BYTES: usize = 32 * 1024;
 
 /// Reads a file of features: an item an image. Sentences are taken from SCAN's caption file where there is one beside it;
-/// names from `STEM.ids.txt` or `ids.txt`, one a line.
+/// names from `STEM.ids.txt` or `ids.txt`, one a line, or from `STEM.jsonl` as `aeir embed` writes it, an object with `id` a line.
 ///
 /// # Errors
 /// Those of [`RegionFeatures::open`]; [`DataError::Malformed`] where there are more or fewer names than images.
@@ -44,14 +44,34 @@ pub(crate) fn read(path: &Path, format: Format, options: &ReadOptions) -> Result
 }
 
 fn ids_beside(path: &Path) -> Option<PathBuf> {
-    [path.with_extension("ids.txt"), path.with_file_name("ids.txt")].into_iter().find(|file| file.is_file())
+    let plain = [path.with_extension("ids.txt"), path.with_file_name("ids.txt")];
+    let records = path.with_extension("jsonl");
+    plain.into_iter().find(|file| file.is_file()).or_else(|| Some(records).filter(|file| names_ids(file)))
+}
+
+/// Whether a file of JSON lines gives ids, and is not a caption file of the same name.
+fn names_ids(file: &Path) -> bool {
+    let first = open_lines(file, MAX_ID_BYTES, "a name a line")
+        .and_then(|mut lines| lines.next_line().map_err(|error| DataError::io(file, "read", error)));
+    matches!(first, Ok(Some((_, LineContent::Text(text)))) if id_of(&text).is_some())
+}
+
+/// The id of a record.
+fn id_of(line: &str) -> Option<String> {
+    let record: serde_json::Map<String, serde_json::Value> = serde_json::from_str(line).ok()?;
+    Some(record.get("id")?.as_str()?.to_owned())
 }
 
 fn read_ids(file: &Path, features: &RegionFeatures) -> Result<Vec<String>, DataError> {
+    let records = file.extension().is_some_and(|suffix| suffix == "jsonl");
     let mut lines = open_lines(file, MAX_ID_BYTES, "a name a line")?;
     let mut ids = Vec::new();
     while let Some((line, content)) = lines.next_line().map_err(|error| DataError::io(file, "read", error))? {
         match content {
+            LineContent::Text(text) if records => match id_of(&text) {
+                Some(id) => ids.push(id),
+                None => return Err(refusal(file, Some(line), "an object with `id`".to_owned(), text)),
+            },
             LineContent::Text(text) => ids.push(text),
             LineContent::NotUtf8 => return Err(DataError::NotUtf8 { path: file.to_path_buf(), line }),
             LineContent::TooLong => {
@@ -62,11 +82,11 @@ fn read_ids(file: &Path, features: &RegionFeatures) -> Result<Vec<String>, DataE
     if ids.len() == features.len() {
         return Ok(ids);
     }
-    Err(DataError::Malformed {
-        path: file.to_path_buf(),
-        format: Format::Npy,
-        line: None,
-        expected: format!("{} names, as many as `{}` has images", features.len(), features.path().display()),
-        got: ids.len().to_string(),
-    })
+    let expected = format!("{} names, as many as `{}` has images", features.len(), features.path().display());
+    Err(refusal(file, None, expected, ids.len().to_string()))
+}
+
+fn refusal(file: &Path, line: Option<usize>, expected: String, got: String) -> DataError {
+    let got = got.chars().take(80).collect();
+    DataError::Malformed { path: file.to_path_buf(), format: Format::Npy, line, expected, got }
 }

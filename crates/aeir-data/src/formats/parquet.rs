@@ -2,7 +2,7 @@
 //! records.
 //!
 //! Columns are read by themselves, through the crate's column reader: the row reader of the crate ends at the first text that
-//! is not UTF-8, and building on `arrow` would be many times as much code to compile. The sentences are read at once; an image
+//! is not UTF-8, and `arrow` would be eleven crates more to compile for lists of texts. The sentences are read at once; an image
 //! is read from its page when it is wanted.
 
 use std::fmt;

@@ -181,6 +181,13 @@ fn embeddings() {
     let folder = tempdir().unwrap();
     let path = folder.path().join("a.npy");
     std::fs::copy(formats("embeddings/images.npy"), &path).unwrap();
+    // As `aeir embed` writes them.
+    let records: String = (0..4).map(|row| format!("{{\"row\": {row}, \"id\": \"n{row}\"}}\n")).collect();
+    write(folder.path(), "a.jsonl", &records);
+    assert_eq!(open(&path).unwrap().items[3].id, "n3");
+    // A caption file of the same name gives none.
+    write(folder.path(), "a.jsonl", "{\"image\": \"x.jpg\", \"captions\": [\"x\"]}\n");
+    assert_eq!(open(&path).unwrap().items[3].id, "3");
     write(folder.path(), "ids.txt", "one\ntwo\n");
     let told = open(&path).unwrap_err().to_string();
     assert!(told.contains("ids.txt` (array of features (.npy)): expected 4 names, as many as"), "{told}");
