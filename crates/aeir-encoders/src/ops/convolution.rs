@@ -233,7 +233,7 @@ mod tests {
     fn gradients_by_finite_differences() {
         let inputs = [noise(1, &[2, 4, 5, 4]), noise(2, &[4, 1, 3, 3]), noise(3, &[4])];
         assert_gradients("depthwise", &inputs, |inputs| depthwise(&inputs[0], &inputs[1], Some(&inputs[2])));
-        let inputs = [noise(1, &[1, 2, 3, 18]), noise(2, &[18, 1, 7, 7])];
+        let inputs = [noise(1, &[1, 2, 3, 4]), noise(2, &[4, 1, 5, 5])];
         assert_gradients("larger than the picture", &inputs, |inputs| {
             depthwise(&inputs[0], &inputs[1], None)
         });
