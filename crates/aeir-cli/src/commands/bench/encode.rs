@@ -148,7 +148,11 @@ fn transformer_report(
     let batch = tokenizer.batch(&texts)?;
     let rate = |seconds: f64| texts.len() as f64 / seconds;
     report.token_ids = tokenizer.ids(&texts)?.into_iter().next();
-    report.tokenised_sentences_per_second = Some(rate(seconds(|| Ok(drop(tokenizer.ids(&texts)?)))?));
+    let tokenising = seconds(|| {
+        tokenizer.ids(&texts)?;
+        Ok(())
+    })?;
+    report.tokenised_sentences_per_second = Some(rate(tokenising));
     let model = transformer.model();
     report.network_sentences_per_second =
         Some(rate(seconds(|| settle(&model.forward(&batch, &mut Mode::Evaluation)?))?));
@@ -156,7 +160,7 @@ fn transformer_report(
         let (model, _parameters) = TextModel::load_trainable(folder, model.device(), &FineTuning::default())?;
         report.fine_tuning_step_seconds = Some(seconds(|| {
             let loss = model.forward(&batch, &mut Mode::Evaluation)?.sum_all()?;
-            drop(loss.backward()?);
+            loss.backward()?;
             Ok(())
         })?);
     }
