@@ -105,7 +105,7 @@ pub(crate) fn extractor_of(bundle: &Bundle) -> anyhow::Result<FeatureExtractor<'
 
 /// The folder of an encoder: as named, else `backbones/ID` in the cache, else `fixtures/backbones/ID` in a folder
 /// above the working folder or above the program, as in a checkout of this project.
-fn find(name: &str, flag: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn find(name: &str, flag: &str) -> anyhow::Result<PathBuf> {
     let as_named = Path::new(name);
     if as_named.is_dir() {
         return Ok(as_named.to_owned());

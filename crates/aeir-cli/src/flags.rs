@@ -273,6 +273,8 @@ pub(crate) struct BenchFlags {
 pub(crate) enum BenchCommand {
     /// Training steps and SAF scoring of the published sizes, on items drawn at random
     Train(BenchTrainFlags),
+    /// Images and sentences a second through frozen encoders, on items that are made up
+    Encode(BenchEncodeFlags),
 }
 
 #[derive(Args)]
@@ -302,6 +304,34 @@ pub(crate) enum TrainWork {
     Towers,
     /// A step of a linear layer on regions and a bidirectional GRU on words: 32 pairs
     Words,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("encoders").required(true).multiple(true).args(["image_encoder", "text_encoder"])))]
+pub(crate) struct BenchEncodeFlags {
+    /// Image encoder: a folder, or the name of one in `fixtures/backbones` or in the cache
+    #[arg(long, value_name = "DIR|ID", env = "AEIR_IMAGE_ENCODER")]
+    pub(crate) image_encoder: Option<String>,
+    /// Sentence encoder: a folder, or the name of one in `fixtures/backbones` or in the cache
+    #[arg(long, value_name = "DIR|ID", env = "AEIR_TEXT_ENCODER")]
+    pub(crate) text_encoder: Option<String>,
+    /// Items of a batch
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one, env = "AEIR_BATCH_SIZE")]
+    pub(crate) batch_size: usize,
+    /// Tokens of a sentence, special tokens included; words where the encoder is a table
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one, env = "AEIR_TOKENS")]
+    pub(crate) tokens: usize,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N", value_parser = at_least_one, env = "AEIR_THREADS")]
+    pub(crate) threads: Option<usize>,
+    /// Time a step of fine-tuning as well: all parameters of the sentence encoder, forward and backward
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_FINE_TUNE")]
+    pub(crate) fine_tune: bool,
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
 }
 
 #[derive(Args)]

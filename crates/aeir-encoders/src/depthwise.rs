@@ -38,7 +38,7 @@ pub(crate) fn same_padding(input: usize, kernel: usize, stride: usize) -> (usize
     (total / 2, total - total / 2)
 }
 
-/// Filter, bias and ReLU6 of a depthwise convolution.
+/// Filter and bias of a depthwise convolution, and whether ReLU6 follows.
 #[derive(Debug, Clone)]
 pub(crate) struct Depthwise {
     channels: usize,
@@ -47,15 +47,16 @@ pub(crate) struct Depthwise {
     /// `[kernel, kernel, channels]`.
     filter: Vec<f32>,
     bias: Vec<f32>,
+    clamp: bool,
 }
 
 impl Depthwise {
-    /// Reorders `weight [channels, kernel, kernel]`.
-    pub(crate) fn new(weight: &[f32], bias: &[f32], kernel: usize, stride: usize) -> Self {
+    /// Reorders `weight [channels, kernel, kernel]`. `clamp` puts ReLU6 behind it.
+    pub(crate) fn new(weight: &[f32], bias: &[f32], (kernel, stride): (usize, usize), clamp: bool) -> Self {
         let (channels, taps) = (bias.len(), kernel * kernel);
         let filter =
             (0..taps).flat_map(|tap| weight.iter().skip(tap).step_by(taps).take(channels).copied()).collect();
-        Self { channels, kernel, stride, filter, bias: bias.to_vec() }
+        Self { channels, kernel, stride, filter, bias: bias.to_vec(), clamp }
     }
 
     /// `input [plane, channels]` to `output [plane.strided(stride), channels]`. `parallel` splits the rows over threads.
@@ -192,7 +193,7 @@ impl<S: Simd> Taps<'_, S> {
         for (sums, pixel) in sums.iter().zip(output.chunks_exact_mut(channels)) {
             let Some(pixel) = pixel.get_mut(first..first + span) else { return };
             for (output, sum) in S::as_mut_simd_f32s(pixel).0.iter_mut().zip(sums) {
-                *output = simd.min_f32s(simd.max_f32s(*sum, zero), six);
+                *output = if self.layer.clamp { simd.min_f32s(simd.max_f32s(*sum, zero), six) } else { *sum };
             }
         }
     }
@@ -213,7 +214,7 @@ impl<S: Simd> Taps<'_, S> {
                 }
             }
             if let Some(output) = pixel.get_mut(channel) {
-                *output = sum.clamp(0.0, 6.0);
+                *output = if self.layer.clamp { sum.clamp(0.0, 6.0) } else { sum };
             }
         }
     }
@@ -256,7 +257,7 @@ mod tests {
             let plane = Plane { height, width };
             let (input, bias) = (noise(1, plane.pixels() * channels), noise(2, channels));
             let weight = noise(3, channels * kernel * kernel);
-            let layer = Depthwise::new(&weight, &bias, kernel, stride);
+            let layer = Depthwise::new(&weight, &bias, (kernel, stride), true);
             let out = plane.strided(stride);
             let mut output = vec![f32::NAN; out.pixels() * channels];
             layer.forward(&input, plane, &mut output, false);

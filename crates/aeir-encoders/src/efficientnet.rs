@@ -537,8 +537,8 @@ impl Fused {
                     depthwise: Depthwise::new(
                         &block.depthwise.weight,
                         &block.depthwise.bias,
-                        block.kernel,
-                        block.stride,
+                        (block.kernel, block.stride),
+                        true,
                     ),
                     project: pointwise(&block.project),
                     wide: channels,

@@ -559,3 +559,30 @@ fn data_convert() {
       shards
     "#);
 }
+
+#[test]
+fn bench_encode() {
+    insta::assert_snapshot!(help("bench encode"), @r"
+    Images and sentences a second through frozen encoders, on items that are made up
+
+    Usage: aeir bench encode [OPTIONS] <--image-encoder <DIR|ID>|--text-encoder <DIR|ID>>
+
+    Options:
+          --image-encoder <DIR|ID>  Image encoder: a folder, or the name of one in `fixtures/backbones`
+                                    or in the cache [env: AEIR_IMAGE_ENCODER=]
+          --text-encoder <DIR|ID>   Sentence encoder: a folder, or the name of one in
+                                    `fixtures/backbones` or in the cache [env: AEIR_TEXT_ENCODER=]
+          --batch-size <N>          Items of a batch [env: AEIR_BATCH_SIZE=] [default: 32]
+          --tokens <N>              Tokens of a sentence, special tokens included; words where the
+                                    encoder is a table [env: AEIR_TOKENS=] [default: 16]
+          --threads <N>             Threads [default: all cores] [env: AEIR_THREADS=]
+          --fine-tune               Time a step of fine-tuning as well: all parameters of the sentence
+                                    encoder, forward and backward [env: AEIR_FINE_TUNE=]
+          --json                    Print one JSON object [env: AEIR_JSON=]
+          --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
+                                    AEIR_DEVICE=] [default: auto]
+      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
+                                    AEIR_QUIET=]
+      -h, --help                    Print help
+    ");
+}

@@ -6,6 +6,7 @@
 mod bad_data;
 mod bad_models;
 mod bad_settings;
+mod bench;
 mod convert;
 mod data_commands;
 mod help;

@@ -1,6 +1,6 @@
 //! Vector registers: those of pulp, and the 16 lanes of AVX-512.
 //!
-//! pulp has AVX-512 behind a feature that all its users in a build share; the one kernel that gains from it asks for it here.
+//! pulp has AVX-512 behind a feature that all its users in a build share; the kernel asks for it here, whatever others chose.
 
 use pulp::Simd;
 
