@@ -4,6 +4,8 @@ mod fixtures;
 mod manifest;
 mod rules;
 mod source;
+#[cfg(test)]
+mod stand_alone;
 mod tidy;
 mod tree;
 mod violation;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use aeir_encoders::hub::{Hub, ModelId};
 use aeir_encoders::{
     Bundle, ImageBackbone, ImageInput, SentenceInput, TextBackbone, Vocabulary, load_image_backbone,
     load_text_backbone,
@@ -10,7 +11,8 @@ use aeir_train::features::{FeatureExtractor, ImageEncoder, SentenceEncoder};
 use candle_core::Device;
 
 use crate::failure::CliError;
-use crate::place::cache_folder;
+use crate::place::{cache_folder, hub_config};
+use crate::terminal::Terminal;
 
 /// What `--text-encoder` says for a vocabulary and a recurrent network that are trained.
 pub(crate) const WORDS: &str = "words";
@@ -32,10 +34,15 @@ pub(crate) enum Sentences {
 
 impl Backbones {
     /// Loads both frozen encoders, each from a folder or by id.
-    pub(crate) fn load(image: &str, sentence: &str, device: &Device) -> anyhow::Result<Self> {
+    pub(crate) fn load(
+        image: &str,
+        sentence: &str,
+        device: &Device,
+        terminal: &Terminal,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
-            image: Some(load_image(image, device)?),
-            sentence: Sentences::Backbone(load_sentence(sentence, device)?),
+            image: Some(load_image(image, device, terminal)?),
+            sentence: Sentences::Backbone(load_sentence(sentence, device, terminal)?),
             fragments: false,
         })
     }
@@ -71,13 +78,21 @@ impl Backbones {
 }
 
 /// The frozen image encoder that `--image-encoder` names.
-pub(crate) fn load_image(name: &str, device: &Device) -> anyhow::Result<Box<dyn ImageBackbone>> {
-    Ok(load_image_backbone(&find(name, "--image-encoder")?, device)?)
+pub(crate) fn load_image(
+    name: &str,
+    device: &Device,
+    terminal: &Terminal,
+) -> anyhow::Result<Box<dyn ImageBackbone>> {
+    Ok(load_image_backbone(&find(name, "--image-encoder", terminal)?, device)?)
 }
 
 /// The frozen sentence encoder that `--text-encoder` names.
-pub(crate) fn load_sentence(name: &str, device: &Device) -> anyhow::Result<Box<dyn TextBackbone>> {
-    Ok(load_text_backbone(&find(name, "--text-encoder")?, device)?)
+pub(crate) fn load_sentence(
+    name: &str,
+    device: &Device,
+    terminal: &Terminal,
+) -> anyhow::Result<Box<dyn TextBackbone>> {
+    Ok(load_text_backbone(&find(name, "--text-encoder", terminal)?, device)?)
 }
 
 /// Encodes as a trained model needs it.
@@ -103,45 +118,60 @@ pub(crate) fn extractor_of(bundle: &Bundle) -> anyhow::Result<FeatureExtractor<'
     Ok(FeatureExtractor::new(image, sentence))
 }
 
-/// The folder of an encoder: as named, else `backbones/ID` in the cache, else `fixtures/backbones/ID` in a folder
-/// above the working folder or above the program, as in a checkout of this project.
-pub(crate) fn find(name: &str, flag: &str) -> anyhow::Result<PathBuf> {
+/// The folder of an encoder: as named; else of a plain name `backbones/NAME` in the cache, or `fixtures/backbones/NAME` in a folder
+/// above the working folder or above the program, as in a checkout of this project; else of an id `org/name` in the hub's cache,
+/// or fetched from the hub.
+pub(crate) fn find(name: &str, flag: &str, terminal: &Terminal) -> anyhow::Result<PathBuf> {
     let as_named = Path::new(name);
     if as_named.is_dir() {
         return Ok(as_named.to_owned());
     }
-    let cached = cache_folder()?.join("backbones").join(name);
-    // An id is a plain name: a path that isn't there must not be found elsewhere.
-    let plain = as_named.components().count() == 1;
-    if plain {
-        let program = std::env::current_exe().ok();
-        let above = [std::env::current_dir().ok(), program];
-        let found = above
-            .iter()
-            .flatten()
-            .flat_map(|start| start.ancestors())
-            .map(|folder| folder.join("fixtures/backbones").join(name))
-            .chain([cached.clone()])
-            .find(|folder| folder.join("config.json").is_file());
-        if let Some(found) = found {
-            return Ok(found);
-        }
+    if let Ok(id) = name.parse::<ModelId>() {
+        return from_hub(&id, terminal);
     }
-    if !plain {
+    let cached = cache_folder()?.join("backbones").join(name);
+    // A path that isn't there must not be found elsewhere.
+    if as_named.components().count() != 1 {
         return Err(CliError::Missing {
             message: format!("no encoder `{name}`: no such folder"),
-            hint: format!("{flag} takes a folder with `config.json`, `model.safetensors` and, for text, `tokenizer.json`"),
+            hint: format!(
+                "{flag} takes a folder with `config.json`, `model.safetensors` and, for text, `tokenizer.json`, or an id `org/name`"
+            ),
         }
         .into());
     }
-    Err(CliError::Missing {
-        message: format!(
-            "no encoder `{name}`: it is no folder, and neither `fixtures/backbones` nor the cache has it"
-        ),
-        hint: format!(
-            "run in a checkout of aeir, put its files into `{}`, or give {flag} a folder that holds them",
-            cached.display()
-        ),
-    }
-    .into())
+    let program = std::env::current_exe().ok();
+    let above = [std::env::current_dir().ok(), program];
+    let found = above
+        .iter()
+        .flatten()
+        .flat_map(|start| start.ancestors())
+        .map(|folder| folder.join("fixtures/backbones").join(name))
+        .chain([cached.clone()])
+        .find(|folder| folder.join("config.json").is_file());
+    found.ok_or_else(|| {
+        CliError::Missing {
+            message: format!(
+                "no encoder `{name}`: it is no folder, and neither `fixtures/backbones` nor the cache has it"
+            ),
+            hint: format!(
+                "run in a checkout of aeir, put its files into `{}`, or give {flag} a folder that holds them",
+                cached.display()
+            ),
+        }
+        .into()
+    })
+}
+
+/// The folder of a model of the hub.
+#[cfg(feature = "hub")]
+fn from_hub(id: &ModelId, terminal: &Terminal) -> anyhow::Result<PathBuf> {
+    let hub = Hub::new(hub_config()?);
+    Ok(hub.fetch(id, &mut crate::progress::download(terminal))?)
+}
+
+/// The folder of a model of the hub, if it is in the cache: this build has no downloads.
+#[cfg(not(feature = "hub"))]
+fn from_hub(id: &ModelId, _terminal: &Terminal) -> anyhow::Result<PathBuf> {
+    Ok(Hub::new(hub_config()?).cached(id)?)
 }

@@ -176,10 +176,20 @@ fn of_encoder(error: &EncoderError) -> (u8, Option<String>) {
         EncoderError::MissingFile { .. } => {
             (NO_MODEL, Some("the folder is not whole: copy it again, or name another".into()))
         }
+        EncoderError::NotCached { folder, .. } => (NO_MODEL, Some(hint_of_cache(folder))),
+        EncoderError::HubStatus { status, .. } => (NO_MODEL, hint_of_status(*status)),
+        EncoderError::HubTransport { .. } => (
+            NO_MODEL,
+            Some("without network, give a folder with the files in place of the id; HF_ENDPOINT names a mirror".into()),
+        ),
+        EncoderError::HubReply { .. } | EncoderError::HubHash { .. } | EncoderError::ModelId { .. } => {
+            (NO_MODEL, None)
+        }
         EncoderError::CheckpointKey { .. } => {
             (USAGE, Some("give --key one of these names; --list shows every tensor".into()))
         }
         EncoderError::Read { .. }
+        | EncoderError::FileSize { .. }
         | EncoderError::Checkpoint { .. }
         | EncoderError::Json { .. }
         | EncoderError::Config { .. }
@@ -192,6 +202,25 @@ fn of_encoder(error: &EncoderError) -> (u8, Option<String>) {
         | EncoderError::Tokenizer { .. } => (NO_MODEL, None),
         _ => (FAILED, None),
     }
+}
+
+fn hint_of_cache(folder: &Path) -> String {
+    let fill = format!("put the model's files into `{}`, or name a folder that holds them", folder.display());
+    let fetch =
+        if cfg!(feature = "hub") { "unset HF_HUB_OFFLINE" } else { "build aeir with `--features hub`" };
+    format!("{fill}; to fetch them, {fetch}")
+}
+
+fn hint_of_status(status: u16) -> Option<String> {
+    let hint = match status {
+        401 | 403 => {
+            "the model is private or gated, or there is no such model: set HF_TOKEN to a token that may read it"
+        }
+        404 => "look at the id and the revision: `org/name` or `org/name@revision`",
+        429 => "the hub is asked too often: wait, or set HF_TOKEN",
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 fn hint_of_model(folder: &Path, reason: &str) -> Option<String> {

@@ -104,12 +104,12 @@ pub(crate) struct TrainFlags {
     /// Shift and scale the features by each domain's own mean and spread; the target's come from its unpaired sets
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_STANDARDISE")]
     pub(crate) standardise: bool,
-    /// Frozen image encoder: a folder, or the name of one in `fixtures/backbones` or in the cache; not used with region
-    /// features
+    /// Frozen image encoder: a folder, an id `org/name[@revision]` of a model on the hub, or the name of one in
+    /// `fixtures/backbones` or in the cache; not used with region features
     #[arg(long, value_name = "DIR|ID", default_value = "efficientnet-lite0", env = "AEIR_IMAGE_ENCODER")]
     pub(crate) image_encoder: String,
-    /// Frozen sentence encoder: a folder, or the name of one in `fixtures/backbones` or in the cache; or `words`: a
-    /// vocabulary of the training sentences and a bidirectional GRU, both trained
+    /// Frozen sentence encoder: a folder, an id `org/name[@revision]` of a model on the hub, or the name of one in
+    /// `fixtures/backbones` or in the cache; or `words`: a vocabulary of the training sentences and a bidirectional GRU, both trained
     #[arg(long, value_name = "DIR|ID", default_value = "static-minilm", env = "AEIR_TEXT_ENCODER")]
     pub(crate) text_encoder: String,
     /// Settings in TOML; a flag wins over its line in the file

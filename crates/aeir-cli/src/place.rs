@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use aeir_encoders::hub::HubConfig;
 use candle_core::Device;
 
 use crate::failure::{CliError, without_backtrace};
@@ -83,6 +84,19 @@ pub(crate) fn cache_folder() -> anyhow::Result<PathBuf> {
             .into()
         },
     )
+}
+
+/// The hub and its cache, as the environment variables of Hugging Face's own tools say.
+pub(crate) fn hub_config() -> anyhow::Result<HubConfig> {
+    let folders = directories::BaseDirs::new();
+    let home = folders.as_ref().map(directories::BaseDirs::home_dir);
+    HubConfig::from_variables(|name| std::env::var(name).ok(), home).ok_or_else(|| {
+        CliError::Usage {
+            message: "this user has no home folder with a cache of models".into(),
+            hint: "set HF_HOME to a folder".into(),
+        }
+        .into()
+    })
 }
 
 /// Where features of frozen encoders are kept, made where it is missing.

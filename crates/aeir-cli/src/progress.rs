@@ -29,6 +29,30 @@ pub(crate) fn extraction(terminal: &Terminal) -> impl FnMut(Progress<'_>) + Send
     }
 }
 
+/// Draws one bar for each file that is fetched, in mebibytes.
+#[cfg(feature = "hub")]
+pub(crate) fn download(terminal: &Terminal) -> impl FnMut(aeir_encoders::hub::HubProgress<'_>) + '_ {
+    const MEBIBYTE: u64 = 1 << 20;
+    let mut current: Option<(String, ProgressBar)> = None;
+    move |progress| {
+        if current.as_ref().is_none_or(|(name, _)| name != progress.file) {
+            if let Some((_, bar)) = current.take() {
+                bar.finish();
+            }
+            let total = progress.total.div_ceil(MEBIBYTE) as usize;
+            let bar = terminal.bar(&format!("fetching {}", progress.file), total);
+            bar.set_message("MiB");
+            current = Some((progress.file.to_owned(), bar));
+        }
+        if let Some((_, bar)) = &current {
+            bar.set_position(progress.done.div_ceil(MEBIBYTE));
+            if progress.done == progress.total {
+                bar.finish();
+            }
+        }
+    }
+}
+
 /// Draws one bar for one training.
 pub(crate) struct TrainingBar<'a> {
     terminal: &'a Terminal,

@@ -23,6 +23,7 @@ use image::DynamicImage;
 use serde::{Deserialize, Serialize};
 
 use crate::fingerprint::{sha256_file, sha256_parts};
+use crate::load::read_file;
 use crate::{
     DualEncoder, DualEncoderConfig, Encoded, EncoderError, ImageBackbone, ImageInput, Items, Mode,
     SentenceInput, Standardisation, TextBackbone, VOCABULARY_FILE, Vocabulary, WordBatch,
@@ -63,6 +64,8 @@ pub struct Manifest {
     pub vocabulary: Option<FileRecord>,
     /// The weights file.
     pub weights: FileRecord,
+    /// SHA-256 of all of the above: what no fingerprint covers, such as the method's name, is not changed unnoticed either.
+    checksum: String,
 }
 
 /// Where a backbone lies and which one it has to be.
@@ -155,8 +158,10 @@ pub fn save(folder: &Path, parts: &BundleParts<'_>) -> Result<Manifest, EncoderE
         sentence_backbone: reference("sentence", parts.sentence_backbone.map(TextBackbone::fingerprint)),
         vocabulary,
         weights: FileRecord::of(&path)?,
+        checksum: String::new(),
     };
     manifest.fingerprint = manifest.computed_fingerprint();
+    manifest.checksum = manifest.computed_checksum();
     manifest.write(folder)?;
     Ok(manifest)
 }
@@ -240,6 +245,12 @@ impl Manifest {
         ])
     }
 
+    fn computed_checksum(&self) -> String {
+        let unsigned = Self { checksum: String::new(), ..self.clone() };
+        let text = serde_json::to_vec(&unsigned).unwrap_or_default();
+        sha256_parts([("manifest", text.as_slice())])
+    }
+
     fn write(&self, folder: &Path) -> Result<(), EncoderError> {
         let path = folder.join(MANIFEST_FILE);
         let text = serde_json::to_vec_pretty(self)
@@ -281,7 +292,16 @@ impl Manifest {
                 head.version
             )));
         }
-        serde_json::from_slice(&bytes).map_err(|source| EncoderError::Json { file: path, source })
+        let manifest: Self =
+            serde_json::from_slice(&bytes).map_err(|source| EncoderError::Json { file: path, source })?;
+        let expected = manifest.computed_checksum();
+        if manifest.checksum != expected {
+            return Err(refuse(format!(
+                "`{MANIFEST_FILE}` was changed: expected checksum {expected}, got {}",
+                manifest.checksum
+            )));
+        }
+        Ok(manifest)
     }
 }
 
@@ -312,7 +332,7 @@ impl Bundle {
         if manifest.fingerprint != manifest.computed_fingerprint() {
             return Err(refuse(format!("`{MANIFEST_FILE}` was changed: its fingerprint does not fit")));
         }
-        let bytes = fs::read(&path).map_err(EncoderError::read(&path))?;
+        let bytes = read_file(&path)?;
         let tensors: BTreeMap<String, Tensor> =
             candle_core::safetensors::load_buffer(&bytes, device)?.into_iter().collect();
         let standardisation = Standardisation::from_tensors(&tensors, &manifest.serving_domain, &path)?;

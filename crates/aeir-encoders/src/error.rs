@@ -27,6 +27,14 @@ pub enum EncoderError {
         /// The error of the file system.
         source: std::io::Error,
     },
+    /// A configuration or tokenizer is larger than any that can be meant.
+    #[error("`{}` is too large: expected at most {expected} bytes", file.display())]
+    FileSize {
+        /// The file.
+        file: PathBuf,
+        /// Bytes that it may have.
+        expected: u64,
+    },
     /// A file could not be written.
     #[error("could not write `{}`", file.display())]
     Write {
@@ -204,6 +212,60 @@ pub enum EncoderError {
         file: PathBuf,
         /// The error of the decoder.
         source: image::ImageError,
+    },
+    /// A text is no id of a model on a hub.
+    #[error("model id: expected `org/name` or `org/name@revision`, got `{got}`")]
+    ModelId {
+        /// The text.
+        got: String,
+    },
+    /// The cache of a hub does not have a model, or not all of it.
+    #[error("the model `{id}` is not in the cache: no {} in `{}`", missing.join(", "), folder.display())]
+    NotCached {
+        /// The model.
+        id: String,
+        /// Where its files would be, and may be put by hand.
+        folder: PathBuf,
+        /// Files that are not there.
+        missing: Vec<String>,
+    },
+    /// A hub refuses a request.
+    #[error("`{url}` answers with status {status}{}{message}", if message.is_empty() { "" } else { ": " })]
+    HubStatus {
+        /// What was asked for.
+        url: String,
+        /// The status of HTTP.
+        status: u16,
+        /// What the hub says about it; may be empty.
+        message: String,
+    },
+    /// A hub can't be reached, or the connection ended.
+    #[error("could not fetch `{url}`")]
+    HubTransport {
+        /// What was asked for.
+        url: String,
+        /// The error of the connection.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A hub says something that can't be used.
+    #[error("`{url}`: expected {expected}, got {got}")]
+    HubReply {
+        /// What was asked for.
+        url: String,
+        /// What was expected.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+    /// A file from a hub is not what the hub says that it is.
+    #[error("`{url}` is damaged: expected hash {expected}, got {got}")]
+    HubHash {
+        /// What was fetched.
+        url: String,
+        /// The hash that the hub gives.
+        expected: String,
+        /// The hash of what came.
+        got: String,
     },
     /// An image has no pixels.
     #[error("image size: expected {expected}, got {width}x{height}")]

@@ -10,6 +10,7 @@ pub mod fine_tuning;
 pub mod fingerprint;
 pub mod fragments;
 pub mod heads;
+pub mod hub;
 pub mod image_backbone;
 pub mod items;
 pub mod load;

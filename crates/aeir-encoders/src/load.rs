@@ -1,5 +1,7 @@
 //! A backbone from its folder.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use candle_core::Device;
@@ -9,6 +11,7 @@ use serde_json::Value;
 use crate::efficientnet::EfficientNet;
 use crate::error::{EncoderError, Result};
 use crate::image_backbone::ImageBackbone;
+use crate::mapped_file::{FileBytes, MappedFile};
 use crate::static_embedding::StaticEmbedding;
 use crate::text::{TextTransformer, transformer_folder};
 use crate::text_backbone::TextBackbone;
@@ -27,6 +30,10 @@ pub(crate) const IMAGE_ARCHITECTURES: &[&str] = &[
     "resnet",
     "convnext",
 ];
+/// The largest published tokenizers have some 30 MB.
+const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+/// The longest published configurations name 21,000 classes, in about 1 MB.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
 pub(crate) const TEXT_ARCHITECTURES: &[&str] = &[
     StaticEmbedding::MODEL_TYPE,
     "bert",
@@ -115,8 +122,23 @@ pub(crate) fn unsupported(file: &Path, got: &str, supported: &'static [&'static 
     }
 }
 
-pub(crate) fn read_file(file: &Path) -> Result<Vec<u8>> {
-    std::fs::read(file).map_err(EncoderError::read(file))
+/// The bytes of one of a folder's files: weights mapped, others read.
+///
+/// # Errors
+/// [`EncoderError::FileSize`] for a configuration or tokenizer larger than any: parsed it would take many times its size.
+pub(crate) fn read_file(file: &Path) -> Result<FileBytes> {
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    if name.ends_with(".safetensors") {
+        return MappedFile::open(file).map(FileBytes::Mapped);
+    }
+    let limit = if name == "tokenizer.json" { MAX_TOKENIZER_BYTES } else { MAX_CONFIG_BYTES };
+    let mut bytes = Vec::new();
+    let opened = File::open(file).map_err(EncoderError::read(file))?;
+    opened.take(limit + 1).read_to_end(&mut bytes).map_err(EncoderError::read(file))?;
+    if bytes.len() as u64 > limit {
+        return Err(EncoderError::FileSize { file: file.to_path_buf(), expected: limit });
+    }
+    Ok(FileBytes::Read(bytes))
 }
 
 pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8], file: &Path) -> Result<T> {

@@ -36,3 +36,27 @@ impl Deref for MappedFile {
         self.0.as_deref().unwrap_or_default()
     }
 }
+
+/// The bytes of a file, mapped or read.
+#[derive(Debug)]
+pub(crate) enum FileBytes {
+    Mapped(MappedFile),
+    Read(Vec<u8>),
+}
+
+impl Deref for FileBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Read(bytes) => bytes,
+        }
+    }
+}
+
+impl AsRef<[u8]> for FileBytes {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}

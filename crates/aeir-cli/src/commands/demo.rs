@@ -133,6 +133,7 @@ pub(crate) fn run(flags: &DemoFlags, terminal: &Terminal) -> anyhow::Result<()> 
         &flags.fixtures.join("backbones/efficientnet-lite0").to_string_lossy(),
         &flags.fixtures.join("backbones/static-minilm").to_string_lossy(),
         &device,
+        terminal,
     )?;
     copy_backbones(
         &flags.output.join(SHARED_ENCODERS),

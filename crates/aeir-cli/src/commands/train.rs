@@ -128,7 +128,8 @@ impl Inputs {
         terminal: &Terminal,
         device: &Device,
     ) -> anyhow::Result<Backbones> {
-        let image = if self.regions { None } else { Some(load_image(&flags.image_encoder, device)?) };
+        let image =
+            if self.regions { None } else { Some(load_image(&flags.image_encoder, device, terminal)?) };
         let sentence = if flags.text_encoder == WORDS {
             let vocabulary = Vocabulary::build(self.training_sentences().into_iter(), DEFAULT_MINIMUM_COUNT);
             terminal.note(&format!(
@@ -137,7 +138,7 @@ impl Inputs {
             ));
             Sentences::Words(Box::new(vocabulary))
         } else {
-            Sentences::Backbone(load_sentence(&flags.text_encoder, device)?)
+            Sentences::Backbone(load_sentence(&flags.text_encoder, device, terminal)?)
         };
         let fragments = config.model.head.unwrap_or_default().is_cross_attentive();
         Ok(Backbones { image, sentence, fragments })
@@ -236,6 +237,22 @@ pub(crate) fn save_bundle(
     Ok(())
 }
 
+/// What Hugging Face reads from a card's head. The licence is that of encoders and data, which only the reader knows.
+const CARD_HEAD: &str = "\
+---
+library_name: aeir
+pipeline_tag: feature-extraction
+license: other
+license_name: of-the-encoders-and-the-training-data
+tags:
+- image-text-retrieval
+- domain-adaptation
+metrics:
+- recall
+---
+
+";
+
 /// The model card.
 pub(crate) fn write_card(
     folder: &Path,
@@ -272,7 +289,7 @@ pub(crate) fn write_card(
         "the source's, for all domains"
     };
     let card = format!(
-        "# An aeir model\n\n\
+        "{CARD_HEAD}# An aeir model\n\n\
          Finds images by sentence and sentences by image. Trained with aeir {version}, method `{method}`, seed {seed}.\n\n\
          ## Data\n\n{sources}{target}\n\
          ## Training\n\n\
@@ -281,6 +298,7 @@ pub(crate) fn write_card(
          - feature statistics: {statistics}\n\
          {distances}\
          - all settings: `config.toml`; losses by epoch: `metrics.jsonl`; left-out items: `skipped.jsonl`\n\n\
+         ## Metrics\n\n{metrics}\n\
          ## Use\n\n\
          ```text\n\
          aeir eval   --model THIS_FOLDER --data test.jsonl\n\
@@ -290,6 +308,7 @@ pub(crate) fn write_card(
          ## Licence\n\n\
          The frozen encoders under `encoders/` keep their own licences; the trained weights follow the data they were \
          trained on.\n",
+        metrics = metrics(trained),
         version = env!("CARGO_PKG_VERSION"),
         method = config.method.as_str(),
         seed = config.seed,
@@ -301,6 +320,16 @@ pub(crate) fn write_card(
     );
     let file = folder.join("README.md");
     write_atomically(&file, card.as_bytes()).with_context(|| format!("could not write `{}`", file.display()))
+}
+
+/// What was measured in training. Labels of the target play no part in it: how good the model is there, `eval` tells.
+fn metrics(trained: &Trained) -> String {
+    let chosen = trained.history.iter().find(|record| record.epoch == trained.epoch);
+    let validation = chosen.and_then(|record| record.source_validation_rsum).map_or_else(
+        || "- no pairs were held out on the source".to_owned(),
+        |rsum| format!("- source validation: rSum {rsum:.1} (recall at 1, 5 and 10, both ways, in percent, added up; at most 600)"),
+    );
+    format!("{validation}\n- target: not measured in training; `aeir eval` does, with test pairs\n")
 }
 
 /// Why the chosen epoch was chosen; nothing where it is simply the last.

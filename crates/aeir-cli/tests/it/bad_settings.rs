@@ -196,8 +196,18 @@ fn encoders() {
     exit 4
     error: no encoder `./gone/encoder`: no such folder
 
-    hint: --text-encoder takes a folder with `config.json`, `model.safetensors` and, for text, `tokenizer.json`
+    hint: --text-encoder takes a folder with `config.json`, `model.safetensors` and, for text, `tokenizer.json`, or an id `org/name`
     ");
+    // The build of the tests has no downloads, and the variable is set: the hint depends on the feature.
+    let told = train("--text-encoder", "org/model@v2");
+    let snapshot = "[SHARED]/cache/hugging-face/hub/models--org--model/snapshots/v2";
+    assert!(
+        told.starts_with(&format!(
+            "exit 4\nerror: the model `org/model@v2` is not in the cache: no config.json, model.safetensors in `{snapshot}`\n\n\
+             hint: put the model's files into `{snapshot}`, or name a folder that holds them; to fetch them, "
+        )),
+        "{told}"
+    );
     insta::assert_snapshot!(train("--text-encoder", "."), @r"
     exit 4
     error: no such file: `./config.json`
@@ -207,7 +217,7 @@ fn encoders() {
     let wrong = crate::fixtures("backbones/efficientnet-lite0").display().to_string();
     insta::assert_snapshot!(train("--text-encoder", &wrong), @r"
     exit 4
-    error: unsupported `architecture or model_type` efficientnet-lite0 in `[REPOSITORY]/fixtures/backbones/efficientnet-lite0/config.json` (supported: model2vec)
+    error: unsupported `architecture or model_type` efficientnet-lite0 in `[REPOSITORY]/fixtures/backbones/efficientnet-lite0/config.json` (supported: model2vec, bert, distilbert, xlm-roberta, roberta, modernbert, clip, clip_text_model, siglip, siglip_text_model)
     ");
 }
 

@@ -177,16 +177,16 @@ fn train() {
               [env: AEIR_STANDARDISE=]
 
           --image-encoder <DIR|ID>
-              Frozen image encoder: a folder, or the name of one in `fixtures/backbones` or in the
-              cache; not used with region features
+              Frozen image encoder: a folder, an id `org/name[@revision]` of a model on the hub, or the
+              name of one in `fixtures/backbones` or in the cache; not used with region features
 
               [env: AEIR_IMAGE_ENCODER=]
               [default: efficientnet-lite0]
 
           --text-encoder <DIR|ID>
-              Frozen sentence encoder: a folder, or the name of one in `fixtures/backbones` or in the
-              cache; or `words`: a vocabulary of the training sentences and a bidirectional GRU, both
-              trained
+              Frozen sentence encoder: a folder, an id `org/name[@revision]` of a model on the hub, or
+              the name of one in `fixtures/backbones` or in the cache; or `words`: a vocabulary of the
+              training sentences and a bidirectional GRU, both trained
 
               [env: AEIR_TEXT_ENCODER=]
               [default: static-minilm]

@@ -46,13 +46,16 @@ fn program() -> Command {
 
 fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("AEIR_") || name == "RUST_BACKTRACE" {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("AEIR_") || name_text.starts_with("HF_") || name == "RUST_BACKTRACE" {
             command.env_remove(name);
         }
     }
     command
         .env("AEIR_IMAGE_ENCODER", fixtures("backbones/efficientnet-lite0"))
         .env("AEIR_TEXT_ENCODER", fixtures("backbones/static-minilm"))
+        .env("HF_HOME", SHARED.cache.join("hugging-face"))
+        .env("HF_HUB_OFFLINE", "1")
         .env("AEIR_CACHE_DIR", &SHARED.cache);
 }
 

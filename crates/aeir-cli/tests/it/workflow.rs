@@ -82,6 +82,18 @@ fn several_sources_are_domains_of_their_own() {
         card.contains("source `first`: 25 images") && card.contains("source `second`: 25 images"),
         "{card}"
     );
+    let (head, body) = card.strip_prefix("---\n").unwrap().split_once("\n---\n").unwrap();
+    assert!(
+        head.lines().all(|line| line.starts_with("- ") || line.contains(": ") || line.ends_with(':')),
+        "{head}"
+    );
+    assert!(
+        head.contains("license: other\nlicense_name: ") && head.contains("pipeline_tag: feature-extraction"),
+        "{head}"
+    );
+    for section in ["## Data", "## Training", "## Metrics", "## Use", "## Licence"] {
+        assert!(body.contains(section), "{section}: {card}");
+    }
     scene.run("eval --model run --data test.jsonl").ok();
     // The same folder name twice must not make one domain of two.
     scene.write_lines("other/first/pairs.jsonl", &records[25..]);
@@ -420,4 +432,16 @@ fn the_benchmark_of_training_prints_what_the_peers_read() {
     }
     let towers = scene.run("bench train --quick --repeats 1 --only towers").ok().stdout;
     assert!(towers.contains("linear towers") && !towers.contains("SAF"), "{towers}");
+}
+
+#[test]
+fn an_encoder_by_its_id_is_found_in_the_hubs_cache() {
+    let scene = Scene::new();
+    let snapshot = scene.path("hub/models--org--static/snapshots/main");
+    crate::copy_folder(&crate::fixtures("backbones/static-minilm"), &snapshot);
+    let mut command = crate::program();
+    command.args(crate::SHORT.split_whitespace()).args(["--text-encoder", "org/static"]);
+    command.env("HF_HUB_CACHE", scene.path("hub"));
+    scene.outcome(command).ok();
+    assert!(scene.path("run/encoders/sentence/tokenizer.json").is_file());
 }

@@ -113,7 +113,7 @@ fn fingerprint(folder: &Path, files: &[PathBuf], weights: &[u8]) -> Result<Strin
         .iter()
         .map(|file| file.strip_prefix(folder).unwrap_or(file).to_string_lossy().replace('\\', "/"))
         .collect();
-    let parts = names.iter().map(String::as_str).zip(contents.iter().map(Vec::as_slice));
+    let parts = names.iter().map(String::as_str).zip(contents.iter().map(AsRef::as_ref));
     Ok(sha256_parts(
         std::iter::once((TextTransformer::ALGORITHM, &[][..]))
             .chain(parts)

@@ -160,3 +160,86 @@ fn a_tokenizer_that_does_not_load() {
     fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
     assert!(matches!(text_error(folder.path()), EncoderError::Tokenizer { .. }));
 }
+
+#[test]
+fn configurations_that_are_no_text_or_no_end() {
+    let folder = copy("static-minilm");
+    let config = folder.path().join("config.json");
+    for bytes in [&b"\xff\xfe\x00"[..], b"{\"model_type\": \"\xff\"}", b"", b"[1, 2", &[b'['; 100_000]] {
+        fs::write(&config, bytes).unwrap();
+        let error = text_error(folder.path());
+        assert!(matches!(&error, EncoderError::Json { file, .. } if *file == config), "{error}");
+    }
+    // Sparse: takes no room on the disk.
+    fs::File::create(&config).unwrap().set_len(1 << 40).unwrap();
+    let error = text_error(folder.path());
+    assert!(
+        matches!(&error, EncoderError::FileSize { file, expected: 16_777_216 } if *file == config),
+        "{error}"
+    );
+
+    let folder = copy("static-minilm");
+    fs::File::create(folder.path().join("tokenizer.json")).unwrap().set_len(1 << 40).unwrap();
+    assert!(matches!(text_error(folder.path()), EncoderError::FileSize { expected: 134_217_728, .. }));
+}
+
+/// A safetensors file with this header and `length` bytes after it.
+fn with_header(header: &str, length: usize) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.resize(bytes.len() + length, 0);
+    bytes
+}
+
+#[test]
+fn headers_whose_tensors_overlap_repeat_or_leave_gaps() {
+    let folder = copy("static-minilm");
+    for (header, length) in [
+        (
+            r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"b":{"dtype":"F16","shape":[2],"data_offsets":[2,6]}}"#,
+            6,
+        ),
+        (
+            r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"b":{"dtype":"F16","shape":[2],"data_offsets":[6,10]}}"#,
+            10,
+        ),
+        (r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[4,0]}}"#, 4),
+        (r#"{"a":{"dtype":"F16","shape":[3],"data_offsets":[0,4]}}"#, 4),
+        (r#"{"a":{"dtype":"F99","shape":[2],"data_offsets":[0,4]}}"#, 4),
+        (r#"{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,18446744073709551615]}}"#, 4),
+        (r#"{"a":{"dtype":"F16","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,4]}}"#, 4),
+        (r#"{"a":{"dtype":"F16","shape":[-1],"data_offsets":[0,4]}}"#, 4),
+    ] {
+        fs::write(folder.path().join("model.safetensors"), with_header(header, length)).unwrap();
+        let error = text_error(folder.path());
+        assert!(matches!(error, EncoderError::Safetensors { .. }), "{header}: {error}");
+    }
+    // Of a name that comes twice the parser keeps the last; then the tensors do not fill the file.
+    let twice = r#"{"embeddings":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"embeddings":{"dtype":"F16","shape":[2],"data_offsets":[4,8]}}"#;
+    fs::write(folder.path().join("model.safetensors"), with_header(twice, 8)).unwrap();
+    assert!(matches!(text_error(folder.path()), EncoderError::Safetensors { .. }));
+}
+
+#[test]
+fn mutated_weights_load_or_are_refused() {
+    let folder = copy("static-minilm");
+    let file = folder.path().join("model.safetensors");
+    let whole = fs::read(&file).unwrap();
+    // The header alone is mutated: a changed number among the values is another model, not a damaged file.
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    for mutated in crate::mutation::Mutations::new(5, &whole[..header]).take(100) {
+        let bytes = [&mutated, &whole[header..]].concat();
+        fs::write(&file, bytes).unwrap();
+        if let Err(error) = load_text_backbone(folder.path(), &Device::Cpu) {
+            let typed = matches!(
+                error,
+                EncoderError::Safetensors { .. }
+                    | EncoderError::MissingTensor { .. }
+                    | EncoderError::TensorShape { .. }
+                    | EncoderError::TensorType { .. }
+                    | EncoderError::TensorValue { .. }
+            );
+            assert!(typed, "{error}");
+        }
+    }
+}

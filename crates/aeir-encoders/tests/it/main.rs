@@ -11,10 +11,15 @@
 )]
 
 mod broken_folders;
+mod bundles;
 mod fine_tuning;
 mod fixtures;
 mod gradients;
 mod heads;
+#[cfg(feature = "hub")]
+mod hub;
+#[cfg(feature = "hub")]
+mod hub_server;
 mod images;
 mod mutation;
 mod parity_efficientnet;
