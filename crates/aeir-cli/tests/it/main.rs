@@ -6,8 +6,10 @@
 mod bad_data;
 mod bad_models;
 mod bad_settings;
+mod cache;
 mod convert;
 mod data_commands;
+mod embed;
 mod help;
 mod resume;
 mod system;
