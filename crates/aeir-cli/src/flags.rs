@@ -11,6 +11,10 @@ use aeir_train::{MethodName, TrainConfig};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::age::Age;
+use crate::limits::LoadingFlags;
+use crate::shard::Shard;
+
 /// What a newcomer types, in this order.
 const WORKFLOW: &str = "\
 See it work:
@@ -53,8 +57,25 @@ pub(crate) enum Command {
     Convert(ConvertFlags),
     /// Check, split, convert and unpair data sets
     Data(data::DataFlags),
+    /// Embed a data set into `.npy` or safetensors files, in parts on many machines if it is large
+    Embed(EmbedFlags),
+    /// Show and remove cached features of frozen encoders
+    Cache(CacheFlags),
     /// Time our work on this machine
     Bench(BenchFlags),
+}
+
+impl Command {
+    /// What `--workers` says, of the commands that have it.
+    pub(crate) fn workers(&self) -> Option<usize> {
+        match self {
+            Self::Train(flags) => flags.loading.workers,
+            Self::Eval(flags) => flags.loading.workers,
+            Self::Index(flags) => flags.loading.workers,
+            Self::Embed(flags) => flags.loading.workers,
+            _ => None,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -149,6 +170,8 @@ pub(crate) struct TrainFlags {
     #[arg(long, value_enum, value_name = "WHICH", env = "AEIR_RESUME")]
     pub(crate) resume: Option<ResumeFlag>,
     #[command(flatten)]
+    pub(crate) loading: LoadingFlags,
+    #[command(flatten)]
     pub(crate) device: DeviceFlag,
 }
 
@@ -173,6 +196,8 @@ pub(crate) struct EvalFlags {
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
     #[command(flatten)]
+    pub(crate) loading: LoadingFlags,
+    #[command(flatten)]
     pub(crate) device: DeviceFlag,
 }
 
@@ -190,6 +215,8 @@ pub(crate) struct IndexFlags {
     /// Folder for the index; an earlier index in it is replaced once the new one is whole
     #[arg(long, short, value_name = "IDX", env = "AEIR_OUTPUT")]
     pub(crate) output: PathBuf,
+    #[command(flatten)]
+    pub(crate) loading: LoadingFlags,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
 }
@@ -264,6 +291,97 @@ pub(crate) struct ConvertFlags {
 }
 
 #[derive(Args)]
+#[command(group(clap::ArgGroup::new("encoders").required(true).multiple(true).args(["model", "image_encoder", "text_encoder"])))]
+pub(crate) struct EmbedFlags {
+    /// Folder of a trained model: its unit vectors, images and sentences in one space
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["image_encoder", "text_encoder"])]
+    pub(crate) model: Option<PathBuf>,
+    /// Embed images with this frozen encoder: a folder, or the name of one in `fixtures/backbones` or in the cache
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) image_encoder: Option<String>,
+    /// Embed sentences with this frozen encoder: a folder, or the name of one in `fixtures/backbones` or in the cache
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) text_encoder: Option<String>,
+    /// Of a model: embed one kind alone [default: what the data has]
+    #[arg(long, value_enum, value_name = "KIND", env = "AEIR_ONLY")]
+    pub(crate) only: Option<Only>,
+    /// The data set, in any format that is read: captions, a folder or list of images, a file of sentences
+    #[arg(long, value_name = "PATH", env = "AEIR_DATA")]
+    pub(crate) data: PathBuf,
+    /// This split only [default: all]
+    #[arg(long, value_enum, env = "AEIR_SPLIT")]
+    pub(crate) split: Option<SplitFlag>,
+    #[command(flatten)]
+    pub(crate) reading: ReadingFlags,
+    /// Folder for the embeddings: new, empty, or what the same command left unfinished
+    #[arg(long, short, value_name = "OUT", env = "AEIR_OUTPUT")]
+    pub(crate) output: PathBuf,
+    /// How the arrays are written
+    #[arg(long, value_enum, default_value = "npy", env = "AEIR_FORMAT")]
+    pub(crate) format: ArrayFormat,
+    /// How a value is stored
+    #[arg(long, value_enum, default_value = "f32", env = "AEIR_PRECISION")]
+    pub(crate) precision: PrecisionFlag,
+    /// Scale every embedding to length 1; those of a model are
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_NORMALISE")]
+    pub(crate) normalise: bool,
+    /// Part I of N equal parts of the data, 1/N to N/N, each with an output folder of its own
+    #[arg(long, value_name = "I/N", default_value = "1/1", env = "AEIR_SHARD")]
+    pub(crate) shard: Shard,
+    /// Items encoded at once [default: 16 images, 256 sentences]
+    #[arg(long, value_name = "N", value_parser = at_least_one, env = "AEIR_BATCH_SIZE")]
+    pub(crate) batch_size: Option<usize>,
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) loading: LoadingFlags,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
+}
+
+#[derive(Args)]
+pub(crate) struct CacheFlags {
+    #[command(subcommand)]
+    pub(crate) command: CacheCommand,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum CacheCommand {
+    /// List the caches: encoder, entries, bytes, last use, folder
+    List(CacheListFlags),
+    /// Remove caches. Those in use by a running command stay
+    Prune(CachePruneFlags),
+}
+
+#[derive(Args)]
+pub(crate) struct CacheListFlags {
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).multiple(true).args(["encoder", "older_than", "all"])))]
+pub(crate) struct CachePruneFlags {
+    /// Those of encoders whose fingerprint begins so, as `aeir cache list` shows it
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) encoder: Option<String>,
+    /// Those not used for so long: a number of days, or with a unit, such as 12h, 30d, 8w
+    #[arg(long, value_name = "AGE")]
+    pub(crate) older_than: Option<Age>,
+    /// All of them
+    #[arg(long, conflicts_with_all = ["encoder", "older_than"])]
+    pub(crate) all: bool,
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
 pub(crate) struct BenchFlags {
     #[command(subcommand)]
     pub(crate) work: BenchCommand,
@@ -275,6 +393,8 @@ pub(crate) enum BenchCommand {
     Train(BenchTrainFlags),
     /// Images and sentences a second through frozen encoders, on items that are made up
     Encode(BenchEncodeFlags),
+    /// JPEG files decoded and resized; the files are made for it
+    Data(BenchDataFlags),
 }
 
 #[derive(Args)]
@@ -288,6 +408,28 @@ pub(crate) struct BenchTrainFlags {
     /// Tiny sizes, to see that everything runs
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_QUICK")]
     pub(crate) quick: bool,
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
+    pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchDataFlags {
+    /// How many files are made
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = at_least_one, env = "AEIR_IMAGES")]
+    pub(crate) images: usize,
+    /// Numbers of threads to time, one after the other
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,2", value_parser = at_least_one, env = "AEIR_THREADS")]
+    pub(crate) threads: Vec<usize>,
+    /// How often all files are decoded; the median counts
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one, env = "AEIR_REPEATS")]
+    pub(crate) repeats: usize,
+    /// Time the .jpg files of this folder; in a new or empty one they are made, and stay [default: a temporary folder]
+    #[arg(long, value_name = "DIR", env = "AEIR_FOLDER")]
+    pub(crate) folder: Option<PathBuf>,
+    /// Make the files and time nothing
+    #[arg(long, requires = "folder")]
+    pub(crate) make_only: bool,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
@@ -507,8 +649,28 @@ pub(crate) enum SplitFlag {
     Test,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Only {
+    Images,
+    Sentences,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ArrayFormat {
+    /// `images.npy` and `sentences.npy`
+    Npy,
+    /// One `embeddings.safetensors` with the tensors `images` and `sentences`
+    Safetensors,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PrecisionFlag {
+    F32,
+    F16,
+}
+
 /// Refuses 0 and everything that is no number in one way.
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("expected a whole number of at least 1".to_owned()),
         Ok(count) => Ok(count),

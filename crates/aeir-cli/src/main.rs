@@ -2,13 +2,16 @@
 //!
 //! The door to the workspace: flags, messages, progress and reports. What is computed lives in the crates below.
 
+mod age;
 mod backbones;
 mod commands;
 mod failure;
 mod flags;
+mod limits;
 mod place;
 mod progress;
 mod report;
+mod shard;
 mod terminal;
 
 use std::process::ExitCode;
@@ -26,11 +29,13 @@ const SMALLEST_SHARED_PRODUCT: usize = 1 << 22;
 /// candle's element-wise operations stay on one thread: its pool for them spins beside ours and gains nothing.
 ///
 /// Without `RAYON_NUM_THREADS` candle reads `/proc/cpuinfo` at every matrix product. A value that the user set bounds all
-/// threads.
-fn set_threads() {
+/// threads, and `--workers` does before it: there is one pool, so that decoding and encoding never have more threads than
+/// that together.
+fn set_threads(workers: Option<usize>) {
     const VARIABLE: &str = "RAYON_NUM_THREADS";
     let asked = std::env::var(VARIABLE).ok().and_then(|text| text.parse().ok()).filter(|count| *count > 0);
-    let cores = asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let cores =
+        workers.or(asked).unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     // SAFETY: nothing has started a thread yet.
     unsafe {
         std::env::set_var(VARIABLE, cores.to_string());
@@ -59,8 +64,8 @@ fn keep_memory() {
 
 fn main() -> ExitCode {
     keep_memory();
-    set_threads();
     let flags = Flags::parse();
+    set_threads(flags.command.workers());
     let terminal = terminal::Terminal::new(flags.quiet);
     let outcome = match flags.command {
         Command::Convert(flags) => commands::convert::run(&flags, &terminal),
@@ -70,7 +75,9 @@ fn main() -> ExitCode {
         Command::Index(flags) => commands::index::run(&flags, &terminal),
         Command::Search(flags) => commands::search::run(&flags, &terminal),
         Command::Data(flags) => commands::data::run(&flags, &terminal),
+        Command::Embed(flags) => commands::embed::run(&flags, &terminal),
         Command::Bench(flags) => commands::bench::run(&flags, &terminal),
+        Command::Cache(flags) => commands::cache::run(&flags.command, &terminal),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -99,9 +99,14 @@ pub(crate) fn hub_config() -> anyhow::Result<HubConfig> {
     })
 }
 
+/// Where features of frozen encoders are kept, whether it is there or not.
+pub(crate) fn feature_cache_path() -> anyhow::Result<PathBuf> {
+    Ok(cache_folder()?.join("features"))
+}
+
 /// Where features of frozen encoders are kept, made where it is missing.
 pub(crate) fn feature_cache() -> anyhow::Result<PathBuf> {
-    let folder = cache_folder()?.join("features");
+    let folder = feature_cache_path()?;
     std::fs::create_dir_all(&folder).map_err(|error| CliError::Usage {
         message: format!("could not make the cache folder `{}`: {error}", folder.display()),
         hint: "set AEIR_CACHE_DIR to a folder that can be written".into(),

@@ -486,6 +486,8 @@ fn claim(folder: &Path) -> Result<File, DataError> {
             Ok(file) => {
                 file.lock_shared().map_err(|error| DataError::io(&path, "lock", error))?;
                 if path.exists() || attempt == ATTEMPTS {
+                    // For whoever prunes by age. A file system that keeps no times is no reason to stop.
+                    let _ = file.set_modified(std::time::SystemTime::now());
                     return Ok(file);
                 }
             }

@@ -2,6 +2,7 @@
 //!
 //! Seconds of different machines, or of one machine on different days, say little. Time a peer in the same run and compare.
 
+mod data;
 mod encode;
 mod train;
 
@@ -11,6 +12,7 @@ use crate::terminal::Terminal;
 /// Times what the flags name.
 pub(crate) fn run(flags: &BenchFlags, terminal: &Terminal) -> anyhow::Result<()> {
     match &flags.work {
+        BenchCommand::Data(flags) => data::run(flags, terminal),
         BenchCommand::Encode(flags) => encode::run(flags, terminal),
         BenchCommand::Train(flags) => train::run(flags, terminal),
     }

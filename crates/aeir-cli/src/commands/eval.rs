@@ -21,8 +21,10 @@ pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> 
     let device = flags.device.device.open(terminal)?;
     let bundle = Bundle::load(&flags.model, &device)?;
     let split = flags.split.map(crate::flags::SplitFlag::split);
-    let mut extractor =
-        extractor_of(&bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
+    let mut extractor = extractor_of(&bundle)?
+        .with_cache(&feature_cache()?)?
+        .with_limits(flags.loading.limits())
+        .with_progress(extraction(terminal));
     let pairs = TestPairs::read_with(&flags.data, split, &flags.reading.options())?;
     pairs.notes().iter().for_each(|note| terminal.warn(note));
     let (test, mut skipped) = extractor.test(&pairs)?;

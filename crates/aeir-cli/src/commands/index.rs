@@ -27,8 +27,10 @@ pub(crate) fn run(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()>
     let data = Dataset::open_images(&flags.images, &flags.reading.options())?;
     data.notes.iter().for_each(|note| terminal.warn(note));
     let (images, skipped) = (data.images(), data.skipped);
-    let mut extractor =
-        extractor_of(&bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
+    let mut extractor = extractor_of(&bundle)?
+        .with_cache(&feature_cache()?)?
+        .with_limits(flags.loading.limits())
+        .with_progress(extraction(terminal));
     let built = build(&bundle, &mut extractor, &images, skipped, &flags.output)?;
     tell_skipped(terminal, &built.skipped, Some(&flags.output.join(SKIPPED_FILE)));
     tell(&flags.output, built.items.len())

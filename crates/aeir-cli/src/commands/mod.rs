@@ -1,9 +1,11 @@
 //! One file a command.
 
 pub(crate) mod bench;
+pub(crate) mod cache;
 pub(crate) mod convert;
 pub(crate) mod data;
 pub(crate) mod demo;
+pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod index;
 pub(crate) mod search;

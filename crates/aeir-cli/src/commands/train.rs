@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use aeir_data::{
-    FeatureRow, ImageSource, ParallelDomain, Skipped, TargetImages, TargetSentences, write_skipped,
+    FeatureRow, ImageLimits, ImageSource, ParallelDomain, Skipped, TargetImages, TargetSentences,
+    write_skipped,
 };
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::{DEFAULT_MINIMUM_COUNT, Vocabulary, write_atomically};
@@ -45,7 +46,7 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
         // Says at once what this folder is. A resumed run keeps its own until it is known to be the same.
         run.write_config(&config)?;
     }
-    let (data, skipped) = inputs.encode(&backbones, terminal)?;
+    let (data, skipped) = inputs.encode(&backbones, flags.loading.limits(), terminal)?;
     write_skipped(&run.path().join(SKIPPED_FILE), &skipped)?;
 
     let mut bar = TrainingBar::new(terminal, &format!("training {}", config.method.as_str()));
@@ -154,10 +155,14 @@ impl Inputs {
     fn encode(
         self,
         backbones: &Backbones,
+        limits: ImageLimits,
         terminal: &Terminal,
     ) -> anyhow::Result<(TrainingData, Vec<Skipped>)> {
-        let mut extractor =
-            backbones.extractor().with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
+        let mut extractor = backbones
+            .extractor()
+            .with_cache(&feature_cache()?)?
+            .with_limits(limits)
+            .with_progress(extraction(terminal));
         let (mut data, mut skipped) = (TrainingData { sources: Vec::new(), target: None }, Vec::new());
         for domain in &self.sources {
             domain.notes.iter().for_each(|note| terminal.warn(note));

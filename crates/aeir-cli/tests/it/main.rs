@@ -6,9 +6,11 @@
 mod bad_data;
 mod bad_models;
 mod bad_settings;
+mod cache;
 mod bench;
 mod convert;
 mod data_commands;
+mod embed;
 mod help;
 mod resume;
 mod system;

@@ -22,6 +22,15 @@ pub struct CacheEntry {
     pub bytes: u64,
     /// When something was last added, where the file system says so.
     pub modified: Option<SystemTime>,
+    /// When somebody last opened it, where the file system says so.
+    pub opened: Option<SystemTime>,
+}
+
+impl CacheEntry {
+    /// When it was last opened or added to.
+    pub fn last_used(&self) -> Option<SystemTime> {
+        self.modified.max(self.opened)
+    }
 }
 
 /// What pruning did.
@@ -78,6 +87,7 @@ fn entry(folder: &Path, manifest: Manifest) -> Result<CacheEntry, DataError> {
         records: 0,
         bytes: 0,
         modified: None,
+        opened: fs::metadata(folder.join(IN_USE)).and_then(|metadata| metadata.modified()).ok(),
     };
     let path = folder.join(DATA);
     let failed = |error| DataError::io(&path, "read", error);

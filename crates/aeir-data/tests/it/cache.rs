@@ -316,6 +316,16 @@ fn listing_and_pruning() {
         [("small", Precision::F16, 2), ("small", Precision::F32, 0), ("used", Precision::F32, 3)]
     );
     assert_eq!(entries[2].bytes, used.size_on_disk());
+    // Opening is use, listing is not.
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(1_000_000);
+    for file in ["in-use.lock", "features.bin"] {
+        let file = OpenOptions::new().write(true).open(entries[0].path.join(file)).unwrap();
+        file.set_modified(long_ago).unwrap();
+    }
+    let age = |entry: &aeir_data::CacheEntry| entry.last_used().unwrap().elapsed().unwrap().as_secs();
+    assert!(age(&list(root.path()).unwrap()[0]) >= 1_000_000);
+    drop(FeatureCache::open(root.path(), "small", Precision::F16).unwrap());
+    assert!(age(&list(root.path()).unwrap()[0]) < 1000);
 
     let pruned = prune(root.path(), |entry| entry.precision == Precision::F32 && entry.records == 0).unwrap();
     assert_eq!((pruned.removed.len(), pruned.in_use.len()), (1, 1));

@@ -99,11 +99,11 @@ pub(crate) fn run(flags: &BenchEncodeFlags, terminal: &Terminal) -> anyhow::Resu
 
 fn measure(flags: &BenchEncodeFlags, threads: usize, device: &Device) -> anyhow::Result<Report> {
     let text = flags.text_encoder.as_deref().map(|name| {
-        let folder = find(name, "--text-encoder")?;
+        let folder = find(name, "--text-encoder", terminal)?;
         text_report(name, &folder, flags, device)
     });
     let image = flags.image_encoder.as_deref().map(|name| {
-        let backbone = load_image_backbone(&find(name, "--image-encoder")?, device)?;
+        let backbone = load_image_backbone(&find(name, "--image-encoder", terminal)?, device)?;
         image_report(name, backbone.as_ref(), flags.batch_size)
     });
     Ok(Report { threads, batch_size: flags.batch_size, text: text.transpose()?, image: image.transpose()? })

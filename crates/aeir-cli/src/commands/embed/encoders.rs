@@ -1,0 +1,102 @@
+//! What turns images and sentences into embeddings: a trained model, or frozen encoders as they are.
+
+use aeir_encoders::{Bundle, ImageBackbone, TextBackbone, l2_normalise};
+use candle_core::{Device, Tensor};
+use image::DynamicImage;
+use serde::{Deserialize, Serialize};
+
+use crate::backbones::{load_image, load_sentence};
+use crate::flags::EmbedFlags;
+
+/// A model, or one or two frozen encoders.
+pub(super) struct Encoders {
+    of: Of,
+    normalise: bool,
+}
+
+enum Of {
+    Model(Box<Bundle>),
+    Backbones { image: Option<Box<dyn ImageBackbone>>, sentence: Option<Box<dyn TextBackbone>> },
+}
+
+/// Which encoder made an array: what another array has to agree in to be compared with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Fingerprints {
+    /// Of the model.
+    pub(super) model: Option<String>,
+    /// Of the frozen image encoder.
+    pub(super) image_encoder: Option<String>,
+    /// Of the frozen sentence encoder.
+    pub(super) text_encoder: Option<String>,
+}
+
+impl Encoders {
+    pub(super) fn load(flags: &EmbedFlags, device: &Device) -> anyhow::Result<Self> {
+        let of = match &flags.model {
+            Some(folder) => Of::Model(Box::new(Bundle::load(folder, device)?)),
+            None => Of::Backbones {
+                image: flags.image_encoder.as_deref().map(|name| load_image(name, device)).transpose()?,
+                sentence: flags
+                    .text_encoder
+                    .as_deref()
+                    .map(|name| load_sentence(name, device))
+                    .transpose()?,
+            },
+        };
+        // A model gives unit vectors: scaling them again would change their last bits.
+        Ok(Self { of, normalise: flags.normalise && flags.model.is_none() })
+    }
+
+    pub(super) fn takes_images(&self) -> bool {
+        match &self.of {
+            Of::Model(model) => model.image_backbone().is_some(),
+            Of::Backbones { image, .. } => image.is_some(),
+        }
+    }
+
+    pub(super) fn takes_sentences(&self) -> bool {
+        match &self.of {
+            Of::Model(_) => true,
+            Of::Backbones { sentence, .. } => sentence.is_some(),
+        }
+    }
+
+    pub(super) fn fingerprints(&self) -> Fingerprints {
+        match &self.of {
+            Of::Model(model) => Fingerprints {
+                model: Some(model.fingerprint().to_owned()),
+                image_encoder: None,
+                text_encoder: None,
+            },
+            Of::Backbones { image, sentence } => Fingerprints {
+                model: None,
+                image_encoder: image.as_ref().map(|image| image.fingerprint().to_owned()),
+                text_encoder: sentence.as_ref().map(|sentence| sentence.fingerprint().to_owned()),
+            },
+        }
+    }
+
+    /// A row an image.
+    pub(super) fn images(&self, images: &[DynamicImage]) -> anyhow::Result<Vec<Vec<f32>>> {
+        match &self.of {
+            _ if images.is_empty() => Ok(Vec::new()),
+            Of::Model(model) => self.rows(&model.embed_images(images)?),
+            Of::Backbones { image: Some(backbone), .. } => self.rows(&backbone.encode(images)?),
+            Of::Backbones { image: None, .. } => Ok(Vec::new()),
+        }
+    }
+
+    /// A row a sentence.
+    pub(super) fn sentences(&self, sentences: &[&str]) -> anyhow::Result<Vec<Vec<f32>>> {
+        match &self.of {
+            Of::Model(model) => self.rows(&model.embed_sentences(sentences)?),
+            Of::Backbones { sentence: Some(backbone), .. } => self.rows(&backbone.encode(sentences)?),
+            Of::Backbones { sentence: None, .. } => Ok(Vec::new()),
+        }
+    }
+
+    fn rows(&self, embeddings: &Tensor) -> anyhow::Result<Vec<Vec<f32>>> {
+        let embeddings = if self.normalise { l2_normalise(embeddings)? } else { embeddings.clone() };
+        Ok(embeddings.to_vec2()?)
+    }
+}
