@@ -32,7 +32,7 @@ const SENTENCE_BATCH: usize = 256;
 /// Embeds a data set, or a part of it, into the output folder.
 pub(crate) fn run(flags: &EmbedFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let device = flags.device.device.open(terminal)?;
-    let encoders = Encoders::load(flags, &device)?;
+    let encoders = Encoders::load(flags, &device, terminal)?;
     let data = read(flags)?;
     data.notes.iter().for_each(|note| terminal.warn(note));
     let kinds = Kinds::of(&data, flags, &encoders)?;

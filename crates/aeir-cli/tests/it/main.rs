@@ -6,8 +6,8 @@
 mod bad_data;
 mod bad_models;
 mod bad_settings;
-mod cache;
 mod bench;
+mod cache;
 mod convert;
 mod data_commands;
 mod embed;

@@ -90,14 +90,19 @@ pub(crate) fn run(flags: &BenchEncodeFlags, terminal: &Terminal) -> anyhow::Resu
         .stack_size(STACK_BYTES)
         .build()
         .context("could not start threads")?;
-    let report = pool.install(|| measure(flags, threads, &device))?;
+    let report = pool.install(|| measure(flags, threads, &device, terminal))?;
     if flags.json {
         return print_json(&report);
     }
     print(&table(&report))
 }
 
-fn measure(flags: &BenchEncodeFlags, threads: usize, device: &Device) -> anyhow::Result<Report> {
+fn measure(
+    flags: &BenchEncodeFlags,
+    threads: usize,
+    device: &Device,
+    terminal: &Terminal,
+) -> anyhow::Result<Report> {
     let text = flags.text_encoder.as_deref().map(|name| {
         let folder = find(name, "--text-encoder", terminal)?;
         text_report(name, &folder, flags, device)

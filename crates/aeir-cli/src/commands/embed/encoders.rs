@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backbones::{load_image, load_sentence};
 use crate::flags::EmbedFlags;
+use crate::terminal::Terminal;
 
 /// A model, or one or two frozen encoders.
 pub(super) struct Encoders {
@@ -31,15 +32,19 @@ pub(super) struct Fingerprints {
 }
 
 impl Encoders {
-    pub(super) fn load(flags: &EmbedFlags, device: &Device) -> anyhow::Result<Self> {
+    pub(super) fn load(flags: &EmbedFlags, device: &Device, terminal: &Terminal) -> anyhow::Result<Self> {
         let of = match &flags.model {
             Some(folder) => Of::Model(Box::new(Bundle::load(folder, device)?)),
             None => Of::Backbones {
-                image: flags.image_encoder.as_deref().map(|name| load_image(name, device)).transpose()?,
+                image: flags
+                    .image_encoder
+                    .as_deref()
+                    .map(|name| load_image(name, device, terminal))
+                    .transpose()?,
                 sentence: flags
                     .text_encoder
                     .as_deref()
-                    .map(|name| load_sentence(name, device))
+                    .map(|name| load_sentence(name, device, terminal))
                     .transpose()?,
             },
         };
