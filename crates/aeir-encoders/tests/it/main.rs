@@ -17,6 +17,7 @@ mod gradients;
 mod heads;
 mod images;
 mod mutation;
+mod parity_contrastive;
 mod parity_efficientnet;
 mod parity_heads;
 mod parity_minilm;
