@@ -135,7 +135,12 @@ impl ContrastiveModel {
     ///
     /// # Errors
     /// As [`TextModel::forward`] and [`ImageModel::forward`].
-    pub fn forward(&self, pixel_values: &Tensor, tokens: &TokenBatch, mode: &mut Mode<'_>) -> Result<Contrast> {
+    pub fn forward(
+        &self,
+        pixel_values: &Tensor,
+        tokens: &TokenBatch,
+        mode: &mut Mode<'_>,
+    ) -> Result<Contrast> {
         let images = l2_normalise(&self.image.forward(pixel_values, mode)?)?;
         let sentences = l2_normalise(&self.text.forward(tokens, mode)?)?;
         let logits = self.scale.logits(&images, &sentences)?;
@@ -237,7 +242,11 @@ impl PretrainedDualEncoder {
 fn kind(folder: &Path) -> Result<String> {
     let file = folder.join(CONFIG);
     let kind = model_type(&parse_json(&read_file(&file)?, &file)?);
-    if ARCHITECTURES.contains(&kind.as_str()) { Ok(kind) } else { Err(unsupported(&file, &kind, ARCHITECTURES)) }
+    if ARCHITECTURES.contains(&kind.as_str()) {
+        Ok(kind)
+    } else {
+        Err(unsupported(&file, &kind, ARCHITECTURES))
+    }
 }
 
 fn check_dimensions(folder: &Path, image: usize, text: usize) -> Result<()> {

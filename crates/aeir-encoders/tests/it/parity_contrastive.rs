@@ -1,8 +1,8 @@
 //! CLIP and SigLIP whole against what Hugging Face transformers computed with the same weights.
 
 use aeir_encoders::{
-    ContrastiveModel, EncoderError, Mode, PretrainedDualEncoder, TokenBatch, load_image_backbone,
-    load_text_backbone, l2_normalise,
+    ContrastiveModel, EncoderError, Mode, PretrainedDualEncoder, TokenBatch, l2_normalise,
+    load_image_backbone, load_text_backbone,
 };
 use candle_core::Device;
 use image::DynamicImage;
