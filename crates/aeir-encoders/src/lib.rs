@@ -3,6 +3,7 @@
 pub mod atomic_file;
 pub mod batch_norm;
 pub mod bundle;
+pub mod contrastive;
 pub mod dropout;
 pub mod efficientnet;
 pub mod error;
@@ -53,6 +54,7 @@ mod weights;
 pub use atomic_file::write_atomically;
 pub use batch_norm::BatchNorm;
 pub use bundle::*;
+pub use contrastive::{Contrast, ContrastiveModel, LogitScale, PretrainedDualEncoder};
 pub use dropout::dropout;
 pub use efficientnet::EfficientNet;
 pub use error::{EncoderError, Result};

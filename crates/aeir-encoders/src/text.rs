@@ -16,4 +16,5 @@ pub use model::TextModel;
 pub use pooling::Pooling;
 pub use tokenizer::SentenceTokenizer;
 
+pub(crate) use model::TextSetup;
 pub(crate) use sentence_transformers::transformer_folder;

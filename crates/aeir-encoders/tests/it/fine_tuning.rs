@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use aeir_encoders::{
-    EncoderError, FineTuning, LoraConfig, Mode, Parameters, SentenceTokenizer, TextModel, TokenBatch,
-    load_text_backbone,
+    ContrastiveModel, EncoderError, FineTuning, LoraConfig, Mode, Parameters, SentenceTokenizer, TextModel,
+    TokenBatch, load_text_backbone,
 };
 use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
@@ -311,5 +311,34 @@ fn adapters_that_can_not_be() {
         let plan = FineTuning::lora(config, 1);
         let error = TextModel::load_trainable(&folder, &Device::Cpu, &plan).err().expect("an error");
         assert!(matches!(&error, EncoderError::Argument { .. }), "{error}");
+    }
+}
+
+/// Both towers, their projections, and the scale and bias of the scores.
+#[test]
+fn every_parameter_of_a_whole_dual_encoder_has_a_gradient() {
+    for name in ["clip", "siglip"] {
+        let folder = path(&format!("parity/tiny-models/{name}"));
+        let golden = tensors(&format!("parity/tiny-models/{name}/golden.safetensors"));
+        let ids = &golden["input_ids"];
+        let mask = golden.get("attention_mask").cloned().unwrap_or_else(|| ids.ones_like().unwrap());
+        let tokens = TokenBatch::new(ids, &mask).unwrap();
+        let (model, parameters) =
+            ContrastiveModel::load_trainable(&folder, &Device::Cpu, &FineTuning::default()).unwrap();
+        let in_file = tensors(&format!("parity/tiny-models/{name}/model.safetensors"));
+        assert_eq!(
+            parameters.variables().keys().collect::<BTreeSet<_>>(),
+            in_file.keys().collect::<BTreeSet<_>>()
+        );
+        let logits = model.forward(&golden["pixel_values"], &tokens, &mut Mode::Evaluation).unwrap().logits;
+        let weights: Vec<f32> = (0..12).map(|i| (i * 5 % 7) as f32 - 2.5).collect();
+        let weights = Tensor::from_vec(weights, (3, 4), &Device::Cpu).unwrap();
+        let gradients = (logits * weights).unwrap().sum_all().unwrap().backward().unwrap();
+        for (parameter, variable) in parameters.variables() {
+            let gradient = gradients.get(variable).unwrap_or_else(|| panic!("{name}: none for {parameter}"));
+            assert!(flat(gradient).iter().all(|value| value.is_finite()), "{name}: {parameter}");
+            let size = largest(gradient);
+            assert!(is_key_bias(parameter) || size > 1e-4, "{name}: {parameter} has {size}");
+        }
     }
 }

@@ -22,6 +22,7 @@ mod hub;
 mod hub_server;
 mod images;
 mod mutation;
+mod parity_contrastive;
 mod parity_efficientnet;
 mod parity_heads;
 mod parity_minilm;
