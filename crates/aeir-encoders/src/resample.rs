@@ -276,7 +276,7 @@ fn add_product<const N: usize>(sums: &mut [i32; N], values: &[u8; N], weight: i3
 }
 
 impl Filter {
-    fn support(self) -> f64 {
+    pub(crate) fn support(self) -> f64 {
         match self {
             Self::Nearest => 0.0,
             Self::Box => 0.5,
@@ -286,7 +286,7 @@ impl Filter {
         }
     }
 
-    fn weight(self, x: f64) -> f64 {
+    pub(crate) fn weight(self, x: f64) -> f64 {
         const A: f64 = -0.5;
         // Half open, so that neighbouring boxes share no pixel.
         if self == Self::Box {

@@ -7,7 +7,7 @@ use crate::checkpoint::Source;
 use crate::config::Config;
 use crate::convolution::Convolution;
 use crate::error::{EncoderError, Result};
-use crate::preprocess::Size;
+use crate::preprocess::{Filter, Size};
 
 /// Largest side of an image.
 const MAX_SIDE: usize = 4096;
@@ -123,39 +123,68 @@ pub(crate) fn check_grid(grid: &Tensor, side: usize) -> Result<()> {
     }
 }
 
+/// How position embeddings are interpolated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Interpolation {
+    /// DINOv2: PyTorch's cubic, the border repeated.
+    Bicubic,
+    /// DINOv2 with registers: Pillow's cubic, wider where it shrinks, cut at the border.
+    Antialiased,
+}
+
 /// Position embeddings of a square grid, `[1, side * side, D]`, for a grid of another size: `[1, height * width, D]`.
 ///
-/// Bicubic without antialias, the border repeated, pixel centres aligned, as Hugging Face's DINOv2 interpolates them. Two matrix
-/// products, so that gradients pass.
-pub(crate) fn interpolate(positions: &Tensor, side: usize, height: usize, width: usize) -> Result<Tensor> {
+/// Pixel centres are aligned, as Hugging Face does it. Two matrix products, so that gradients pass.
+pub(crate) fn interpolate(
+    positions: &Tensor,
+    side: usize,
+    (height, width): (usize, usize),
+    interpolation: Interpolation,
+) -> Result<Tensor> {
     if (height, width) == (side, side) {
         return Ok(positions.clone());
     }
     let dimension = positions.dim(2)?;
-    let rows = cubic_weights(side, height, positions)?;
-    let columns = cubic_weights(side, width, positions)?;
+    let weights = |to: usize| -> Result<Tensor> {
+        let rows = (0..to).flat_map(|index| match interpolation {
+            Interpolation::Bicubic => cubic_weights(index, side, to),
+            Interpolation::Antialiased => antialiased_weights(index, side, to),
+        });
+        let weights = Tensor::from_vec(rows.collect::<Vec<f64>>(), (to, side), positions.device())?;
+        Ok(weights.to_dtype(positions.dtype())?)
+    };
     // [height, side] by [side, side D], then [width, side] by [side, D] for each row.
-    let tall = rows.matmul(&positions.reshape((side, side * dimension))?)?;
-    let wide =
-        columns.broadcast_left(height)?.contiguous()?.matmul(&tall.reshape((height, side, dimension))?)?;
+    let tall = weights(height)?.matmul(&positions.reshape((side, side * dimension))?)?;
+    let columns = weights(width)?.broadcast_left(height)?.contiguous()?;
+    let wide = columns.matmul(&tall.reshape((height, side, dimension))?)?;
     Ok(wide.reshape((1, height * width, dimension))?)
 }
 
-/// What each of `to` positions takes from `from` of them, `[to, from]`.
-fn cubic_weights(from: usize, to: usize, like: &Tensor) -> Result<Tensor> {
-    let mut weights = vec![0f64; to * from];
-    for (index, row) in weights.chunks_exact_mut(from.max(1)).enumerate() {
-        let centre = (index as f64 + 0.5) * from as f64 / to as f64 - 0.5;
-        let base = centre.floor();
-        for offset in -1..=2i32 {
-            let at = base + f64::from(offset);
-            let clamped = at.clamp(0.0, from.saturating_sub(1) as f64) as usize;
-            if let Some(weight) = row.get_mut(clamped) {
-                *weight += cubic(centre - at);
-            }
+/// What position `index` of `to` takes from each of `from` positions.
+fn cubic_weights(index: usize, from: usize, to: usize) -> Vec<f64> {
+    let mut weights = vec![0f64; from];
+    let centre = (index as f64 + 0.5) * from as f64 / to as f64 - 0.5;
+    for offset in -1..=2i32 {
+        let at = centre.floor() + f64::from(offset);
+        let clamped = at.clamp(0.0, from.saturating_sub(1) as f64) as usize;
+        if let Some(weight) = weights.get_mut(clamped) {
+            *weight += cubic(centre - at);
         }
     }
-    Ok(Tensor::from_vec(weights, (to, from), like.device())?.to_dtype(like.dtype())?)
+    weights
+}
+
+/// The same by the filter that resizes images.
+fn antialiased_weights(index: usize, from: usize, to: usize) -> Vec<f64> {
+    let scale = from as f64 / to as f64;
+    let stretch = scale.max(1.0);
+    let (centre, support) = ((index as f64 + 0.5) * scale, Filter::Bicubic.support() * stretch);
+    let (first, end) = ((centre - support + 0.5).max(0.0) as usize, (centre + support + 0.5) as usize);
+    let weight = |at: usize| Filter::Bicubic.weight((at as f64 - centre + 0.5) / stretch);
+    let weights: Vec<f64> =
+        (0..from).map(|at| if (first..end).contains(&at) { weight(at) } else { 0.0 }).collect();
+    let total: f64 = weights.iter().sum();
+    weights.iter().map(|weight| weight / total).collect()
 }
 
 fn cubic(x: f64) -> f64 {
@@ -169,7 +198,7 @@ fn cubic(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::Device;
 
     use super::*;
 
@@ -179,15 +208,18 @@ mod tests {
             (0..25).map(|index| f64::from(index / 5) + 10.0 * f64::from(index % 5)).collect();
         let positions = Tensor::from_vec(grid, (1, 25, 1), &Device::Cpu).unwrap();
         let values = |height, width| -> Vec<f64> {
-            interpolate(&positions, 5, height, width).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+            let values = interpolate(&positions, 5, (height, width), Interpolation::Bicubic).unwrap();
+            values.flatten_all().unwrap().to_vec1().unwrap()
         };
         assert_eq!(values(5, 5).len(), 25);
         // A ramp is mirrored around its middle, 2 + 10 * 2.
         let odd = values(3, 7);
         assert!((odd[10] - 22.0).abs() < 1e-12, "{odd:?}");
         let ones = positions.ones_like().unwrap();
-        let constant = interpolate(&ones, 5, 3, 11).unwrap().to_dtype(DType::F64).unwrap();
-        let constant: Vec<f64> = constant.flatten_all().unwrap().to_vec1().unwrap();
-        assert!(constant.iter().all(|value| (value - 1.0).abs() < 1e-12));
+        for interpolation in [Interpolation::Bicubic, Interpolation::Antialiased] {
+            let constant = interpolate(&ones, 5, (3, 11), interpolation).unwrap();
+            let constant: Vec<f64> = constant.flatten_all().unwrap().to_vec1().unwrap();
+            assert!(constant.iter().all(|value| (value - 1.0).abs() < 1e-12));
+        }
     }
 }

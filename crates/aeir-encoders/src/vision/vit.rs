@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::network::ImageNetwork;
-use super::patches::{Geometry, PatchEmbedding, check_grid, interpolate, prepend};
+use super::patches::{Geometry, Interpolation, PatchEmbedding, check_grid, interpolate, prepend};
 use crate::checkpoint::Source;
 use crate::config::Config;
 use crate::dropout::dropout;
@@ -48,8 +48,8 @@ pub(crate) struct Vit {
     norm: LayerNorm,
     pooler: Option<(Linear, Activation)>,
     dropout: f32,
-    /// Whether positions are interpolated for images of another size.
-    interpolates: bool,
+    /// How positions are interpolated for images of another size, if such images are taken.
+    interpolation: Option<Interpolation>,
 }
 
 impl Vit {
@@ -95,7 +95,10 @@ impl Vit {
         let prefix = if has_registers { "dinov2_with_registers" } else { "dinov2" };
         let source = source.under_first(&["", prefix], "embeddings.cls_token");
         let mut vit = Self::assemble(&source, geometry, &block)?;
-        vit.interpolates = true;
+        vit.interpolation = Some(match has_registers {
+            true => Interpolation::Antialiased,
+            false => Interpolation::Bicubic,
+        });
         if has_registers {
             let shape = [1, config.size("num_register_tokens", 4)?, geometry.hidden];
             vit.registers = Some(source.tensor("embeddings.register_tokens", &shape)?);
@@ -116,7 +119,7 @@ impl Vit {
             norm: LayerNorm::load(&source.under("layernorm"), hidden, block.epsilon)?,
             pooler: None,
             dropout: block.residual_dropout[0],
-            interpolates: false,
+            interpolation: None,
         })
     }
 
@@ -128,16 +131,16 @@ impl Vit {
     /// Positions of the class token and of a grid.
     fn positions(&self, grid: &Tensor) -> Result<Tensor> {
         let side = self.geometry.side();
-        if !self.interpolates {
+        let Some(interpolation) = self.interpolation else {
             check_grid(grid, side)?;
             return Ok(self.positions.clone());
-        }
+        };
         let (_, height, width, _) = grid.dims4()?;
         if (height, width) == (side, side) {
             return Ok(self.positions.clone());
         }
         let patches = self.positions.narrow(1, 1, side * side)?;
-        let patches = interpolate(&patches, side, height, width)?;
+        let patches = interpolate(&patches, side, (height, width), interpolation)?;
         Ok(Tensor::cat(&[&self.positions.narrow(1, 0, 1)?, &patches], 1)?)
     }
 }
@@ -174,7 +177,7 @@ impl ImageNetwork for Vit {
     }
 
     fn takes(&self, size: Size) -> std::result::Result<(), String> {
-        if !self.interpolates {
+        if self.interpolation.is_none() {
             return self.geometry.takes(size);
         }
         let least = self.geometry.patch_size;

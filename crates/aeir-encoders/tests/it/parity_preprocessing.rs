@@ -317,3 +317,32 @@ fn opened_images_are_upright() {
     std::fs::write(&file, huge).unwrap();
     assert!(matches!(open(), Err(aeir_encoders::EncoderError::Image { .. })));
 }
+
+#[test]
+fn rules_of_convnext_and_crops_beyond_the_picture() {
+    let reference = tensors("parity/preprocessing/other_rules.safetensors");
+    let names = ["wide_rgb_418x169", "grey_259x260", "tiny_20x30"];
+    for (index, name) in names.into_iter().enumerate() {
+        let image = image(&format!("parity/preprocessing/images/{name}.png"));
+        let pixels = |kind: &str, mut config: serde_json::Value| {
+            config["image_processor_type"] = kind.into();
+            config["do_normalize"] = false.into();
+            from_json(&config).pixels_u8(&image).unwrap()
+        };
+        let small = pixels(
+            "ConvNextImageProcessor",
+            json!({"size": {"shortest_edge": 64}, "crop_pct": 0.875, "resample": 3}),
+        );
+        check(&format!("convnext {name}"), &small, &reference[&format!("convnext.{index}")]);
+        let large = pixels("ConvNextImageProcessor", json!({"size": {"shortest_edge": 384}, "resample": 2}));
+        let every_eighth = Tensor::arange_step(0u32, 384, 8, &Device::Cpu).unwrap();
+        let sampled = large.index_select(&every_eighth, 1).unwrap().index_select(&every_eighth, 2).unwrap();
+        let expected = &reference[&format!("convnext_large_stride8.{index}")];
+        check(&format!("large convnext {name}"), &sampled.contiguous().unwrap(), expected);
+        let padded = pixels(
+            "CLIPImageProcessor",
+            json!({"size": {"shortest_edge": 20}, "crop_size": {"height": 33, "width": 40}, "resample": 3}),
+        );
+        check(&format!("padded {name}"), &padded, &reference[&format!("padded.{index}")]);
+    }
+}

@@ -123,6 +123,19 @@ fn dinov2_of_518_pixels() {
 }
 
 #[test]
+fn dinov2_with_registers_and_gated_layers() {
+    let case = Case::load("dinov2-registers");
+    let states = case.states();
+    case.assert_close(&states, "last_hidden_state");
+    case.assert_close(&case.pooled(&states), "pooler_output");
+    // The class token and three registers.
+    case.assert_patches(&states, 4);
+    let states = case.states_of(&case.golden["pixel_values_28x70"]);
+    case.assert_close(&states, "last_hidden_state_28x70");
+    case.assert_close(&case.pooled(&states), "pooler_output_28x70");
+}
+
+#[test]
 fn resnet_basic() {
     let case = Case::load("resnet-basic");
     let states = case.states();
