@@ -320,7 +320,7 @@ fn one_bad_file_kills_nothing() {
         symlink("loop.jpg", scene.path("photos/loop.jpg")).unwrap();
         symlink("nowhere.jpg", scene.path("photos/lost.jpg")).unwrap();
         scene.write("photos/locked.jpg", &good);
-        fs::set_permissions(scene.path("photos/locked.jpg"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(scene.path("photos/locked.jpg"), fs::Permissions::from_mode(0o000)).unwrap();
     }
     let image = format!("--image-encoder {}", fixtures("backbones/efficientnet-lite0").display());
     let outcome = embed(&scene, &format!("{image} --data photos --output out")).ok();
