@@ -50,7 +50,7 @@ fn caches_are_listed_and_removed() {
     assert_eq!(run(&scene, "cache prune --older-than 9w").ok().stdout, "nothing to remove\n");
     let pruned = run(&scene, "cache prune --older-than 8w").ok().stdout;
     assert!(pruned.contains("60 d ago") && pruned.ends_with(" freed\n"), "{pruned}");
-    assert_eq!(listed(&scene), std::slice::from_ref(&sentences));
+    assert_eq!(listed(&scene), std::slice::from_ref(sentences));
 
     let prefix = &sentences["encoder"].as_str().unwrap()[..8];
     assert_eq!(run(&scene, "cache prune --encoder zzz").ok().stdout, "nothing to remove\n");
