@@ -365,7 +365,12 @@ fn one_bad_file_kills_nothing() {
     let text = String::from_utf8(scene.read("small/skipped.jsonl")).unwrap();
     assert!(text.contains("16x12, at most 10 pixels"), "{text}");
     let told = embed(&scene, &format!("{image} --data photos --output none --max-image-bytes 3")).failure();
-    insta::assert_snapshot!(told.lines().filter(|line| !line.starts_with("warning")).collect::<Vec<_>>().join("\n"), @"");
+    insta::assert_snapshot!(told.lines().filter(|line| !line.starts_with("warning")).collect::<Vec<_>>().join("\n"), @"
+    exit 3
+    error: `photos`: nothing could be embedded
+
+    hint: `none/skipped.jsonl` says why
+    ");
     let text = String::from_utf8(scene.read("none/skipped.jsonl")).unwrap();
     assert!(text.contains("at most 3"), "{text}");
     // And once there is something, the same command works.

@@ -34,6 +34,9 @@ fn aeir() {
       search   Find images by a sentence or by an image
       convert  Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
       data     Check, split, convert and unpair data sets
+      embed    Embed a data set into `.npy` or safetensors files, in parts on many machines if it is
+               large
+      cache    Show and remove cached features of frozen encoders
       bench    Time our work on this machine
       help     Print this message or the help of the given subcommand(s)
 
@@ -86,7 +89,7 @@ fn demo() {
 
 #[test]
 fn train() {
-    insta::assert_snapshot!(help("train"), @r"
+    insta::assert_snapshot!(help("train"), @"
     Train a model on source pairs, adapted to unpaired target images and sentences
 
     Usage: aeir train [OPTIONS] --source <PATH> --output <RUN>
@@ -279,12 +282,37 @@ fn train() {
 
       -h, --help
               Print help (see a summary with '-h')
+
+    Images:
+          --max-pixels <N>
+              Skip images of more pixels than this: a decoded image takes 3 to 8 bytes a pixel of memory
+
+              [env: AEIR_MAX_PIXELS=]
+              [default: 50000000]
+
+          --max-side <N>
+              Skip images with a side of more pixels than this
+
+              [env: AEIR_MAX_SIDE=]
+              [default: 65535]
+
+          --max-image-bytes <N>
+              Skip image files of more bytes than this
+
+              [env: AEIR_MAX_IMAGE_BYTES=]
+              [default: 268435456]
+
+          --workers <N>
+              Threads in all, for decoding images and for our kernels [default: RAYON_NUM_THREADS, else
+              all cores]
+
+              [env: AEIR_WORKERS=]
     ");
 }
 
 #[test]
 fn eval() {
-    insta::assert_snapshot!(help("eval"), @r"
+    insta::assert_snapshot!(help("eval"), @"
     Score a model on test pairs, both ways
 
     Usage: aeir eval [OPTIONS] --model <RUN> --data <PATH>
@@ -311,12 +339,22 @@ fn eval() {
       -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
                                     AEIR_QUIET=]
       -h, --help                    Print help
+
+    Images:
+          --max-pixels <N>       Skip images of more pixels than this: a decoded image takes 3 to 8
+                                 bytes a pixel of memory [env: AEIR_MAX_PIXELS=] [default: 50000000]
+          --max-side <N>         Skip images with a side of more pixels than this [env: AEIR_MAX_SIDE=]
+                                 [default: 65535]
+          --max-image-bytes <N>  Skip image files of more bytes than this [env: AEIR_MAX_IMAGE_BYTES=]
+                                 [default: 268435456]
+          --workers <N>          Threads in all, for decoding images and for our kernels [default:
+                                 RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
     ");
 }
 
 #[test]
 fn index() {
-    insta::assert_snapshot!(help("index"), @r"
+    insta::assert_snapshot!(help("index"), @"
     Embed images with a model and store them for search
 
     Usage: aeir index [OPTIONS] --model <RUN> --images <PATH> --output <IDX>
@@ -338,6 +376,16 @@ fn index() {
       -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
                                     AEIR_QUIET=]
       -h, --help                    Print help
+
+    Images:
+          --max-pixels <N>       Skip images of more pixels than this: a decoded image takes 3 to 8
+                                 bytes a pixel of memory [env: AEIR_MAX_PIXELS=] [default: 50000000]
+          --max-side <N>         Skip images with a side of more pixels than this [env: AEIR_MAX_SIDE=]
+                                 [default: 65535]
+          --max-image-bytes <N>  Skip image files of more bytes than this [env: AEIR_MAX_IMAGE_BYTES=]
+                                 [default: 268435456]
+          --workers <N>          Threads in all, for decoding images and for our kernels [default:
+                                 RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
     ");
 }
 

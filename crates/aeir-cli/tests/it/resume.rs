@@ -26,11 +26,11 @@ fn a_finished_run_is_left_alone() {
         ("", "`run` holds a finished run: nothing to do\n")
     );
     assert!(read() == before);
-    insta::assert_snapshot!(scene.run(&format!("{SHORT} --resume latest --overwrite")).failure(), @r"
+    insta::assert_snapshot!(scene.run(&format!("{SHORT} --resume latest --overwrite")).failure(), @"
     exit 2
     error: the argument '--resume <WHICH>' cannot be used with '--overwrite'
 
-    Usage: aeir train --source <FILE.jsonl|DIR> --output <RUN> --method <METHOD> --epochs <N> --resume <WHICH> --image-encoder <DIR|ID> --text-encoder <DIR|ID>
+    Usage: aeir train --source <PATH> --output <RUN> --method <METHOD> --epochs <N> --resume <WHICH> --image-encoder <DIR|ID> --text-encoder <DIR|ID>
 
     For more information, try '--help'.
     ");
