@@ -84,7 +84,7 @@ pub struct PreprocessorConfig {
     pub alpha: Alpha,
 }
 
-/// Turns decoded, oriented images into network input. [`open_image`] decodes and orients a file.
+/// Turns decoded, oriented images into network input. [`open_image`](fn@crate::open_image) decodes and orients a file.
 ///
 /// Of 16-bit images the upper bytes are taken, as Pillow does; grey and palette become RGB.
 /// The order is: alpha, RGB, resize, centre crop, rescale, subtract mean, divide by std. Resizing gives the bytes that
