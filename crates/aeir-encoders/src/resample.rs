@@ -146,7 +146,7 @@ impl ColumnSums for Plain {
     }
 }
 
-/// With instructions that are named: left to itself, the compiler vectorises over the weights, which takes five times as long.
+/// With instructions that are named: left to itself, the compiler vectorises over the weights, which is slower.
 #[cfg(target_arch = "x86_64")]
 impl ColumnSums for pulp::x86::V3 {
     #[inline(always)]
