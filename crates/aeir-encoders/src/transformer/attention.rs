@@ -46,7 +46,6 @@ impl Attention {
         Self { projections: Projections::Fused(projection), output, heads, dropout }
     }
 
-    #[allow(dead_code, reason = "SigLIP's image head is the first to use it")]
     /// The parameters of PyTorch's `nn.MultiheadAttention`: `in_proj_weight [3D, D]`, `in_proj_bias`, `out_proj`.
     pub(crate) fn packed(source: &Source<'_>, dimension: usize, heads: usize) -> Result<Self> {
         let weight = source.tensor("in_proj_weight", &[3 * dimension, dimension])?;
@@ -110,7 +109,6 @@ impl Attention {
         self.attend(&query, &key, &value, bias, mode)
     }
 
-    #[allow(dead_code, reason = "SigLIP's image head is the first to use it")]
     /// Attention of `queries [B, Q, D]` to `memory [B, T, D]`.
     pub(crate) fn forward_to(
         &self,

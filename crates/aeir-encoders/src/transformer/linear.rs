@@ -33,7 +33,6 @@ impl Linear {
         Ok(Self { layer: ops::Linear::unchecked(weight, bias), adapter: source.adapter(inputs, outputs)? })
     }
 
-    #[allow(dead_code, reason = "SigLIP's image head is the first to use it")]
     /// A layer of tensors at hand, such as rows of a larger matrix.
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { layer: ops::Linear::unchecked(weight, bias), adapter: None }
