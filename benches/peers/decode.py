@@ -6,9 +6,10 @@ The files are made by aeir, and everything runs in turn (aeir, Pillow, Pillow wi
 medians of that one run. Reading the file counts, on all sides; the files are in the system's cache. Pillow's and OpenCV's calls
 release Python's lock, so that threads are threads.
 
-Pillow: `Image.open(f).convert("RGB").resize((224, 224), BICUBIC)`, the bytes that our preprocessing gives. With draft: the same after
-`draft("RGB", (224, 224))`, which lets the decoder leave out what a smaller picture doesn't need; of 500x375 pixels nothing can be
-left out, as half of 375 is below 224. OpenCV: `imread`, `resize` with INTER_AREA, BGR to RGB: other pixels, for whom they will do.
+Pillow: `Image.open(f).convert("RGB").resize((224, 224), BICUBIC)`. From the same decoded pixels our preprocessing gives these bytes:
+those of Pillow 12, which version 13 has as well for pictures of this shape (of narrow and tall ones it does the columns first, and
+other bytes come out). With draft: the same after `draft("RGB", (224, 224))`, which lets the decoder leave out what a smaller picture
+doesn't need; of 500x375 pixels nothing can be left out, as half of 375 is below 224. OpenCV: `imread`, `resize` with INTER_AREA, BGR to RGB: other pixels, for whom they will do.
 """
 
 import argparse

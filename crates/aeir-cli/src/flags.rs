@@ -57,7 +57,7 @@ pub(crate) enum Command {
     Convert(ConvertFlags),
     /// Check, split, convert and unpair data sets
     Data(data::DataFlags),
-    /// Embed a data set into `.npy` or safetensors files, in parts on many machines if it is large
+    /// Embed a data set into `.npy`, safetensors or Parquet files, in parts on many machines if it is large
     Embed(EmbedFlags),
     /// Show and remove cached features of frozen encoders
     Cache(CacheFlags),
@@ -73,6 +73,7 @@ impl Command {
             Self::Eval(flags) => flags.loading.workers,
             Self::Index(flags) => flags.loading.workers,
             Self::Embed(flags) => flags.loading.workers,
+            Self::Data(flags) => flags.workers(),
             _ => None,
         }
     }
@@ -313,12 +314,13 @@ pub(crate) struct EmbedFlags {
     pub(crate) split: Option<SplitFlag>,
     #[command(flatten)]
     pub(crate) reading: ReadingFlags,
-    /// Folder for the embeddings: new, empty, or what the same command left unfinished
+    /// Folder for the embeddings: new, empty, or what the same command left unfinished. Or a file that ends in `.npy`,
+    /// `.safetensors` or `.parquet`; the rest goes beside it
     #[arg(long, short, value_name = "OUT", env = "AEIR_OUTPUT")]
     pub(crate) output: PathBuf,
-    /// How the arrays are written
-    #[arg(long, value_enum, default_value = "npy", env = "AEIR_FORMAT")]
-    pub(crate) format: ArrayFormat,
+    /// How the arrays are written [default: what the suffix of the output says, else npy]
+    #[arg(long, value_enum, env = "AEIR_FORMAT")]
+    pub(crate) format: Option<ArrayFormat>,
     /// How a value is stored
     #[arg(long, value_enum, default_value = "f32", env = "AEIR_PRECISION")]
     pub(crate) precision: PrecisionFlag,
@@ -430,6 +432,9 @@ pub(crate) struct BenchDataFlags {
     /// Make the files and time nothing
     #[arg(long, requires = "folder")]
     pub(crate) make_only: bool,
+    /// Time in place of that how fast a data set of any format is listed and read, on one thread and without decoding
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["folder", "make_only"])]
+    pub(crate) read: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
@@ -655,12 +660,14 @@ pub(crate) enum Only {
     Sentences,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum ArrayFormat {
     /// `images.npy` and `sentences.npy`
     Npy,
     /// One `embeddings.safetensors` with the tensors `images` and `sentences`
     Safetensors,
+    /// `images.parquet` and `sentences.parquet`, with the names of the rows in them
+    Parquet,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

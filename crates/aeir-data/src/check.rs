@@ -11,7 +11,7 @@ use crate::decode::ImageLimits;
 use crate::error::DataError;
 use crate::hash::{ContentHash, hash_text};
 use crate::image_source::ImageSource;
-use crate::loader::for_each_prepared_batch;
+use crate::loader::{LoadOptions, Prepared, for_each_prepared_batch};
 use crate::skipped::Skipped;
 use crate::split::Split;
 
@@ -237,18 +237,21 @@ fn look_at_images(
     let sources: Vec<ImageSource> = images.iter().map(|image| image.source.clone()).collect();
     let finite = finite_files(&sources);
     let mut seen: Vec<Result<Seen, DataError>> = Vec::with_capacity(images.len());
-    let look = |index: usize, decoded: Result<crate::decode::DecodedImage, DataError>| match sources
-        .get(index)
-        .and_then(ImageSource::features)
-    {
-        Some(row) => Ok(Seen { width: row.features.regions(), height: row.features.dimension(), hash: None }),
-        None => decoded.map(|decoded| Seen {
-            width: decoded.image.width() as usize,
-            height: decoded.image.height() as usize,
-            hash: Some(decoded.hash),
-        }),
+    let look = |index: usize, decoded: Result<crate::decode::DecodedImage, DataError>| {
+        let value = match sources.get(index).and_then(ImageSource::features) {
+            Some(row) => {
+                Ok(Seen { width: row.features.regions(), height: row.features.dimension(), hash: None })
+            }
+            None => decoded.map(|decoded| Seen {
+                width: decoded.image.width() as usize,
+                height: decoded.image.height() as usize,
+                hash: Some(decoded.hash),
+            }),
+        };
+        Prepared { value, bytes: size_of::<Seen>() }
     };
-    let Ok(()) = for_each_prepared_batch(&sources, limits, BATCH, look, |batch| {
+    let options = LoadOptions { limits: *limits, batch_size: BATCH, ..LoadOptions::default() };
+    let Ok(()) = for_each_prepared_batch(&sources, &options, look, |batch| {
         seen.extend(batch);
         progress(seen.len(), images.len());
         Ok::<(), std::convert::Infallible>(())

@@ -1,7 +1,8 @@
 //! Region features in the text format of bottom-up attention: a line an image, `image_id`, `image_w`, `image_h`, `num_boxes`,
 //! `boxes` and `features`, separated by tabs, the last two in base64.
 //!
-//! The file is memory-mapped; where each line begins is kept, and a line is decoded when it is wanted.
+//! The file is memory-mapped; where each line begins is kept, and a line is decoded when it is wanted. Lines may differ in their
+//! number of boxes (10 to 100 in one of the published versions).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -32,6 +33,7 @@ pub(crate) struct FeatureTable {
     /// The row of each id.
     positions: HashMap<String, usize>,
     skipped: Vec<Skipped>,
+    /// The most boxes of a line.
     regions: usize,
     dimension: usize,
 }
@@ -39,8 +41,9 @@ pub(crate) struct FeatureTable {
 struct Row {
     id: String,
     line: usize,
-    /// Where the features begin; how long they are is the same for all.
+    /// Where the features begin; how long they are follows from the number of boxes.
     start: usize,
+    boxes: usize,
 }
 
 impl fmt::Debug for FeatureTable {
@@ -71,8 +74,8 @@ pub(crate) fn is_line(line: &[u8]) -> bool {
 impl FeatureTable {
     /// Maps the file and looks at the numbers of every line; the features are decoded when they are read.
     ///
-    /// Lines that can't be used (cut short, another number of boxes than the first, an id that stood before) are left out and
-    /// listed.
+    /// Lines that can't be used (cut short, another number of values a box than the first, an id that stood before) are left out
+    /// and listed.
     ///
     /// # Errors
     /// [`DataError::Malformed`] where the first line is none of this format; [`DataError::EmptyFile`], [`DataError::Io`].
@@ -108,12 +111,12 @@ impl FeatureTable {
             let parsed = parse(line).and_then(|parsed| {
                 let dimension = dimension_of(&parsed)?;
                 if self.dimension == 0 {
-                    (self.regions, self.dimension) = (parsed.boxes, dimension);
+                    self.dimension = dimension;
                 }
-                if (self.regions, self.dimension) != (parsed.boxes, dimension) {
+                if self.dimension != dimension {
                     return Err(format!(
-                        "expected {} boxes of {} values as before, got {} of {dimension}",
-                        self.regions, self.dimension, parsed.boxes
+                        "expected boxes of {} values as before, got {} of {dimension}",
+                        self.dimension, parsed.boxes
                     ));
                 }
                 Ok(parsed)
@@ -125,7 +128,9 @@ impl FeatureTable {
                 Ok(parsed) => {
                     let into_line = line.len() - parsed.features.len();
                     self.positions.insert(parsed.id.to_owned(), self.rows.len());
-                    self.rows.push(Row { id: parsed.id.to_owned(), line: number, start: start + into_line });
+                    self.regions = self.regions.max(parsed.boxes);
+                    let (id, boxes) = (parsed.id.to_owned(), parsed.boxes);
+                    self.rows.push(Row { id, line: number, start: start + into_line, boxes });
                 }
                 Err(got) if self.rows.is_empty() && self.skipped.is_empty() => {
                     return Err(self.refusal(number, got));
@@ -170,6 +175,11 @@ impl FeatureTable {
         self.regions
     }
 
+    /// The boxes of a row; 0 where there is no such row.
+    pub(crate) fn regions_of(&self, row: usize) -> usize {
+        self.rows.get(row).map_or(0, |row| row.boxes)
+    }
+
     pub(crate) fn dimension(&self) -> usize {
         self.dimension
     }
@@ -207,7 +217,7 @@ impl FeatureTable {
         self.rows.get(row).map(|row| row.id.as_str())
     }
 
-    /// Decodes a row. `into` has room for its values.
+    /// Decodes a row. `into` has room for the largest; what a row has less is zero.
     pub(crate) fn read_into(&self, row: usize, into: &mut [f32]) -> Result<(), DataError> {
         let count = self.regions * self.dimension;
         let found = self.rows.get(row).ok_or_else(|| DataError::ArrayRow {
@@ -218,14 +228,17 @@ impl FeatureTable {
         if into.len() != count {
             return Err(DataError::ArrayBuffer { path: self.path.clone(), expected: count, got: into.len() });
         }
-        let encoded = encoded_len(count * 4);
+        let own = found.boxes * self.dimension;
+        let encoded = encoded_len(own * 4);
         let text = self.map.get(found.start..found.start + encoded).unwrap_or_default();
         let bytes = STANDARD
             .decode(text)
             .map_err(|error| self.refusal(found.line, format!("{error} in the features")))?;
-        for (into, value) in into.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        let (values, padding) = into.split_at_mut(own.min(into.len()));
+        for (into, value) in values.iter_mut().zip(bytes.as_chunks::<4>().0) {
             *into = f32::from_le_bytes(*value);
         }
+        padding.fill(0.0);
         Ok(())
     }
 }

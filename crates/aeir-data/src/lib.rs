@@ -7,6 +7,8 @@ mod dataset;
 mod decode;
 mod domains;
 mod durable;
+#[cfg(feature = "parquet")]
+mod embedding_writer;
 mod error;
 mod export;
 mod feature_table;
@@ -27,6 +29,8 @@ pub use check::{CheckReport, Finding, PartReport, Spread, check};
 pub use dataset::{Columns, Dataset, Format, Item, ReadOptions};
 pub use decode::{DecodedImage, ImageLimits, decode_bytes, decode_file};
 pub use domains::{AlignedTarget, CaptionedImage, ParallelDomain, TargetImages, TargetSentences, TestPairs};
+#[cfg(feature = "parquet")]
+pub use embedding_writer::{EmbeddingColumns, EmbeddingName, EmbeddingWriter};
 pub use error::DataError;
 pub use export::{Exported, Shares, write_json_lines, write_splits, write_unpaired, write_webdataset};
 pub use formats::folder::IMAGE_SUFFIXES;
@@ -34,7 +38,7 @@ pub use formats::folder::IMAGE_SUFFIXES;
 pub use formats::parquet::ParquetCell;
 pub use hash::{ContentHash, hash_bytes, hash_file, hash_text};
 pub use image_source::{FeatureRow, FilePart, ImageSource};
-pub use loader::{for_each_batch, for_each_prepared_batch};
+pub use loader::{LoadOptions, Prepared, for_each_prepared_batch};
 pub use npy::FeatureArray;
 pub use region_features::RegionFeatures;
 pub use sampler::{EpochLength, ShuffledSampler};

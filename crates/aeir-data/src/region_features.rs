@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use crate::error::DataError;
 use crate::feature_table::FeatureTable;
+#[cfg(feature = "parquet")]
+use crate::formats::parquet::VectorColumn;
 use crate::npy::FeatureArray;
 use crate::skipped::Skipped;
 
@@ -32,6 +34,8 @@ pub struct RegionFeatures {
 enum Store {
     Array(FeatureArray),
     Table(FeatureTable),
+    #[cfg(feature = "parquet")]
+    Vectors(VectorColumn),
 }
 
 impl RegionFeatures {
@@ -51,9 +55,15 @@ impl RegionFeatures {
         };
         let rows_per_image = match &store {
             Store::Array(array) => rows_per_image(array),
-            Store::Table(_) => 1,
+            _ => 1,
         };
         Ok(Self { store: Arc::new(store), rows_per_image })
+    }
+
+    /// A column of a Parquet file.
+    #[cfg(feature = "parquet")]
+    pub(crate) fn of_column(column: VectorColumn) -> Self {
+        Self { store: Arc::new(Store::Vectors(column)), rows_per_image: 1 }
     }
 
     /// The file.
@@ -61,6 +71,8 @@ impl RegionFeatures {
         match &*self.store {
             Store::Array(array) => array.path(),
             Store::Table(table) => table.path(),
+            #[cfg(feature = "parquet")]
+            Store::Vectors(column) => column.path(),
         }
     }
 
@@ -74,14 +86,36 @@ impl RegionFeatures {
         match &*self.store {
             Store::Array(array) => array.rows(),
             Store::Table(table) => table.rows(),
+            #[cfg(feature = "parquet")]
+            Store::Vectors(column) => column.rows(),
         }
     }
 
-    /// R: regions an image.
+    /// R: regions an image, of the image that has most.
     pub fn regions(&self) -> usize {
         match &*self.store {
             Store::Array(array) => array.regions(),
             Store::Table(table) => table.regions(),
+            #[cfg(feature = "parquet")]
+            Store::Vectors(_) => 1,
+        }
+    }
+
+    /// The regions of an image: fewer than [`RegionFeatures::regions`] where the lines of a table differ; 0 where there is no such
+    /// image.
+    pub fn regions_of(&self, image: usize) -> usize {
+        match &*self.store {
+            Store::Table(table) => table.regions_of(image),
+            _ if image < self.len() => self.regions(),
+            _ => 0,
+        }
+    }
+
+    /// Whether images differ in their number of regions.
+    pub fn regions_vary(&self) -> bool {
+        match &*self.store {
+            Store::Table(table) => (0..table.rows()).any(|row| table.regions_of(row) != table.regions()),
+            _ => false,
         }
     }
 
@@ -90,10 +124,12 @@ impl RegionFeatures {
         match &*self.store {
             Store::Array(array) => array.dimension(),
             Store::Table(table) => table.dimension(),
+            #[cfg(feature = "parquet")]
+            Store::Vectors(column) => column.dimension(),
         }
     }
 
-    /// R times F: values an image.
+    /// R times F: values of the image that has most.
     pub fn image_len(&self) -> usize {
         // Within the length of the file, which opening it has checked.
         self.regions() * self.dimension()
@@ -104,7 +140,8 @@ impl RegionFeatures {
         self.rows_per_image
     }
 
-    /// Reads the features of an image, region by region.
+    /// Reads the features of an image, region by region. What it has less than [`RegionFeatures::regions`] is filled with zeros,
+    /// which a mask has to leave out.
     ///
     /// # Errors
     /// [`DataError::ArrayRow`] where there is no such image, [`DataError::ArrayBuffer`] where `into` has another length than
@@ -120,6 +157,8 @@ impl RegionFeatures {
         match &*self.store {
             Store::Array(array) => array.read_into(self.row_of(image), into),
             Store::Table(table) => table.read_into(image, into),
+            #[cfg(feature = "parquet")]
+            Store::Vectors(column) => column.read_into(image, into),
         }
     }
 
@@ -133,6 +172,8 @@ impl RegionFeatures {
         match &*self.store {
             Store::Array(_) => self.row_of(image).to_string(),
             Store::Table(table) => table.id(image).unwrap_or_default().to_owned(),
+            #[cfg(feature = "parquet")]
+            Store::Vectors(column) => column.row_of(image).map_or_else(String::new, |row| row.to_string()),
         }
     }
 
@@ -144,6 +185,8 @@ impl RegionFeatures {
                 Some(row / self.rows_per_image).filter(|image| *image < self.len())
             }
             Store::Table(table) => table.position(place),
+            #[cfg(feature = "parquet")]
+            Store::Vectors(column) => column.find(place.parse().ok()?),
         }
     }
 
@@ -159,15 +202,19 @@ impl RegionFeatures {
         match &*self.store {
             Store::Array(array) => array.check_finite(),
             Store::Table(table) => table.check_finite(),
+            #[cfg(feature = "parquet")]
+            Store::Vectors(column) => column.check_finite(),
         }
     }
 
-    /// Refuses features that an encoder made for other regions or another dimension can't take.
+    /// Refuses features that don't go with others: of another dimension, or of another number of regions where neither varies.
     ///
     /// # Errors
     /// [`DataError::RegionShape`].
-    pub fn check_shape(&self, regions: usize, dimension: usize) -> Result<(), DataError> {
-        if (self.regions(), self.dimension()) == (regions, dimension) {
+    pub fn check_shape(&self, other: &Self) -> Result<(), DataError> {
+        let (regions, dimension) = (other.regions(), other.dimension());
+        let alike = self.regions() == regions || self.regions_vary() || other.regions_vary();
+        if alike && self.dimension() == dimension {
             return Ok(());
         }
         Err(DataError::RegionShape {
@@ -181,6 +228,14 @@ impl RegionFeatures {
 
     /// A remark to show to the user.
     pub fn note(&self) -> Option<String> {
+        if self.regions_vary() {
+            let fewest = (0..self.len()).map(|image| self.regions_of(image)).min().unwrap_or(0);
+            let path = self.path().display();
+            return Some(format!(
+                "`{path}`: images have {fewest} to {} regions; those with fewer are padded and masked",
+                self.regions()
+            ));
+        }
         (self.rows_per_image > 1).then(|| {
             format!(
                 "`{}`: every image stands in {} rows, so that {} rows are {} images",
@@ -195,8 +250,8 @@ impl RegionFeatures {
     /// Lines of a table that were left out.
     pub fn skipped(&self) -> &[Skipped] {
         match &*self.store {
-            Store::Array(_) => &[],
             Store::Table(table) => table.skipped(),
+            _ => &[],
         }
     }
 }

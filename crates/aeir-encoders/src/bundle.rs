@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::fingerprint::{sha256_file, sha256_parts};
 use crate::load::read_file;
 use crate::{
-    DualEncoder, DualEncoderConfig, Encoded, EncoderError, ImageBackbone, ImageInput, Items, Mode,
+    DualEncoder, DualEncoderConfig, Encoded, EncoderError, ImageBackbone, ImageInput, Items, Mode, PreparedImage,
     SentenceInput, Standardisation, TextBackbone, VOCABULARY_FILE, Vocabulary, WordBatch,
     load_image_backbone, load_text_backbone, write_atomically,
 };
@@ -432,14 +432,26 @@ impl Bundle {
     /// # Errors
     /// When the model takes features instead of images, or preprocessing or the network fails.
     pub fn image_items(&self, images: &[DynamicImage]) -> Result<Items, EncoderError> {
-        let backbone = self.image_backbone.as_ref().ok_or_else(|| EncoderError::Argument {
+        self.prepared_items(&self.encoder_of_images()?.preprocessor().prepare_all(images)?)
+    }
+
+    /// [`image_items`](Self::image_items) of images that the preprocessor of [`image_backbone`](Self::image_backbone) has prepared.
+    ///
+    /// # Errors
+    /// As [`image_items`](Self::image_items).
+    pub fn prepared_items(&self, images: &[PreparedImage]) -> Result<Items, EncoderError> {
+        let backbone = self.encoder_of_images()?;
+        Ok(match self.manifest.encoder.image_input {
+            ImageInput::Pooled => Items::Pooled(backbone.encode_prepared(images)?),
+            ImageInput::Fragments(_) => Items::Fragments(backbone.fragments_prepared(images)?),
+        })
+    }
+
+    fn encoder_of_images(&self) -> Result<&dyn ImageBackbone, EncoderError> {
+        self.image_backbone().ok_or_else(|| EncoderError::Argument {
             what: "images to embed",
             expected: "region features: this model has no image encoder".into(),
             got: "image files".into(),
-        })?;
-        Ok(match self.manifest.encoder.image_input {
-            ImageInput::Pooled => Items::Pooled(backbone.encode(images)?),
-            ImageInput::Fragments(_) => Items::Fragments(backbone.fragments(images)?),
         })
     }
 

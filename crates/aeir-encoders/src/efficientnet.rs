@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use image::DynamicImage;
 use rayon::prelude::*;
 use serde::Deserialize;
 
@@ -19,7 +18,7 @@ use crate::image_backbone::ImageBackbone;
 use crate::load::{parse_json, read_file};
 use crate::ops::Activation;
 use crate::packed::{After, Packed};
-use crate::preprocess::{Alpha, Filter, ImagePreprocessor, PreprocessorConfig, Resize, Size};
+use crate::preprocess::{Alpha, Filter, ImagePreprocessor, PreparedImage, PreprocessorConfig, Resize, Size};
 use crate::weights::Weights;
 
 /// Images a thread takes at a time; one set of buffers serves them all.
@@ -206,14 +205,14 @@ impl EfficientNet {
         }
     }
 
-    fn features(&self, images: &[DynamicImage], keep: Keep) -> Result<Tensor> {
+    fn features(&self, images: &[PreparedImage], keep: Keep) -> Result<Tensor> {
         let (cells, dimension) = (self.fused.grid.pixels(), self.dimension());
         let shape = match keep {
             Keep::Grid => vec![images.len(), cells, dimension],
             Keep::Mean => vec![images.len(), dimension],
         };
         if self.device.is_cpu() {
-            let prepare = |image: &DynamicImage, output: &mut [f32]| {
+            let prepare = |image: &PreparedImage, output: &mut [f32]| {
                 self.preprocessor.interleaved_values(image, output)
             };
             return Ok(Tensor::from_vec(self.fused.run(images, prepare, keep)?, shape, &self.device)?);
@@ -221,7 +220,7 @@ impl EfficientNet {
         let batches = images
             .chunks(IMAGES_PER_DEVICE_BATCH)
             .map(|images| {
-                let grid = self.grid_composed(&self.preprocessor.pixel_values(images, &self.device)?)?;
+                let grid = self.grid_composed(&self.preprocessor.prepared_values(images, &self.device)?)?;
                 Ok(match keep {
                     Keep::Grid => grid,
                     Keep::Mean => grid.mean(1)?,
@@ -248,11 +247,11 @@ impl ImageBackbone for EfficientNet {
         &self.fingerprint
     }
 
-    fn encode(&self, images: &[DynamicImage]) -> Result<Tensor> {
+    fn encode_prepared(&self, images: &[PreparedImage]) -> Result<Tensor> {
         self.features(images, Keep::Mean)
     }
 
-    fn fragments(&self, images: &[DynamicImage]) -> Result<Fragments> {
+    fn fragments_prepared(&self, images: &[PreparedImage]) -> Result<Fragments> {
         Fragments::unpadded(self.features(images, Keep::Grid)?)
     }
 

@@ -7,7 +7,7 @@ use image::DynamicImage;
 
 use crate::error::Result;
 use crate::fragments::Fragments;
-use crate::preprocess::ImagePreprocessor;
+use crate::preprocess::{ImagePreprocessor, PreparedImage};
 
 /// A frozen network from images to features.
 ///
@@ -30,7 +30,16 @@ pub trait ImageBackbone: Send + Sync {
     ///
     /// # Errors
     /// [`crate::EncoderError::ImageSize`] for an image without pixels, [`crate::EncoderError::Tensor`] from candle.
-    fn encode(&self, images: &[DynamicImage]) -> Result<Tensor>;
+    fn encode(&self, images: &[DynamicImage]) -> Result<Tensor> {
+        self.encode_prepared(&self.preprocessor().prepare_all(images)?)
+    }
+
+    /// [`encode`](Self::encode) of images that [`preprocessor`](Self::preprocessor) has prepared: the same bits.
+    ///
+    /// # Errors
+    /// [`crate::EncoderError::ImageSize`] for an image that was prepared for another size, [`crate::EncoderError::Tensor`] from
+    /// candle.
+    fn encode_prepared(&self, images: &[PreparedImage]) -> Result<Tensor>;
 
     /// Features of the grid cells (or patches), row by row, as fragments.
     ///
@@ -39,7 +48,15 @@ pub trait ImageBackbone: Send + Sync {
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
-    fn fragments(&self, images: &[DynamicImage]) -> Result<Fragments>;
+    fn fragments(&self, images: &[DynamicImage]) -> Result<Fragments> {
+        self.fragments_prepared(&self.preprocessor().prepare_all(images)?)
+    }
+
+    /// [`fragments`](Self::fragments) of images that are prepared.
+    ///
+    /// # Errors
+    /// As [`encode_prepared`](Self::encode_prepared).
+    fn fragments_prepared(&self, images: &[PreparedImage]) -> Result<Fragments>;
 
     /// Every file that makes up the backbone, for copying into a bundle. The first lies in the backbone's folder itself, the
     /// others there or below.

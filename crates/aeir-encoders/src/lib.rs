@@ -70,7 +70,7 @@ pub use lora::LoraConfig;
 pub use mode::Mode;
 pub use normalise::{UnitNorm, l2_normalise, l2_normalise_released};
 pub use open_image::open_image;
-pub use preprocess::{ImagePreprocessor, PreprocessorConfig};
+pub use preprocess::{ImagePreprocessor, PreparedImage, PreprocessorConfig};
 pub use projection::Projection;
 pub use standardise::{DomainStatistics, Standardisation, Standardiser};
 pub use static_embedding::StaticEmbedding;

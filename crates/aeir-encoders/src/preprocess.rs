@@ -84,6 +84,30 @@ pub struct PreprocessorConfig {
     pub alpha: Alpha,
 }
 
+/// An image after resizing and cropping, before any scaling of values: all that a network needs of it, in far less memory.
+///
+/// Whoever decodes images in threads of their own prepares them there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedImage {
+    /// `[H, W, 3]`.
+    bytes: Vec<u8>,
+    size: Size,
+}
+
+impl PreparedImage {
+    /// The pixels, `[H, W, 3]`, row by row.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Width and height.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        self.size
+    }
+}
+
 /// Turns decoded, oriented images into network input. [`open_image`](fn@crate::open_image) decodes and orients a file.
 ///
 /// Of 16-bit images the upper bytes are taken, as Pillow does; grey and palette become RGB.
@@ -218,6 +242,22 @@ impl ImagePreprocessor {
         Ok(hwc.permute((2, 0, 1))?.contiguous()?)
     }
 
+    /// The image after resizing and cropping, as [`pixels_u8`](Self::pixels_u8), with channels last.
+    ///
+    /// # Errors
+    /// [`EncoderError::ImageSize`] for an image without pixels.
+    pub fn prepare(&self, image: &DynamicImage) -> Result<PreparedImage> {
+        Ok(PreparedImage { bytes: self.interleaved(image)?, size: self.output })
+    }
+
+    /// [`prepare`](Self::prepare) of each image, in parallel.
+    ///
+    /// # Errors
+    /// As [`prepare`](Self::prepare).
+    pub fn prepare_all(&self, images: &[DynamicImage]) -> Result<Vec<PreparedImage>> {
+        images.par_iter().map(|image| self.prepare(image)).collect()
+    }
+
     /// The network input of a batch; images are processed in parallel.
     ///
     /// # Shapes
@@ -226,11 +266,20 @@ impl ImagePreprocessor {
     /// # Errors
     /// [`EncoderError::ImageSize`] as in [`pixels_u8`](Self::pixels_u8); [`EncoderError::Tensor`] if the device refuses.
     pub fn pixel_values(&self, images: &[DynamicImage], device: &Device) -> Result<Tensor> {
+        self.prepared_values(&self.prepare_all(images)?, device)
+    }
+
+    /// [`pixel_values`](Self::pixel_values) of images that are prepared.
+    ///
+    /// # Errors
+    /// [`EncoderError::ImageSize`] for an image that was prepared for another size; [`EncoderError::Tensor`] if the device
+    /// refuses.
+    pub fn prepared_values(&self, images: &[PreparedImage], device: &Device) -> Result<Tensor> {
         let Size { width, height } = self.output;
         let plane = width as usize * height as usize;
         let mut values = vec![0f32; images.len() * CHANNELS * plane];
         values.par_chunks_mut(CHANNELS * plane).zip(images).try_for_each(|(output, image)| {
-            let bytes = self.interleaved(image)?;
+            let bytes = self.checked_bytes(image)?;
             for (channel, output) in output.chunks_exact_mut(plane).enumerate() {
                 let bytes = bytes.iter().skip(channel).step_by(CHANNELS);
                 for (output, byte) in output.iter_mut().zip(bytes) {
@@ -244,14 +293,24 @@ impl ImagePreprocessor {
     }
 
     /// The network input of one image, `[H, W, 3]`, for the path that keeps channels last.
-    pub(crate) fn interleaved_values(&self, image: &DynamicImage, output: &mut [f32]) -> Result<()> {
-        let bytes = self.interleaved(image)?;
+    pub(crate) fn interleaved_values(&self, image: &PreparedImage, output: &mut [f32]) -> Result<()> {
+        let bytes = self.checked_bytes(image)?;
         for (output, bytes) in output.chunks_exact_mut(CHANNELS).zip(bytes.chunks_exact(CHANNELS)) {
             for (channel, (output, byte)) in output.iter_mut().zip(bytes).enumerate() {
                 *output = self.value(*byte, channel);
             }
         }
         Ok(())
+    }
+
+    /// The pixels of an image that was prepared for this size.
+    fn checked_bytes<'a>(&self, image: &'a PreparedImage) -> Result<&'a [u8]> {
+        let (Size { width, height }, got) = (self.output, image.size);
+        if self.output == got {
+            return Ok(&image.bytes);
+        }
+        let expected = format!("an image prepared as {width}x{height}");
+        Err(EncoderError::ImageSize { expected, width: got.width, height: got.height })
     }
 
     fn value(&self, byte: u8, channel: usize) -> f32 {

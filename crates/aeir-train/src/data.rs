@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use aeir_encoders::standardise::{DomainStatistics, Standardiser};
-use aeir_encoders::{ImageInput, Standardisation};
+use aeir_encoders::{Head, ImageInput, Standardisation};
 use candle_core::Device;
 use sha2::{Digest, Sha256};
 
@@ -229,9 +229,9 @@ impl PreparedData {
     /// What images come as.
     ///
     /// # Errors
-    /// When they come as fragments, and not as many for every image.
-    pub fn image_input(&self) -> Result<ImageInput> {
-        self.images.image_input()
+    /// When they come as fragments, not as many for every image, and `head` needs that.
+    pub fn image_input(&self, head: Head) -> Result<ImageInput> {
+        self.images.image_input(head)
     }
 }
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aeir_data::{
-    AlignedTarget, CaptionedImage, ContentHash, DataError, FeatureCache, FeatureRow, Features, ImageLimits,
-    ImageSource, ParallelDomain, Precision, Skipped, TargetImages, TargetSentences, TestPairs,
-    for_each_batch, hash_text,
+    AlignedTarget, CaptionedImage, ContentHash, DataError, DecodedImage, FeatureCache, FeatureRow, Features, ImageLimits,
+    ImageSource, LoadOptions, ParallelDomain, Precision, Prepared, Skipped, TargetImages, TargetSentences,
+    TestPairs, for_each_prepared_batch, hash_text,
 };
 use aeir_encoders::{Fragments, ImageBackbone, TextBackbone, Vocabulary};
 use candle_core::Tensor;
@@ -181,29 +181,42 @@ impl<'a> FeatureExtractor<'a> {
 
         let to_encode: Vec<ImageSource> = missing.iter().map(|(_, image)| image.clone()).collect();
         let mut done = cached;
-        for_each_batch(&to_encode, &limits, IMAGE_BATCH, |batch| {
-            let (mut keys, mut decoded) = (Vec::new(), Vec::new());
+        let options = LoadOptions { limits, batch_size: IMAGE_BATCH, ..LoadOptions::default() };
+        // Resized where it was decoded: of a photograph no more is kept than the network looks at.
+        let prepare = |index: usize, decoded: std::result::Result<DecodedImage, DataError>| {
+            let value = decoded
+                .map(|decoded| (index, decoded.hash, backbone.preprocessor().prepare(&decoded.image)))
+                .map_err(|error| (index, error));
+            let bytes = match &value {
+                Ok((.., Ok(image))) => image.bytes().len(),
+                _ => 0,
+            };
+            Prepared { value, bytes }
+        };
+        for_each_prepared_batch(&to_encode, &options, prepare, |batch| {
+            let (mut keys, mut prepared) = (Vec::new(), Vec::new());
             done += batch.len();
-            for (index, read) in batch {
-                let Some((hash, source)) = missing.get(index) else { continue };
+            for read in batch {
+                let (Ok((index, ..)) | Err((index, _))) = &read;
+                let Some((hash, source)) = missing.get(*index) else { continue };
                 match read {
                     // The file may have changed since it was hashed: its features go by what was decoded.
-                    Ok(image) if image.hash == *hash => {
+                    Ok((_, of_decoded, image)) if of_decoded == *hash => {
                         keys.push(*hash);
-                        decoded.push(image.image);
+                        prepared.push(image?);
                     }
                     Ok(_) => {
                         let reason = "changed while it was being read".to_owned();
                         let item = source.to_string();
                         failed.insert(*hash, Skipped { item, line: None, file: None, reason });
                     }
-                    Err(error) => drop(failed.insert(*hash, Skipped::image(source, &error))),
+                    Err((_, error)) => drop(failed.insert(*hash, Skipped::image(source, &error))),
                 }
             }
-            if !decoded.is_empty() {
+            if !prepared.is_empty() {
                 let features = match kind {
-                    Kind::Pooled => pooled_features(&backbone.encode(&decoded)?)?,
-                    Kind::Fragments => fragment_features(&backbone.fragments(&decoded)?)?,
+                    Kind::Pooled => pooled_features(&backbone.encode_prepared(&prepared)?)?,
+                    Kind::Fragments => fragment_features(&backbone.fragments_prepared(&prepared)?)?,
                 };
                 store(self.image_cache.as_ref(), keys, features, &mut table, &mut found)?;
             }

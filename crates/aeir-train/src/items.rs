@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aeir_data::{FeatureRow, RegionFeatures};
 use aeir_encoders::standardise::Standardiser;
-use aeir_encoders::{Fragments, ImageInput, Items, WordBatch};
+use aeir_encoders::{Fragments, Head, ImageInput, Items, WordBatch};
 use candle_core::{Device, Tensor};
 use half::f16;
 use rayon::prelude::*;
@@ -61,9 +61,9 @@ impl ItemTable {
             Self::Fragments(table) => {
                 let mut values = Vec::new();
                 for item in 0..table.len() {
-                    values.resize(table.fragments(item) * table.dimension, 0.0);
+                    values.resize(table.padded(item) * table.dimension, 0.0);
                     table.read(item, &mut values)?;
-                    values.chunks_exact(table.dimension).for_each(&mut *visit);
+                    values.chunks_exact(table.dimension).take(table.fragments(item)).for_each(&mut *visit);
                 }
             }
             Self::Words(_) => {}
@@ -207,7 +207,7 @@ impl FragmentTable {
                 None => {
                     let first = files.last().map_or(0, |(first, file)| first + file.len());
                     if let Some((_, shape)) = files.first() {
-                        row.features.check_shape(shape.regions(), shape.dimension())?;
+                        row.features.check_shape(shape)?;
                     }
                     files.push((first, row.features.clone()));
                     first
@@ -253,7 +253,20 @@ impl FragmentTable {
                 (Some(start), Some(end)) => end - start,
                 _ => 0,
             },
-            Storage::Mapped(files) => files.first().map_or(0, |(_, file)| file.regions()),
+            Storage::Mapped(files) => {
+                mapped(files, entry).map_or(0, |(first, file)| file.regions_of(entry - first))
+            }
+        }
+    }
+
+    /// Fragments that an item takes with its padding: images of one file of region features always as many, whatever batch they
+    /// are in.
+    fn padded(&self, item: usize) -> usize {
+        match (&self.storage, self.entries.get(item)) {
+            (Storage::Mapped(files), Some(entry)) => {
+                mapped(files, *entry).map_or(0, |(_, file)| file.regions())
+            }
+            _ => self.fragments(item),
         }
     }
 
@@ -269,8 +282,7 @@ impl FragmentTable {
                 }
             }
             Storage::Mapped(files) => {
-                let place = files.partition_point(|(first, _)| *first <= entry).saturating_sub(1);
-                let Some((first, file)) = files.get(place) else { return Ok(()) };
+                let Some((first, file)) = mapped(files, entry) else { return Ok(()) };
                 if let Some(into) = into.get_mut(..file.image_len()) {
                     file.read_into(entry - first, into)?;
                 }
@@ -297,6 +309,11 @@ impl FragmentTable {
             }),
         }
     }
+}
+
+/// The file of an entry, with the number of its first one.
+fn mapped(files: &[(usize, RegionFeatures)], entry: usize) -> Option<&(usize, RegionFeatures)> {
+    files.get(files.partition_point(|(first, _)| *first <= entry).checked_sub(1)?)
 }
 
 /// Collects fragments in memory, entry by entry.
@@ -464,18 +481,27 @@ impl PreparedItems {
     }
 
     /// What images come as.
-    pub(crate) fn image_input(&self) -> Result<ImageInput> {
+    ///
+    /// # Errors
+    /// Where `head` needs the same number of fragments of every image.
+    pub(crate) fn image_input(&self, head: Head) -> Result<ImageInput> {
         let Parts::Fragments(parts) = &self.parts else { return Ok(ImageInput::Pooled) };
+        // Region by region, such a head has normalisation of its own: it needs as many of every image.
+        let must_agree = matches!(head, Head::Saf | Head::Sgr | Head::Sgraf);
         let mut counts =
             parts.iter().flat_map(|part| (0..part.table.len()).map(|it| part.table.fragments(it)));
         let first = counts.next().unwrap_or(0);
+        let most = counts.clone().max().unwrap_or(0).max(first);
         match counts.find(|count| *count != first) {
-            None => Ok(ImageInput::Fragments(first)),
-            Some(other) => Err(TrainError::Data {
+            Some(other) if must_agree => Err(TrainError::Data {
                 what: "regions of the source images".into(),
-                expected: format!("{first} in every image"),
+                expected: format!(
+                    "{first} in every image, as the head normalises each region; the heads `cosine`, `scan-t2i` and `scan-i2t` take \
+                     images of different numbers"
+                ),
                 got: other.to_string(),
             }),
+            _ => Ok(ImageInput::Fragments(most)),
         }
     }
 
@@ -540,7 +566,7 @@ impl PreparedItems {
             })
             .collect();
         let dimension = parts.first().map_or(1, |part| part.table.dimension).max(1);
-        let longest = found.iter().map(|(part, row)| part.table.fragments(*row)).max().unwrap_or(0).max(1);
+        let longest = found.iter().map(|(part, row)| part.table.padded(*row)).max().unwrap_or(0).max(1);
         let mut values = vec![0f32; rows.len() * longest * dimension];
         let mut mask = vec![0f32; rows.len() * longest];
         values
@@ -605,7 +631,30 @@ mod tests {
         assert_eq!(values[1], [[5.0, 7.0], [0.0, 0.0]]);
         assert_eq!((values[2][0][0], values[2][1][0]), (-1.0, 1.0));
         assert!(items.select(&[6]).is_err());
-        assert!(items.image_input().is_err(), "the items differ in their number of fragments");
+        assert!(items.image_input(Head::Saf).is_err(), "the items differ in their number of fragments");
+        assert_eq!(items.image_input(Head::Cosine).unwrap(), ImageInput::Fragments(2));
+    }
+
+    /// A table of bottom-up attention with one box on its first line and two on its second.
+    #[test]
+    fn images_of_different_numbers_of_regions_are_padded_and_masked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("f.tsv");
+        std::fs::write(&path, "1\t8\t6\t1\tAA==\tAACAPw==\n2\t8\t6\t2\tAA==\tAACAPwAAAEA=\n").unwrap();
+        let table = FragmentTable::mapped(RegionFeatures::open(&path).unwrap(), None).unwrap();
+        let table = ItemTable::Fragments(table);
+        let mut rows = Vec::new();
+        table.each_row(&mut |row| rows.push(row.to_vec())).unwrap();
+        assert_eq!(rows, [[1.0], [1.0], [2.0]], "padding is no region");
+        let items = PreparedItems::new(&[(&table, None)], &Device::Cpu).unwrap();
+        // As wide as the image with most, in every batch.
+        let Items::Fragments(batch) = items.select(&[0]).unwrap() else { panic!("not fragments") };
+        assert_eq!(batch.mask().to_vec2::<f32>().unwrap(), [[1.0, 0.0]]);
+        let Items::Fragments(batch) = items.select(&[1, 0]).unwrap() else { panic!("not fragments") };
+        assert_eq!(batch.features().to_vec3::<f32>().unwrap(), [[[1.0], [2.0]], [[1.0], [0.0]]]);
+        assert_eq!(items.image_input(Head::ScanT2i).unwrap(), ImageInput::Fragments(2));
+        let refused = items.image_input(Head::Saf).unwrap_err().to_string();
+        assert!(refused.contains("expected 1 in every image") && refused.contains("scan-t2i"), "{refused}");
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl<'a> Trainer<'a> {
         let store = ParameterStore::new(config.seed, device);
         let inputs = Inputs {
             image_dimension: prepared.images.dimension()?,
-            images: prepared.image_input()?,
+            images: prepared.image_input(config.model.head.unwrap_or_default())?,
             sentence_dimension: prepared.sentences.dimension()?,
             sentences: prepared.sentences.sentence_kind(),
         };

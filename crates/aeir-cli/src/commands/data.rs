@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use aeir_data::{
-    CheckReport, Dataset, Exported, Finding, ImageLimits, PartReport, Shares, Split, Spread, check,
+    CheckReport, Dataset, Exported, Finding, PartReport, Shares, Split, Spread, check,
     write_json_lines, write_skipped, write_splits, write_unpaired, write_webdataset,
 };
 use aeir_train::run::SKIPPED_FILE;
@@ -33,7 +33,7 @@ fn run_check(flags: &CheckFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let data: Vec<Dataset> =
         flags.paths.iter().map(|path| Dataset::open(path, &options)).collect::<Result<_, _>>()?;
     let bar = terminal.bar("looking at images", 0);
-    let report = check(&data, &ImageLimits::default(), |done, total| {
+    let report = check(&data, &flags.loading.limits(), |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });
@@ -68,14 +68,14 @@ fn run_split(flags: &DrawFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let data = open(&flags.path, &flags.reading, terminal)?;
     let folder = output(&flags.writing)?;
     let shares = Shares { validation: flags.validation, test: flags.test };
-    let written = write_splits(&data, folder, shares, flags.seed, &ImageLimits::default())?;
+    let written = write_splits(&data, folder, shares, flags.seed, &flags.loading.limits())?;
     finish(&written, &flags.writing, terminal)
 }
 
 fn run_convert(flags: &ConvertFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let data = open(&flags.path, &flags.reading, terminal)?;
     let folder = output(&flags.writing)?;
-    let limits = ImageLimits::default();
+    let limits = flags.loading.limits();
     let written = match flags.to {
         TargetFormat::JsonLines => write_json_lines(&data, folder, &limits)?,
         TargetFormat::WebDataset => write_webdataset(&data, folder, flags.per_shard, &limits)?,

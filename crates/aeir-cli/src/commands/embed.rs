@@ -3,16 +3,17 @@
 mod arrays;
 mod encoders;
 mod folder;
+mod output;
 mod part;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use aeir_data::{
-    Dataset, DecodedImage, ImageLimits, ImageSource, Item, ReadOptions, Skipped, for_each_prepared_batch,
-    hash_bytes, hash_text, write_skipped,
+    DataError, Dataset, DecodedImage, FeatureRow, ImageSource, Item, LoadOptions, Prepared, ReadOptions,
+    Skipped, for_each_prepared_batch, hash_bytes, hash_text, write_skipped,
 };
-use aeir_train::run::SKIPPED_FILE;
+use aeir_encoders::{ImagePreprocessor, PreparedImage};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -22,6 +23,7 @@ use crate::flags::{EmbedFlags, Only, SplitFlag};
 use crate::terminal::Terminal;
 use encoders::Encoders;
 use folder::{EmbeddingFolder, Finished, Identity, Opened};
+use output::Output;
 use part::{Kind, Part};
 
 /// Images encoded at once.
@@ -29,7 +31,7 @@ const IMAGE_BATCH: usize = 16;
 /// Sentences encoded at once.
 const SENTENCE_BATCH: usize = 256;
 
-/// Embeds a data set, or a part of it, into the output folder.
+/// Embeds a data set, or a part of it, into the output.
 pub(crate) fn run(flags: &EmbedFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let device = flags.device.device.open(terminal)?;
     let encoders = Encoders::load(flags, &device, terminal)?;
@@ -39,8 +41,11 @@ pub(crate) fn run(flags: &EmbedFlags, terminal: &Terminal) -> anyhow::Result<()>
     let shard = flags.shard.of(data.items.len());
     let first = shard.start;
     let items = data.items.get(shard).unwrap_or_default();
-    let identity = Identity::new(flags, &encoders, kinds, &digest(items), first, items.len());
-    let mut folder = match EmbeddingFolder::open(&flags.output, &identity, flags)? {
+    let output = Output::of(&flags.output, flags.format, kinds.images && kinds.sentences)?;
+    let identity =
+        Identity::new(flags, output.format, &encoders, kinds, &digest(items), first, items.len());
+    let skipped_file = output.skipped();
+    let mut folder = match EmbeddingFolder::open(output, &identity, flags)? {
         Opened::Ready(folder) => folder,
         Opened::Finished(finished) => {
             terminal.note(&format!("`{}` is finished: nothing to do", flags.output.display()));
@@ -61,13 +66,13 @@ pub(crate) fn run(flags: &EmbedFlags, terminal: &Terminal) -> anyhow::Result<()>
     done.seconds = started.elapsed().as_secs_f64();
 
     let skipped: Vec<Skipped> = of_data.iter().cloned().chain(folder.skipped()?).collect();
-    write_skipped(&flags.output.join(SKIPPED_FILE), &skipped)?;
-    tell_skipped(terminal, &skipped, Some(&flags.output.join(SKIPPED_FILE)));
+    write_skipped(&skipped_file, &skipped)?;
+    tell_skipped(terminal, &skipped, Some(&skipped_file));
     if folder.rows() == 0 && !items.is_empty() {
         folder.give_up();
         return Err(CliError::Data {
             message: format!("`{}`: nothing could be embedded", flags.data.display()),
-            hint: format!("`{}` says why", flags.output.join(SKIPPED_FILE).display()),
+            hint: format!("`{}` says why", skipped_file.display()),
         }
         .into());
     }
@@ -109,8 +114,13 @@ impl Kinds {
         };
         let there = Self { images: data.image_count() > 0, sentences: data.sentence_count() > 0 };
         let wanted = |only| flags.only.is_none_or(|wanted| wanted == only);
+        let takes = |image: &ImageSource| match image.features() {
+            Some(_) => encoders.takes_features(),
+            None => encoders.preprocessor().is_some(),
+        };
+        let taken = data.items.iter().any(|item| item.image.as_ref().is_some_and(takes));
         let kinds = Self {
-            images: there.images && wanted(Only::Images) && encoders.takes_images(),
+            images: taken && wanted(Only::Images),
             sentences: there.sentences && wanted(Only::Sentences) && encoders.takes_sentences(),
         };
         if !there.images && flags.image_encoder.is_some() {
@@ -122,7 +132,7 @@ impl Kinds {
         if !kinds.images && !kinds.sentences {
             return Err(lacks(
                 "images and no sentences of the kind that was asked for",
-                "see --only; a model of region features embeds no image files",
+                "see --only; a model of region features embeds no image files, and every other encoder nothing else",
             )
             .into());
         }
@@ -163,6 +173,13 @@ struct SentenceRow<'a> {
     sentence: &'a str,
 }
 
+/// An image of the data set, with its position there.
+struct Named<'a> {
+    number: usize,
+    id: &'a str,
+    source: &'a ImageSource,
+}
+
 /// Gives the number of images that were tried.
 fn embed_images(
     flags: &EmbedFlags,
@@ -172,42 +189,94 @@ fn embed_images(
     part: &mut Part,
     terminal: &Terminal,
 ) -> anyhow::Result<usize> {
-    let named: Vec<(usize, &Item, &ImageSource)> = items
+    let named: Vec<Named<'_>> = items
         .iter()
         .enumerate()
-        .filter_map(|(at, item)| Some((first + at, item, item.image.as_ref()?)))
+        .filter_map(|(at, item)| {
+            Some(Named { number: first + at, id: &item.id, source: item.image.as_ref()? })
+        })
         .collect();
     let mut progress = Progress::new(terminal, "images", named.len(), part.done());
-    let limits: ImageLimits = flags.loading.limits();
     let left = named.get(part.done()..).unwrap_or_default();
-    let sources: Vec<ImageSource> = left.iter().map(|(_, _, source)| (*source).clone()).collect();
-    for_each_prepared_batch(
-        &sources,
-        &limits,
-        flags.batch_size.unwrap_or(IMAGE_BATCH),
-        |index, decoded| (index, decoded),
-        |batch: Vec<(usize, Result<DecodedImage, _>)>| -> anyhow::Result<()> {
-            let count = batch.len();
-            let (mut names, mut images) = (Vec::new(), Vec::new());
-            for (index, decoded) in batch {
-                let Some((number, item, source)) = left.get(index) else { continue };
-                match decoded {
-                    Ok(decoded) => {
-                        names.push(ImageRow { item: *number, id: &item.id });
-                        images.push(decoded.image);
-                    }
-                    Err(error) => part.skip(&Skipped::image(source, &error))?,
-                }
-            }
-            part.add(&names, |name| name.id, encoders.images(&images)?)?;
-            part.batch_done(count)?;
-            progress.add(count);
-            Ok(())
-        },
-    )?;
+    match encoders.preprocessor() {
+        Some(preprocessor) => embed_files(flags, encoders, preprocessor, left, part, &mut progress)?,
+        None => embed_features(flags, encoders, left, part, &mut progress)?,
+    }
     part.save()?;
     progress.finish();
     Ok(left.len())
+}
+
+/// Image files: resized where they are decoded, so that no more is kept of a photograph than the network looks at.
+fn embed_files(
+    flags: &EmbedFlags,
+    encoders: &Encoders,
+    preprocessor: &ImagePreprocessor,
+    images: &[Named<'_>],
+    part: &mut Part,
+    progress: &mut Progress<'_>,
+) -> anyhow::Result<()> {
+    let sources: Vec<ImageSource> = images.iter().map(|image| image.source.clone()).collect();
+    let options = LoadOptions {
+        limits: flags.loading.limits(),
+        batch_size: flags.batch_size.unwrap_or(IMAGE_BATCH),
+        ..LoadOptions::default()
+    };
+    let prepare = |index: usize, decoded: Result<DecodedImage, DataError>| {
+        let prepared = decoded.map(|decoded| preprocessor.prepare(&decoded.image));
+        let bytes = match &prepared {
+            Ok(Ok(image)) => image.bytes().len(),
+            _ => 0,
+        };
+        Prepared { value: (index, prepared), bytes }
+    };
+    for_each_prepared_batch(&sources, &options, prepare, |batch| -> anyhow::Result<()> {
+        let count = batch.len();
+        let (mut names, mut prepared): (Vec<ImageRow<'_>>, Vec<PreparedImage>) = Default::default();
+        for (index, image) in batch {
+            let Some(Named { number, id, source }) = images.get(index) else { continue };
+            match image {
+                Ok(image) => {
+                    names.push(ImageRow { item: *number, id });
+                    prepared.push(image?);
+                }
+                Err(error) => part.skip(&Skipped::image(source, &error))?,
+            }
+        }
+        part.add(&names, |name| name.id, encoders.images(&prepared)?)?;
+        part.batch_done(count)?;
+        progress.add(count);
+        Ok(())
+    })
+}
+
+/// Region features, for a model that was trained on them.
+fn embed_features(
+    flags: &EmbedFlags,
+    encoders: &Encoders,
+    images: &[Named<'_>],
+    part: &mut Part,
+    progress: &mut Progress<'_>,
+) -> anyhow::Result<()> {
+    for batch in images.chunks(flags.batch_size.unwrap_or(IMAGE_BATCH)) {
+        let (mut names, mut features): (Vec<ImageRow<'_>>, Vec<&FeatureRow>) = Default::default();
+        for Named { number, id, source } in batch {
+            match source.features() {
+                Some(row) => {
+                    names.push(ImageRow { item: *number, id });
+                    features.push(row);
+                }
+                None => {
+                    let reason = "an image file, and the model takes region features".to_owned();
+                    part.skip(&Skipped { item: source.to_string(), line: None, file: None, reason })?;
+                }
+            }
+        }
+        part.add(&names, |name| name.id, encoders.features(&features)?)?;
+        part.batch_done(batch.len())?;
+        progress.add(batch.len());
+    }
+    Ok(())
 }
 
 /// Gives the number of sentences that were tried.

@@ -116,7 +116,7 @@ impl Inputs {
         let mut features = of_sources.chain(of_target).filter_map(ImageSource::features);
         let Some(FeatureRow { features: first, .. }) = features.next() else { return Ok(()) };
         for row in features {
-            row.features.check_shape(first.regions(), first.dimension())?;
+            row.features.check_shape(first)?;
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::ReadingFlags;
+use crate::limits::LoadingFlags;
 
 const CHECK_EXAMPLES: &str = "\
 Examples:
@@ -35,6 +36,18 @@ pub(crate) struct DataFlags {
     pub(crate) command: DataCommand,
 }
 
+impl DataFlags {
+    /// What `--workers` says.
+    pub(crate) fn workers(&self) -> Option<usize> {
+        match &self.command {
+            DataCommand::Check(flags) => flags.loading.workers,
+            DataCommand::Split(flags) => flags.loading.workers,
+            DataCommand::Convert(flags) => flags.loading.workers,
+            DataCommand::Unpair(_) => None,
+        }
+    }
+}
+
 #[derive(Subcommand)]
 pub(crate) enum DataCommand {
     /// Look at every image and sentence: counts, sizes, broken files, duplicates, leaks between training and test
@@ -58,6 +71,8 @@ pub(crate) struct CheckFlags {
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) loading: LoadingFlags,
 }
 
 #[derive(Args)]
@@ -79,6 +94,8 @@ pub(crate) struct DrawFlags {
     pub(crate) writing: WritingFlags,
     #[command(flatten)]
     pub(crate) reading: ReadingFlags,
+    #[command(flatten)]
+    pub(crate) loading: LoadingFlags,
 }
 
 #[derive(Args)]
@@ -97,6 +114,8 @@ pub(crate) struct ConvertFlags {
     pub(crate) writing: WritingFlags,
     #[command(flatten)]
     pub(crate) reading: ReadingFlags,
+    #[command(flatten)]
+    pub(crate) loading: LoadingFlags,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -30,3 +30,23 @@ fn encode_needs_an_encoder() {
     let failure = scene.outcome(command).failure();
     assert!(failure.starts_with("exit 2\n") && failure.contains("--text-encoder"), "{failure}");
 }
+
+#[test]
+fn data_times_readers() {
+    let scene = Scene::new();
+    for (path, items) in [("test.jsonl", 20), ("[scan]", 12), ("[parquet]", 4)] {
+        let formats = crate::fixtures("formats");
+        let path = match path {
+            "[scan]" => formats.join("scan/train_ims.npy").display().to_string(),
+            "[parquet]" => formats.join("parquet/zstd.parquet").display().to_string(),
+            other => other.to_owned(),
+        };
+        let report = scene.run(&format!("bench data --read {path} --repeats 1 --json")).ok().json();
+        assert_eq!((&report["items"], &report["failed"]), (&items.into(), &0.into()), "{report}");
+        for rate in ["listed_per_second", "read_per_second", "gigabytes_per_second"] {
+            assert!(report[rate].as_f64().unwrap() > 0.0, "{report}");
+        }
+    }
+    let none = scene.run("bench data --read sentences.txt --repeats 1").ok();
+    assert!(none.stdout.contains("list of sentences, 30 items"), "{none:?}");
+}

@@ -68,6 +68,9 @@ fn check_counts_and_finds_leaks() {
         "{refused:?}"
     );
     assert!(refused.stdout.contains("missing: 1\n    gone.jpg"), "{refused:?}");
+    // The limits that training will have.
+    let small = scene.run("data check test.jsonl --max-pixels 10 --workers 1");
+    assert!(small.code == Some(3) && small.stdout.contains("at most 10 pixels"), "{small:?}");
     assert!(scene.run("data check gone.csv").failure().starts_with("exit 3"));
 }
 
@@ -87,6 +90,8 @@ fn check_reads_every_format() {
         ("webdataset/train-{000..001}.tar", 2),
         ("parquet/flickr30k", 4),
         ("parquet/coco", 4),
+        ("parquet/zstd.parquet", 4),
+        ("parquet/vectors.parquet", 3),
         ("embeddings/images.npy", 4),
         ("embeddings/tower.safetensors", 4),
     ] {

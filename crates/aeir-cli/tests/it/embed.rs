@@ -132,6 +132,109 @@ fn one_kind_alone_other_formats_and_a_model() {
     assert_eq!(8 + length + of("images").len() + of("sentences").len(), bytes.len());
 }
 
+/// The ids of a data set of features, and the values of each of its images.
+fn read_back(path: &Path) -> Vec<(String, Vec<f32>)> {
+    let data = aeir_data::Dataset::open(path, &aeir_data::ReadOptions::default()).unwrap();
+    let row = |item: &aeir_data::Item| {
+        let row = item.image.as_ref().unwrap().features().unwrap();
+        let mut values = vec![0.0; row.features.image_len()];
+        row.features.read_into(row.image, &mut values).unwrap();
+        (item.id.clone(), values)
+    };
+    data.items.iter().map(row).collect()
+}
+
+#[test]
+fn every_format_is_read_back() {
+    let scene = Scene::with_model();
+    let names = |folder: &str| -> Vec<String> {
+        content(&scene.path(folder)).into_iter().map(|(name, _)| name).collect()
+    };
+    embed(&scene, "--model model --data test.jsonl --output folder --format npy").ok();
+    let expected = read_back(&scene.path("folder/images.npy"));
+    assert_eq!(expected.len(), 20);
+    let first: Value = serde_json::from_str(&scene.lines("test.jsonl")[0]).unwrap();
+    assert_eq!(first["image"], expected[0].0);
+    for suffix in ["npy", "safetensors", "parquet"] {
+        let out = format!("{suffix}/vectors.{suffix}");
+        let told = embed(&scene, &format!("--model model --data test.jsonl --output {out} --json")).ok().json();
+        assert_eq!(told["images"]["file"], format!("vectors.{suffix}"));
+        assert!(read_back(&scene.path(&out)) == expected, "{out}");
+        let again = embed(&scene, &format!("--model model --data test.jsonl --output {out}")).ok();
+        assert!(again.stderr.contains("nothing to do"), "{again:?}");
+        // As a user sees it.
+        scene.run(&format!("data check {out} --json")).ok();
+
+        let folder = format!("{suffix}-folder");
+        embed(&scene, &format!("--model model --data test.jsonl --output {folder} --format {suffix}")).ok();
+        let file = if suffix == "safetensors" { "embeddings.safetensors" } else { &format!("images.{suffix}") };
+        assert!(read_back(&scene.path(&format!("{folder}/{file}"))) == expected, "{folder}");
+    }
+    assert_eq!(
+        names("npy"),
+        [
+            "vectors.jsonl",
+            "vectors.manifest.json",
+            "vectors.npy",
+            "vectors.sentences.jsonl",
+            "vectors.sentences.npy",
+            "vectors.skipped.jsonl"
+        ]
+    );
+    assert_eq!(
+        names("parquet"),
+        ["vectors.manifest.json", "vectors.parquet", "vectors.sentences.parquet", "vectors.skipped.jsonl"]
+    );
+    assert_eq!(names("parquet-folder"), ["images.parquet", "manifest.json", "sentences.parquet", "skipped.jsonl"]);
+    let sentences =
+        aeir_data::Dataset::open(&scene.path("parquet-folder/sentences.parquet"), &Default::default()).unwrap();
+    assert_eq!((sentences.sentence_count(), sentences.image_count()), (20, 0));
+
+    // Half precision, and one kind alone under the file's own name.
+    let flags = "--model model --only sentences --data test.jsonl --precision f16 --output";
+    for suffix in ["npy", "parquet"] {
+        embed(&scene, &format!("{flags} half/words.{suffix}")).ok();
+    }
+    assert!(scene.path("half/words.parquet").exists() && !scene.path("half/words.sentences.npy").exists());
+    let rows = read_back(&scene.path("half/words.npy"));
+    assert!(rows.iter().flat_map(|(_, row)| row).all(|value| half::f16::from_f32(*value).to_f32() == *value));
+
+    let refused = embed(&scene, "--model model --data test.jsonl --output x.npy --format parquet").failure();
+    insta::assert_snapshot!(refused, @r"
+    exit 2
+    error: `x.npy` is not the name of a parquet file
+
+    hint: leave out --format: the suffix says it; or name a folder
+    ");
+    scene.write("taken.npy", "");
+    let refused = embed(&scene, "--model model --data test.jsonl --output taken.npy").failure();
+    assert!(refused.contains("`taken.npy` holds other things"), "{refused}");
+    assert_eq!(scene.read("taken.npy"), b"");
+}
+
+#[test]
+fn region_features_are_embedded_by_a_model_of_them() {
+    let scene = Scene::new();
+    crate::copy_folder(&fixtures("formats/scan"), &scene.path("scan"));
+    let train = "train --source scan --target-images scan/train_ims.npy --target-sentences scan/train_caps.txt \
+                 --text-encoder words --epochs 1 --batch-size 4 -o model";
+    scene.run(train).ok();
+    embed(&scene, "--model model --data scan --split test --output whole").ok();
+    let whole = read_back(&scene.path("whole/images.npy"));
+    assert_eq!((whole.len(), records(&scene.read("whole/sentences.jsonl")).len()), (6, 30));
+    // One at a time, and in parts.
+    embed(&scene, "--model model --data scan/test_ims.npy --batch-size 1 --only images --output alone.npy").ok();
+    for ((_, alone), (_, whole)) in read_back(&scene.path("alone.npy")).iter().zip(&whole) {
+        let length: f32 = alone.iter().map(|value| value * value).sum();
+        assert!((length - 1.0).abs() < 1e-4, "{length}");
+        assert!(alone.iter().zip(whole).all(|(a, b)| (a - b).abs() < 1e-5));
+    }
+    embed(&scene, "--model model --data scan --split test --shard 2/3 --output part").ok();
+    assert_eq!(records(&scene.read("part/images.jsonl")), records(&scene.read("whole/images.jsonl"))[2..4]);
+    let refused = embed(&scene, "--model model --data images.txt --output files").failure();
+    assert!(refused.contains("exit 3") && refused.contains("a model of region features embeds no image files"), "{refused}");
+}
+
 #[test]
 fn the_shards_one_after_the_other_are_the_whole() {
     let scene = Scene::new();

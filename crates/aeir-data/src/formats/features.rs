@@ -13,7 +13,8 @@ use crate::region_features::RegionFeatures;
 const MAX_ID_BYTES: usize = 32 * 1024;
 
 /// Reads a file of features: an item an image. Sentences are taken from SCAN's caption file where there is one beside it;
-/// names from `STEM.ids.txt` or `ids.txt`, one a line, or from `STEM.jsonl` as `aeir embed` writes it, an object with `id` a line.
+/// names from `STEM.ids.txt` or `ids.txt`, one a line, or from `STEM.jsonl` or `images.jsonl` as `aeir embed` writes them, an object
+/// with `id` a line.
 ///
 /// # Errors
 /// Those of [`RegionFeatures::open`]; [`DataError::Malformed`] where there are more or fewer names than images.
@@ -45,8 +46,13 @@ pub(crate) fn read(path: &Path, format: Format, options: &ReadOptions) -> Result
 
 fn ids_beside(path: &Path) -> Option<PathBuf> {
     let plain = [path.with_extension("ids.txt"), path.with_file_name("ids.txt")];
-    let records = path.with_extension("jsonl");
-    plain.into_iter().find(|file| file.is_file()).or_else(|| Some(records).filter(|file| names_ids(file)))
+    let mut records = vec![path.with_extension("jsonl")];
+    if path.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("safetensors")) {
+        // One file of two tensors has the names of each in a file of its own.
+        records.extend(["images.jsonl", "sentences.jsonl"].map(|name| path.with_file_name(name)));
+    }
+    let plain = plain.into_iter().find(|file| file.is_file());
+    plain.or_else(|| records.into_iter().find(|file| names_ids(file)))
 }
 
 /// Whether a file of JSON lines gives ids, and is not a caption file of the same name.

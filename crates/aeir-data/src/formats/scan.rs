@@ -63,7 +63,7 @@ pub(crate) fn read(folder: &Path, options: &ReadOptions) -> Result<Dataset, Data
         }
         let features = read_files(&features, &captions, Some(split), &mut collector)?;
         let shape = first.get_or_insert_with(|| features.clone());
-        features.check_shape(shape.regions(), shape.dimension())?;
+        features.check_shape(shape)?;
     }
     collector.finish(folder, Format::Scan, "image with captions")
 }

@@ -3,19 +3,20 @@
 use std::collections::HashSet;
 
 use aeir_data::{
-    AlignedTarget, ImageLimits, ImageSource, ParallelDomain, TargetImages, TargetSentences, TestPairs,
-    for_each_batch, hash_file,
+    AlignedTarget, ImageSource, LoadOptions, ParallelDomain, Prepared, TargetImages, TargetSentences,
+    TestPairs, for_each_prepared_batch, hash_file,
 };
 
 use crate::dataset;
 
 fn all_decode(images: &[ImageSource]) {
     let mut seen = 0;
-    for_each_batch(images, &ImageLimits::default(), 64, |batch| {
+    let keep = |index, decoded| Prepared { value: (index, decoded), bytes: 0 };
+    for_each_prepared_batch(images, &LoadOptions { batch_size: 64, ..Default::default() }, keep, |batch| {
         for (index, decoded) in batch {
             assert_eq!(index, seen);
             seen += 1;
-            let decoded = decoded.unwrap();
+            let decoded: aeir_data::DecodedImage = decoded.unwrap();
             assert!(decoded.image.width() > 0);
             if index % 100 == 0 {
                 assert_eq!(decoded.hash, hash_file(images[index].path()).unwrap());

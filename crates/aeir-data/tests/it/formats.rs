@@ -165,6 +165,42 @@ fn bottom_up_tables() {
     assert!(matches!(told, DataError::NotEncoded { .. }));
 }
 
+/// Lines with other numbers of boxes: padded to the most.
+#[test]
+fn bottom_up_tables_with_a_different_number_of_boxes() {
+    let folder = tempdir().unwrap();
+    let line = |id: usize, boxes: usize| {
+        let values: Vec<u8> = (0..boxes * 2).flat_map(|at| ((10 * id + at) as f32).to_le_bytes()).collect();
+        let coordinates = base64(&vec![0; boxes * 16]);
+        format!("{id}\t8\t6\t{boxes}\t{coordinates}\t{}\n", base64(&values))
+    };
+    let text: String = [(1, 2), (2, 3), (3, 1)].iter().map(|(id, boxes)| line(*id, *boxes)).collect();
+    let data = open(&write(folder.path(), "f.tsv", text)).unwrap();
+    assert!(data.skipped.is_empty(), "{:?}", data.skipped);
+    assert!(data.notes[0].contains("1 to 3 regions"), "{:?}", data.notes);
+    let features = &data.items[0].image.as_ref().unwrap().features().unwrap().features;
+    assert_eq!((features.regions(), features.dimension(), features.regions_vary()), (3, 2, true));
+    let expected = [[10.0, 11.0, 12.0, 13.0, 0.0, 0.0], [20.0, 21.0, 22.0, 23.0, 24.0, 25.0], [30.0, 31.0, 0.0, 0.0, 0.0, 0.0]];
+    let mut values = [f32::NAN; 6];
+    for (image, (regions, expected)) in [2, 3, 1].into_iter().zip(expected).enumerate() {
+        features.read_into(image, &mut values).unwrap();
+        assert_eq!((features.regions_of(image), values), (regions, expected));
+    }
+    assert_eq!(features.regions_of(3), 0);
+    features.check_finite().unwrap();
+    // Another number of values a box is another kind of features.
+    let text = format!("{}{}", line(1, 2), line(2, 1).replace("\t1\t", "\t2\t"));
+    let data = open(&write(folder.path(), "g.tsv", text)).unwrap();
+    assert_eq!(data.skipped[0].reason, "expected boxes of 2 values as before, got 2 of 1");
+    let fixed = open(&formats("bottom-up/features.tsv")).unwrap();
+    assert!(!fixed.items[0].image.as_ref().unwrap().features().unwrap().features.regions_vary());
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
 #[test]
 fn embeddings() {
     for (file, format) in [("images.npy", Format::Npy), ("tower.safetensors", Format::Safetensors)] {
@@ -188,6 +224,13 @@ fn embeddings() {
     // A caption file of the same name gives none.
     write(folder.path(), "a.jsonl", "{\"image\": \"x.jpg\", \"captions\": [\"x\"]}\n");
     assert_eq!(open(&path).unwrap().items[3].id, "3");
+    // A file of several tensors: the names of the images lie beside it.
+    let path = folder.path().join("embeddings.safetensors");
+    std::fs::copy(formats("embeddings/tower.safetensors"), &path).unwrap();
+    write(folder.path(), "sentences.jsonl", "{\"item\": 0, \"id\": \"other\"}\n");
+    write(folder.path(), "images.jsonl", &records);
+    assert_eq!(open(&path).unwrap().items[3].id, "n3");
+    let path = folder.path().join("a.npy");
     write(folder.path(), "ids.txt", "one\ntwo\n");
     let told = open(&path).unwrap_err().to_string();
     assert!(told.contains("ids.txt` (array of features (.npy)): expected 4 names, as many as"), "{told}");
@@ -212,8 +255,73 @@ fn parquet_files() {
     let told = open(&formats("parquet/other.parquet")).unwrap_err().to_string();
     assert!(told.contains("(Parquet): expected a column with images (image, "), "{told}");
     assert!(told.ends_with("got the columns question, answers"), "{told}");
-    let told = open(&formats("parquet/zstd.parquet")).unwrap_err().to_string();
-    assert!(told.to_lowercase().contains("zstd"), "{told}");
+    for name in ["zstd.parquet", "zstd-2.parquet"] {
+        check(&open(&formats("parquet").join(name)).unwrap(), &ITEMS);
+    }
+    let told = open(&formats("parquet/brotli.parquet")).unwrap_err().to_string();
+    for part in ["BROTLI in column `image.bytes`", "compression=\"zstd\""] {
+        assert!(told.contains(part), "{told}");
+    }
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn vectors_in_parquet_files() {
+    let data = open(&formats("parquet/vectors.parquet")).unwrap();
+    let ids: Vec<&str> = data.items.iter().map(|item| item.id.as_str()).collect();
+    assert_eq!(ids, ["red.png", "green.jpg", "blue sky.webp"]);
+    let row = data.items[2].image.as_ref().unwrap().features().unwrap();
+    assert_eq!((row.features.len(), row.features.regions(), row.features.dimension()), (3, 1, 4));
+    let mut values = [0.0; 4];
+    row.features.read_into(row.image, &mut values).unwrap();
+    assert_eq!(values, [48.0, 49.0, 50.0, 51.0]);
+    let skipped: Vec<_> = data.skipped.iter().map(|it| (it.line.unwrap(), it.reason.as_str())).collect();
+    assert_eq!(skipped, [(1, "no vector"), (3, "expected 4 values as before, got 5")]);
+    // The name of an image is its row, as everywhere.
+    let named = data.items[1].image.as_ref().unwrap().to_string();
+    assert!(named.ends_with("vectors.parquet#2"), "{named}");
+    assert_eq!(ImageSource::of_names(&[named]).unwrap()[0], *data.items[1].image.as_ref().unwrap());
+}
+
+#[cfg(feature = "parquet")]
+#[test]
+fn embeddings_that_were_written_are_read_back() {
+    use aeir_data::{EmbeddingColumns, EmbeddingName, EmbeddingWriter};
+    let folder = tempdir().unwrap();
+    let name = |item: u64, sentence: Option<&str>| EmbeddingName {
+        item,
+        id: format!("é{item}"),
+        sentence: sentence.map(str::to_owned),
+    };
+    for half_precision in [false, true] {
+        let path = folder.path().join(format!("images-{half_precision}.parquet"));
+        let columns = EmbeddingColumns { sentences: false, half_precision, metadata: vec![("model", "x".into())] };
+        let mut writer = EmbeddingWriter::create(&path, &columns).unwrap();
+        for item in 0..50 {
+            writer.add(&name(item, None), &[item as f32, -0.5, 1.0 / 3.0]).unwrap();
+        }
+        assert!(!path.exists(), "a file that is not whole has its name already");
+        writer.finish().unwrap();
+        let data = open(&path).unwrap();
+        assert_eq!((data.items.len(), data.items[49].id.as_str()), (50, "é49"));
+        let row = data.items[49].image.as_ref().unwrap().features().unwrap();
+        let mut values = [0.0; 3];
+        row.features.read_into(row.image, &mut values).unwrap();
+        let third = 1.0_f32 / 3.0;
+        let third = if half_precision { half::f16::from_f32(third).to_f32() } else { third };
+        assert_eq!(values, [49.0, -0.5, third]);
+    }
+    // Beside sentences, vectors are those of the sentences, and no images.
+    let path = folder.path().join("sentences.parquet");
+    let columns = EmbeddingColumns { sentences: true, half_precision: false, metadata: Vec::new() };
+    let mut writer = EmbeddingWriter::create(&path, &columns).unwrap();
+    writer.add(&name(7, Some("a dog")), &[1.0]).unwrap();
+    writer.finish().unwrap();
+    let data = open(&path).unwrap();
+    assert_eq!((data.items[0].sentences.as_slice(), &data.items[0].image), (&["a dog".to_owned()][..], &None));
+    let empty = folder.path().join("empty.parquet");
+    EmbeddingWriter::create(&empty, &columns).unwrap().finish().unwrap();
+    assert!(matches!(open(&empty), Err(DataError::NothingUsable { .. })));
 }
 
 /// Images of one format, sentences of another, and neither knows of the other.
@@ -437,6 +545,9 @@ fn mutated_files_are_read_or_refused() {
         files.extend([
             "parquet/flickr30k/TEST-00000-of-00001.parquet",
             "parquet/coco/data/train-00000-of-00001.parquet",
+            "parquet/zstd.parquet",
+            "parquet/zstd-2.parquet",
+            "parquet/vectors.parquet",
         ]);
     }
     let limits = ImageLimits { max_pixels: 1 << 20, max_bytes: 1 << 20, ..ImageLimits::default() };

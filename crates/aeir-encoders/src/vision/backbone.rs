@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use image::DynamicImage;
 
 use super::model::ImageModel;
 use crate::checkpoint::Checkpoint;
@@ -14,7 +13,7 @@ use crate::fragments::Fragments;
 use crate::image_backbone::ImageBackbone;
 use crate::load::{CONFIG, read_file};
 use crate::mode::Mode;
-use crate::preprocess::ImagePreprocessor;
+use crate::preprocess::{ImagePreprocessor, PreparedImage};
 
 const PREPROCESSOR: &str = "preprocessor_config.json";
 /// Images that run through a network at once, at most.
@@ -79,9 +78,9 @@ impl VisionBackbone {
     }
 
     /// The states of a few images at a time.
-    fn batches<'a>(&'a self, images: &'a [DynamicImage]) -> impl Iterator<Item = Result<Tensor>> + 'a {
+    fn batches<'a>(&'a self, images: &'a [PreparedImage]) -> impl Iterator<Item = Result<Tensor>> + 'a {
         images.chunks(self.images_at_once).map(|images| {
-            let pixel_values = self.preprocessor.pixel_values(images, self.model.device())?;
+            let pixel_values = self.preprocessor.prepared_values(images, self.model.device())?;
             self.model.states(&pixel_values, &mut Mode::Evaluation)
         })
     }
@@ -100,7 +99,7 @@ impl ImageBackbone for VisionBackbone {
         &self.fingerprint
     }
 
-    fn encode(&self, images: &[DynamicImage]) -> Result<Tensor> {
+    fn encode_prepared(&self, images: &[PreparedImage]) -> Result<Tensor> {
         if images.is_empty() {
             return Ok(Tensor::zeros((0, self.dimension()), DType::F32, self.model.device())?);
         }
@@ -108,7 +107,7 @@ impl ImageBackbone for VisionBackbone {
         Ok(Tensor::cat(&pooled.collect::<Result<Vec<_>>>()?, 0)?)
     }
 
-    fn fragments(&self, images: &[DynamicImage]) -> Result<Fragments> {
+    fn fragments_prepared(&self, images: &[PreparedImage]) -> Result<Fragments> {
         if images.is_empty() {
             return self.model.no_fragments();
         }

@@ -3,6 +3,7 @@
 //! `benches/peers/decode.py` times Pillow and OpenCV on the same files, in turn with this command.
 
 mod picture;
+mod reading;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,9 @@ struct Measured {
 
 /// Makes the files where they are missing, and times them.
 pub(crate) fn run(flags: &BenchDataFlags, terminal: &Terminal) -> anyhow::Result<()> {
+    if let Some(path) = &flags.read {
+        return reading::run(path, flags.repeats, flags.json);
+    }
     let temporary;
     let folder: &Path = match &flags.folder {
         Some(folder) => folder,
@@ -76,7 +80,7 @@ pub(crate) fn run(flags: &BenchDataFlags, terminal: &Terminal) -> anyhow::Result
                     files.par_iter().try_for_each(|file| {
                         let image = decode_file(file, &ImageLimits::default())?.image;
                         if resize {
-                            std::hint::black_box(preprocessor.pixels_u8(&image)?);
+                            std::hint::black_box(preprocessor.prepare(&image)?);
                         }
                         anyhow::Ok(())
                     })

@@ -1,8 +1,9 @@
 //! What turns images and sentences into embeddings: a trained model, or frozen encoders as they are.
 
-use aeir_encoders::{Bundle, ImageBackbone, TextBackbone, l2_normalise};
+use aeir_data::FeatureRow;
+use aeir_encoders::{Bundle, ImageBackbone, ImagePreprocessor, PreparedImage, TextBackbone, l2_normalise};
+use aeir_train::items::{FragmentTable, ItemTable};
 use candle_core::{Device, Tensor};
-use image::DynamicImage;
 use serde::{Deserialize, Serialize};
 
 use crate::backbones::{load_image, load_sentence};
@@ -52,11 +53,17 @@ impl Encoders {
         Ok(Self { of, normalise: flags.normalise && flags.model.is_none() })
     }
 
-    pub(super) fn takes_images(&self) -> bool {
+    /// How images are prepared where they are decoded; none where no image files are taken.
+    pub(super) fn preprocessor(&self) -> Option<&ImagePreprocessor> {
         match &self.of {
-            Of::Model(model) => model.image_backbone().is_some(),
-            Of::Backbones { image, .. } => image.is_some(),
+            Of::Model(model) => model.image_backbone().map(ImageBackbone::preprocessor),
+            Of::Backbones { image, .. } => image.as_ref().map(|image| image.preprocessor()),
         }
+    }
+
+    /// Whether images come as region features.
+    pub(super) fn takes_features(&self) -> bool {
+        matches!(&self.of, Of::Model(model) if model.image_backbone().is_none())
     }
 
     pub(super) fn takes_sentences(&self) -> bool {
@@ -81,13 +88,25 @@ impl Encoders {
         }
     }
 
-    /// A row an image.
-    pub(super) fn images(&self, images: &[DynamicImage]) -> anyhow::Result<Vec<Vec<f32>>> {
+    /// A row an image that [`Encoders::preprocessor`] has prepared.
+    pub(super) fn images(&self, images: &[PreparedImage]) -> anyhow::Result<Vec<Vec<f32>>> {
         match &self.of {
             _ if images.is_empty() => Ok(Vec::new()),
-            Of::Model(model) => self.rows(&model.embed_images(images)?),
-            Of::Backbones { image: Some(backbone), .. } => self.rows(&backbone.encode(images)?),
+            Of::Model(model) => self.rows(&model.encode_images(&model.prepared_items(images)?)?.pooled()?),
+            Of::Backbones { image: Some(backbone), .. } => self.rows(&backbone.encode_prepared(images)?),
             Of::Backbones { image: None, .. } => Ok(Vec::new()),
+        }
+    }
+
+    /// A row an image of region features.
+    pub(super) fn features(&self, images: &[&FeatureRow]) -> anyhow::Result<Vec<Vec<f32>>> {
+        match &self.of {
+            Of::Model(model) if !images.is_empty() => {
+                let table = ItemTable::Fragments(FragmentTable::of_rows(images)?);
+                let rows: Vec<usize> = (0..images.len()).collect();
+                self.rows(&model.encode_images(&table.items(&rows, model.device())?)?.pooled()?)
+            }
+            _ => Ok(Vec::new()),
         }
     }
 

@@ -1,4 +1,4 @@
-//! The folder of embeddings: what it is made of, what is left of an interrupted run, when it counts as finished.
+//! What the embeddings are made of, what is left of an interrupted run, when they count as finished.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
@@ -6,23 +6,19 @@ use std::path::{Path, PathBuf};
 
 use aeir_data::Skipped;
 use aeir_encoders::write_atomically;
-use aeir_train::run::SKIPPED_FILE;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::Kinds;
 use super::arrays::{NPY_HEADER, Named, npy_header, safetensors_header};
 use super::encoders::{Encoders, Fingerprints};
+use super::output::Output;
 use super::part::{Kind, Part, names_file, rows_file, skipped_file};
 use crate::failure::CliError;
 use crate::flags::{ArrayFormat, EmbedFlags, PrecisionFlag};
 
-const MANIFEST: &str = "manifest.json";
-/// Where a run works until everything is whole.
-const WORK: &str = ".unfinished";
 const IDENTITY: &str = "identity.json";
 const LOCK: &str = "lock";
-const SAFETENSORS: &str = "embeddings.safetensors";
 const FORMAT: &str = "aeir embeddings";
 const VERSION: u32 = 1;
 
@@ -53,6 +49,7 @@ pub(super) struct Identity {
 impl Identity {
     pub(super) fn new(
         flags: &EmbedFlags,
+        format: ArrayFormat,
         encoders: &Encoders,
         kinds: Kinds,
         data: &str,
@@ -66,7 +63,7 @@ impl Identity {
             encoders: encoders.fingerprints(),
             normalised: flags.normalise || flags.model.is_some(),
             precision: flags.precision.name().to_owned(),
-            arrays: flags.format.name().to_owned(),
+            arrays: format.name().to_owned(),
             shard: flags.shard.to_string(),
             first_item,
             items,
@@ -78,6 +75,18 @@ impl Identity {
             max_side: limits.max_side,
             max_image_bytes: limits.max_bytes,
         }
+    }
+
+    /// What a file says about itself that holds more than values.
+    fn metadata(&self) -> Vec<(&'static str, String)> {
+        let Fingerprints { model, image_encoder, text_encoder } = self.encoders.clone();
+        let known = [
+            ("format", Some(FORMAT.to_owned())),
+            ("model", model),
+            ("image_encoder", image_encoder),
+            ("text_encoder", text_encoder),
+        ];
+        known.into_iter().filter_map(|(key, value)| Some((key, value?))).collect()
     }
 
     /// The first setting in which two runs differ, in words.
@@ -95,10 +104,14 @@ impl Identity {
 }
 
 impl ArrayFormat {
-    fn name(self) -> &'static str {
+    pub(super) const ALL: [Self; 3] = [Self::Npy, Self::Safetensors, Self::Parquet];
+
+    /// As the suffix of a file has it.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Npy => "npy",
             Self::Safetensors => "safetensors",
+            Self::Parquet => "parquet",
         }
     }
 }
@@ -110,8 +123,8 @@ pub(super) struct Rows {
     pub(super) file: String,
     /// Its tensor, in a file of several.
     tensor: Option<String>,
-    /// One JSON object a row, in the order of the rows.
-    names: String,
+    /// One JSON object a row, in the order of the rows; none where the array has the names in it.
+    names: Option<String>,
     pub(super) rows: usize,
     pub(super) dimension: usize,
 }
@@ -133,11 +146,10 @@ struct Manifest {
     finished: Finished,
 }
 
-/// A folder that is being filled, by this process alone.
+/// An output that is being filled, by this process alone.
 pub(super) struct EmbeddingFolder {
-    path: PathBuf,
+    output: Output,
     parts: Vec<Part>,
-    format: ArrayFormat,
     precision: PrecisionFlag,
     _lock: File,
 }
@@ -149,10 +161,11 @@ pub(super) enum Opened {
 }
 
 impl EmbeddingFolder {
-    /// Opens `path`, creating it where needed, and goes on with what the same command left. A folder with anything else in
-    /// it is never touched.
-    pub(super) fn open(path: &Path, identity: &Identity, flags: &EmbedFlags) -> anyhow::Result<Opened> {
-        if let Some(bytes) = read_if_there(&path.join(MANIFEST))? {
+    /// Opens the output, creating it where needed, and goes on with what the same command left. Where anything else is, nothing is
+    /// touched.
+    pub(super) fn open(output: Output, identity: &Identity, flags: &EmbedFlags) -> anyhow::Result<Opened> {
+        let path = output.path();
+        if let Some(bytes) = read_if_there(&output.manifest())? {
             let manifest: Option<Manifest> = serde_json::from_slice(&bytes).ok();
             return match manifest {
                 Some(manifest) if manifest.identity == *identity => Ok(Opened::Finished(manifest.finished)),
@@ -163,18 +176,15 @@ impl EmbeddingFolder {
                 None => Err(refuse(path, "holds other things")),
             };
         }
-        let work = path.join(WORK);
+        let work = output.work();
         if !work.is_dir() {
-            let others = match fs::read_dir(path) {
-                Ok(entries) => entries.flatten().any(|entry| entry.file_name() != SKIPPED_FILE),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            match output.occupied() {
+                Ok(false) => {}
+                Ok(true) => return Err(refuse(path, "holds other things")),
                 Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
                     return Err(refuse(path, "is a file, not a folder"));
                 }
                 Err(error) => return Err(error).with_context(|| failed(path)),
-            };
-            if others {
-                return Err(refuse(path, "holds other things"));
             }
         }
         fs::create_dir_all(&work).with_context(|| failed(&work))?;
@@ -195,20 +205,14 @@ impl EmbeddingFolder {
         let kinds = [(identity.images, Kind::Images), (identity.sentences, Kind::Sentences)];
         let mut parts = Vec::new();
         for kind in kinds.into_iter().filter_map(|(wanted, kind)| wanted.then_some(kind)) {
-            let (array, rows) = (path.join(npy_name(kind)), rows_file(&work, kind));
-            if array.exists() && !rows.exists() {
+            let (array, rows) = (output.folder().join(output.array(kind)), rows_file(&work, kind));
+            if output.format == ArrayFormat::Npy && array.exists() && !rows.exists() {
                 // Killed between the arrays and the manifest.
                 fs::rename(&array, &rows).with_context(|| failed(&rows))?;
             }
             parts.push(Part::open(&work, kind, flags.precision)?);
         }
-        Ok(Opened::Ready(Self {
-            path: path.to_owned(),
-            parts,
-            format: flags.format,
-            precision: flags.precision,
-            _lock: lock,
-        }))
+        Ok(Opened::Ready(Self { output, parts, precision: flags.precision, _lock: lock }))
     }
 
     /// The part of a kind that is embedded.
@@ -225,7 +229,7 @@ impl EmbeddingFolder {
     pub(super) fn skipped(&self) -> anyhow::Result<Vec<Skipped>> {
         let mut skipped = Vec::new();
         for part in &self.parts {
-            let path = skipped_file(&self.path.join(WORK), part.kind());
+            let path = skipped_file(&self.output.work(), part.kind());
             let text =
                 fs::read_to_string(&path).with_context(|| format!("could not read `{}`", path.display()))?;
             for line in text.lines() {
@@ -238,37 +242,41 @@ impl EmbeddingFolder {
     /// Leaves nothing but the list of skipped items: the next run starts afresh.
     pub(super) fn give_up(self) {
         // What can't be removed is found by the next run, which then has nothing to do.
-        let _ = fs::remove_dir_all(self.path.join(WORK));
+        let _ = fs::remove_dir_all(self.output.work());
     }
 
-    /// Puts everything in its place. The manifest comes last: without it the folder is unfinished, and this is done again.
+    /// Puts everything in its place. The manifest comes last: without it the output is unfinished, and this is done again.
     pub(super) fn finish(self, identity: &Identity, skipped: usize) -> anyhow::Result<Finished> {
-        let work = self.path.join(WORK);
+        let (work, format) = (self.output.work(), self.output.format);
         let mut finished = Finished { images: None, sentences: None, skipped };
         for part in &self.parts {
-            let (name, (rows, dimension)) = (part.kind().name(), part.shape());
-            let file = match self.format {
-                ArrayFormat::Npy => npy_name(part.kind()),
-                ArrayFormat::Safetensors => SAFETENSORS.to_owned(),
-            };
-            let tensor = (self.format == ArrayFormat::Safetensors).then(|| name.to_owned());
-            let names = format!("{name}.jsonl");
-            copy(&[(names_file(&work, part.kind()), 0)], &[], &self.path.join(&names))?;
-            if self.format == ArrayFormat::Npy {
-                let header = npy_header(rows, dimension, self.precision);
-                put_in_place(&rows_file(&work, part.kind()), &header, &self.path.join(&file))?;
+            let (kind, (rows, dimension)) = (part.kind(), part.shape());
+            let file = self.output.array(kind);
+            let to = self.output.folder().join(&file);
+            let names = self.output.names(kind);
+            if let Some(names) = &names {
+                copy(&[(names_file(&work, kind), 0)], &[], &self.output.folder().join(names))?;
             }
+            match format {
+                ArrayFormat::Npy => {
+                    let header = npy_header(rows, dimension, self.precision);
+                    put_in_place(&rows_file(&work, kind), &header, &to)?;
+                }
+                ArrayFormat::Safetensors => {}
+                ArrayFormat::Parquet => self.write_parquet(part, identity, &to)?,
+            }
+            let tensor = (format == ArrayFormat::Safetensors).then(|| kind.name().to_owned());
             let rows = Some(Rows { file, tensor, names, rows, dimension });
-            match part.kind() {
+            match kind {
                 Kind::Images => finished.images = rows,
                 Kind::Sentences => finished.sentences = rows,
             }
         }
-        if self.format == ArrayFormat::Safetensors {
+        if format == ArrayFormat::Safetensors {
             self.write_safetensors(identity)?;
         }
         let manifest = Manifest { identity: identity.clone(), finished };
-        let path = self.path.join(MANIFEST);
+        let path = self.output.manifest();
         write_atomically(&path, &[serde_json::to_vec_pretty(&manifest)?, b"\n".to_vec()].concat())
             .with_context(|| failed(&path))?;
         // The embeddings are whole: what can't be removed is in nobody's way.
@@ -277,30 +285,36 @@ impl EmbeddingFolder {
     }
 
     fn write_safetensors(&self, identity: &Identity) -> anyhow::Result<()> {
-        let work = self.path.join(WORK);
+        let work = self.output.work();
         let tensors: Vec<Named<'_>> = self
             .parts
             .iter()
             .map(|part| Named { name: part.kind().name(), rows: part.shape().0, dimension: part.shape().1 })
             .collect();
-        let Fingerprints { model, image_encoder, text_encoder } = identity.encoders.clone();
-        let metadata = [
-            ("format", Some(FORMAT.to_owned())),
-            ("model", model),
-            ("image_encoder", image_encoder),
-            ("text_encoder", text_encoder),
-        ];
-        let metadata =
-            metadata.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?.into()))).collect();
-        let header = safetensors_header(&tensors, self.precision, &metadata);
+        let metadata = identity.metadata().into_iter().map(|(key, value)| (key.to_owned(), value.into()));
+        let header = safetensors_header(&tensors, self.precision, &metadata.collect());
         let values: Vec<(PathBuf, u64)> =
             self.parts.iter().map(|part| (rows_file(&work, part.kind()), NPY_HEADER as u64)).collect();
-        copy(&values, &header, &self.path.join(SAFETENSORS))
+        copy(&values, &header, &self.output.folder().join(self.output.array(Kind::Images)))
     }
-}
 
-fn npy_name(kind: Kind) -> String {
-    format!("{}.npy", kind.name())
+    /// Rows and names into one file.
+    #[cfg(feature = "parquet")]
+    fn write_parquet(&self, part: &Part, identity: &Identity, to: &Path) -> anyhow::Result<()> {
+        let columns = aeir_data::EmbeddingColumns {
+            sentences: part.kind() == Kind::Sentences,
+            half_precision: self.precision == PrecisionFlag::F16,
+            metadata: identity.metadata(),
+        };
+        let mut writer = aeir_data::EmbeddingWriter::create(to, &columns)?;
+        part.each_row(|name, values| Ok(writer.add(name, values)?))?;
+        Ok(writer.finish()?)
+    }
+
+    #[cfg(not(feature = "parquet"))]
+    fn write_parquet(&self, _: &Part, _: &Identity, _: &Path) -> anyhow::Result<()> {
+        anyhow::bail!("this build writes no Parquet")
+    }
 }
 
 /// Writes the header into the room that was left for it, and renames: the values may be many, and are not copied.

@@ -2,9 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
+#[cfg(feature = "parquet")]
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+#[cfg(feature = "parquet")]
+use aeir_data::EmbeddingName;
 use aeir_data::Skipped;
 use aeir_encoders::write_atomically;
 use anyhow::Context;
@@ -147,6 +151,37 @@ impl Part {
             self.mark.names_bytes += line.len() as u64;
             self.mark.rows += 1;
             self.mark.dimension = row.len();
+        }
+        Ok(())
+    }
+
+    /// Every row with its name, in order, as they were made safe.
+    #[cfg(feature = "parquet")]
+    pub(super) fn each_row(
+        &self,
+        mut visit: impl FnMut(&EmbeddingName, &[f32]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let (rows, names) = (rows_file(&self.folder, self.kind), names_file(&self.folder, self.kind));
+        let opened = |path: &Path| File::open(path).with_context(|| format!("could not read `{}`", path.display()));
+        let mut values = BufReader::with_capacity(1 << 20, opened(&rows)?);
+        values.seek(SeekFrom::Start(NPY_HEADER as u64)).context(failed(&rows))?;
+        let mut bytes = vec![0; self.mark.dimension * self.precision.bytes()];
+        let mut row = vec![0.0; self.mark.dimension];
+        for line in BufReader::new(opened(&names)?).lines() {
+            let line = line.with_context(|| format!("could not read `{}`", names.display()))?;
+            let name: EmbeddingName =
+                serde_json::from_str(&line).with_context(|| format!("`{}`", names.display()))?;
+            values.read_exact(&mut bytes).with_context(|| format!("could not read `{}`", rows.display()))?;
+            match self.precision {
+                PrecisionFlag::F32 => {
+                    row.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
+                }
+                PrecisionFlag::F16 => {
+                    let values = bytes.as_chunks().0.iter().map(|from| f16::from_le_bytes(*from).to_f32());
+                    row.iter_mut().zip(values).for_each(|(to, from)| *to = from);
+                }
+            }
+            visit(&name, &row)?;
         }
         Ok(())
     }
