@@ -197,10 +197,10 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
 /// The next marker from `at` on and the position after it. Entropy-coded bytes and stray ones are passed over: in
 /// them a 0xff is followed by 0 or a restart marker.
 fn next_marker(bytes: &[u8], at: usize) -> Option<(u8, usize)> {
-    let mut pairs = bytes.get(at..)?.windows(2).enumerate();
-    pairs.find_map(|(offset, pair)| match pair {
-        [0xff, marker] if !matches!(marker, 0x00 | 0xff | 0xd0..=0xd7) => Some((*marker, at + offset + 2)),
-        _ => None,
+    let rest = bytes.get(at..)?;
+    memchr::memchr_iter(0xff, rest).find_map(|offset| {
+        let marker = *rest.get(offset + 1)?;
+        (!matches!(marker, 0x00 | 0xff | 0xd0..=0xd7)).then_some((marker, at + offset + 2))
     })
 }
 

@@ -1,5 +1,6 @@
 //! From a decoded image to the numbers a network was trained on.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
@@ -375,9 +376,11 @@ fn pad(rgb: &[u8], size: Size, output: Size) -> Vec<u8> {
     padded
 }
 
-fn to_rgb(image: &DynamicImage, alpha: Alpha) -> Vec<u8> {
+fn to_rgb(image: &DynamicImage, alpha: Alpha) -> Cow<'_, [u8]> {
     let is_transparent = alpha == Alpha::CompositeOnWhite && image.color().has_alpha();
-    match image {
+    Cow::Owned(match image {
+        // Most photographs are what is wanted, and large.
+        DynamicImage::ImageRgb8(rgb) => return Cow::Borrowed(rgb.as_raw()),
         // Pillow keeps the upper byte; scaling would round.
         DynamicImage::ImageLuma16(_)
         | DynamicImage::ImageLumaA16(_)
@@ -390,7 +393,7 @@ fn to_rgb(image: &DynamicImage, alpha: Alpha) -> Vec<u8> {
         }
         image if is_transparent => composited(&image.to_rgba8()),
         image => image.to_rgb8().into_raw(),
-    }
+    })
 }
 
 /// Colours over white, as far as they are transparent.

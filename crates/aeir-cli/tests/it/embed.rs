@@ -174,16 +174,21 @@ fn every_format_is_read_back() {
         names("npy"),
         [
             "vectors.jsonl",
-            "vectors.manifest.json",
             "vectors.npy",
+            "vectors.npy.manifest.json",
+            "vectors.npy.skipped.jsonl",
             "vectors.sentences.jsonl",
-            "vectors.sentences.npy",
-            "vectors.skipped.jsonl"
+            "vectors.sentences.npy"
         ]
     );
     assert_eq!(
         names("parquet"),
-        ["vectors.manifest.json", "vectors.parquet", "vectors.sentences.parquet", "vectors.skipped.jsonl"]
+        [
+            "vectors.parquet",
+            "vectors.parquet.manifest.json",
+            "vectors.parquet.skipped.jsonl",
+            "vectors.sentences.parquet"
+        ]
     );
     assert_eq!(names("parquet-folder"), ["images.parquet", "manifest.json", "sentences.parquet", "skipped.jsonl"]);
     let sentences =

@@ -107,14 +107,15 @@ impl Output {
     pub(super) fn work(&self) -> PathBuf {
         self.folder.join(match &self.stem {
             None => ".unfinished".to_owned(),
-            Some(stem) => format!(".{stem}.unfinished"),
+            Some(stem) => format!(".{stem}.{}.unfinished", self.format.name()),
         })
     }
 
     fn beside(&self, name: &str) -> String {
         match &self.stem {
             None => name.to_owned(),
-            Some(stem) => format!("{stem}.{name}"),
+            // With the suffix: the same vectors in two formats may lie side by side.
+            Some(stem) => format!("{stem}.{}.{name}", self.format.name()),
         }
     }
 
@@ -156,11 +157,25 @@ mod tests {
         );
         assert_eq!(
             names("a/v.npy", None, true),
-            ["v.npy", "v.jsonl", "v.sentences.npy", "v.sentences.jsonl", "v.skipped.jsonl", ".v.unfinished"]
+            [
+                "v.npy",
+                "v.jsonl",
+                "v.sentences.npy",
+                "v.sentences.jsonl",
+                "v.npy.skipped.jsonl",
+                ".v.npy.unfinished"
+            ]
         );
         assert_eq!(
             names("v.SAFETENSORS", None, false),
-            ["v.safetensors", "v.jsonl", "v.safetensors", "v.jsonl", "v.skipped.jsonl", ".v.unfinished"]
+            [
+                "v.safetensors",
+                "v.jsonl",
+                "v.safetensors",
+                "v.jsonl",
+                "v.safetensors.skipped.jsonl",
+                ".v.safetensors.unfinished"
+            ]
         );
         assert!(Output::of(Path::new("v.npy"), Some(ArrayFormat::Safetensors), false).is_err());
         // No suffix of an array: a folder, whatever its name.
