@@ -34,8 +34,8 @@ fn aeir() {
       search   Find images by a sentence or by an image
       convert  Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
       data     Check, split, convert and unpair data sets
-      embed    Embed a data set into `.npy` or safetensors files, in parts on many machines if it is
-               large
+      embed    Embed a data set into `.npy`, safetensors or Parquet files, in parts on many machines if
+               it is large
       cache    Show and remove cached features of frozen encoders
       bench    Time our work on this machine
       help     Print this message or the help of the given subcommand(s)
@@ -516,7 +516,7 @@ fn data() {
 
 #[test]
 fn data_check() {
-    insta::assert_snapshot!(help("data check"), @r"
+    insta::assert_snapshot!(help("data check"), @"
     Look at every image and sentence: counts, sizes, broken files, duplicates, leaks between training
     and test
 
@@ -535,6 +535,16 @@ fn data_check() {
       -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
                                     AEIR_QUIET=]
       -h, --help                    Print help
+
+    Images:
+          --max-pixels <N>       Skip images of more pixels than this: a decoded image takes 3 to 8
+                                 bytes a pixel of memory [env: AEIR_MAX_PIXELS=] [default: 50000000]
+          --max-side <N>         Skip images with a side of more pixels than this [env: AEIR_MAX_SIDE=]
+                                 [default: 65535]
+          --max-image-bytes <N>  Skip image files of more bytes than this [env: AEIR_MAX_IMAGE_BYTES=]
+                                 [default: 268435456]
+          --workers <N>          Threads in all, for decoding images and for our kernels [default:
+                                 RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
 
     Examples:
       aeir data check photos/captions.jsonl
@@ -600,6 +610,31 @@ fn data_convert() {
 
       -h, --help
               Print help (see a summary with '-h')
+
+    Images:
+          --max-pixels <N>
+              Skip images of more pixels than this: a decoded image takes 3 to 8 bytes a pixel of memory
+
+              [env: AEIR_MAX_PIXELS=]
+              [default: 50000000]
+
+          --max-side <N>
+              Skip images with a side of more pixels than this
+
+              [env: AEIR_MAX_SIDE=]
+              [default: 65535]
+
+          --max-image-bytes <N>
+              Skip image files of more bytes than this
+
+              [env: AEIR_MAX_IMAGE_BYTES=]
+              [default: 268435456]
+
+          --workers <N>
+              Threads in all, for decoding images and for our kernels [default: RAYON_NUM_THREADS, else
+              all cores]
+
+              [env: AEIR_WORKERS=]
 
     Examples:
       aeir data convert "shards/{000..012}.tar" --output plain

@@ -1,8 +1,9 @@
 //! What holds whatever the numbers are: order, batching and padding do not change a result.
 
+use aeir_encoders::preprocess::Size;
 use aeir_encoders::{
-    EncoderError, Fragments, ImageBackbone, Mode, Projection, TextBackbone, dropout, load_image_backbone,
-    load_text_backbone,
+    EncoderError, Fragments, ImageBackbone, ImagePreprocessor, Mode, PreparedImage, Projection, TextBackbone,
+    dropout, load_image_backbone, load_text_backbone,
 };
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
@@ -40,6 +41,26 @@ fn an_image_has_the_same_bits_alone_and_in_any_batch() {
     let reversed = backbone.encode(&reversed).unwrap();
     let back: Vec<f32> = (0..3).rev().flat_map(|row| flat(&reversed.get(row).unwrap())).collect();
     assert_eq!(together, back);
+}
+
+/// Prepared elsewhere, one by one, as a loader does it.
+#[test]
+fn prepared_images_have_the_same_bits() {
+    let backbone = image_backbone();
+    let images = images();
+    let prepared: Vec<PreparedImage> =
+        images.iter().map(|image| backbone.preprocessor().prepare(image).unwrap()).collect();
+    assert_eq!((prepared[0].size().width, prepared[0].bytes().len()), (224, 224 * 224 * 3));
+    let whole = flat(&backbone.encode(&images).unwrap());
+    assert_eq!(flat(&backbone.encode_prepared(&prepared).unwrap()), whole);
+    let planes = backbone.preprocessor().pixels_u8(&images[1]).unwrap().permute((1, 2, 0)).unwrap();
+    assert_eq!(planes.flatten_all().unwrap().to_vec1::<u8>().unwrap(), prepared[1].bytes());
+
+    let mut config = backbone.preprocessor().config().clone();
+    config.crop = Some(Size { width: 100, height: 50 });
+    let other = ImagePreprocessor::new(config).unwrap().prepare(&images[0]).unwrap();
+    let refused = backbone.encode_prepared(&[other]).unwrap_err();
+    assert!(matches!(refused, EncoderError::ImageSize { width: 100, height: 50, .. }), "{refused}");
 }
 
 #[test]
