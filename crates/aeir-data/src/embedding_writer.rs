@@ -155,9 +155,8 @@ impl EmbeddingWriter {
             let (definition, repetition) = group.levels();
             let levels = (Some(definition.as_slice()), Some(repetition.as_slice()));
             if half_precision {
-                let half = |value: &f32| {
-                    FixedLenByteArray::from(f16::from_f32(*value).to_le_bytes().to_vec())
-                };
+                let half =
+                    |value: &f32| FixedLenByteArray::from(f16::from_f32(*value).to_le_bytes().to_vec());
                 let values: Vec<_> = group.values.iter().map(half).collect();
                 column::<FixedLenByteArrayType>(&mut columns, |column| {
                     column.write_batch(&values, levels.0, levels.1)

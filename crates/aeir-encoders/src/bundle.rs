@@ -25,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use crate::fingerprint::{sha256_file, sha256_parts};
 use crate::load::read_file;
 use crate::{
-    DualEncoder, DualEncoderConfig, Encoded, EncoderError, ImageBackbone, ImageInput, Items, Mode, PreparedImage,
-    SentenceInput, Standardisation, TextBackbone, VOCABULARY_FILE, Vocabulary, WordBatch,
+    DualEncoder, DualEncoderConfig, Encoded, EncoderError, ImageBackbone, ImageInput, Items, Mode,
+    PreparedImage, SentenceInput, Standardisation, TextBackbone, VOCABULARY_FILE, Vocabulary, WordBatch,
     load_image_backbone, load_text_backbone, write_atomically,
 };
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aeir_data::{
-    AlignedTarget, CaptionedImage, ContentHash, DataError, DecodedImage, FeatureCache, FeatureRow, Features, ImageLimits,
-    ImageSource, LoadOptions, ParallelDomain, Precision, Prepared, Skipped, TargetImages, TargetSentences,
-    TestPairs, for_each_prepared_batch, hash_text,
+    AlignedTarget, CaptionedImage, ContentHash, DataError, DecodedImage, FeatureCache, FeatureRow, Features,
+    ImageLimits, ImageSource, LoadOptions, ParallelDomain, Precision, Prepared, Skipped, TargetImages,
+    TargetSentences, TestPairs, for_each_prepared_batch, hash_text,
 };
 use aeir_encoders::{Fragments, ImageBackbone, TextBackbone, Vocabulary};
 use candle_core::Tensor;

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use aeir_data::{
-    CheckReport, Dataset, Exported, Finding, PartReport, Shares, Split, Spread, check,
-    write_json_lines, write_skipped, write_splits, write_unpaired, write_webdataset,
+    CheckReport, Dataset, Exported, Finding, PartReport, Shares, Split, Spread, check, write_json_lines,
+    write_skipped, write_splits, write_unpaired, write_webdataset,
 };
 use aeir_train::run::SKIPPED_FILE;
 use anyhow::Context;

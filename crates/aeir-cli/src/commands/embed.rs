@@ -42,8 +42,7 @@ pub(crate) fn run(flags: &EmbedFlags, terminal: &Terminal) -> anyhow::Result<()>
     let first = shard.start;
     let items = data.items.get(shard).unwrap_or_default();
     let output = Output::of(&flags.output, flags.format, kinds.images && kinds.sentences)?;
-    let identity =
-        Identity::new(flags, output.format, &encoders, kinds, &digest(items), first, items.len());
+    let identity = Identity::new(flags, output.format, &encoders, kinds, &digest(items), first, items.len());
     let skipped_file = output.skipped();
     let mut folder = match EmbeddingFolder::open(output, &identity, flags)? {
         Opened::Ready(folder) => folder,

@@ -157,7 +157,8 @@ fn every_format_is_read_back() {
     assert_eq!(first["image"], expected[0].0);
     for suffix in ["npy", "safetensors", "parquet"] {
         let out = format!("{suffix}/vectors.{suffix}");
-        let told = embed(&scene, &format!("--model model --data test.jsonl --output {out} --json")).ok().json();
+        let told =
+            embed(&scene, &format!("--model model --data test.jsonl --output {out} --json")).ok().json();
         assert_eq!(told["images"]["file"], format!("vectors.{suffix}"));
         assert!(read_back(&scene.path(&out)) == expected, "{out}");
         let again = embed(&scene, &format!("--model model --data test.jsonl --output {out}")).ok();
@@ -167,7 +168,8 @@ fn every_format_is_read_back() {
 
         let folder = format!("{suffix}-folder");
         embed(&scene, &format!("--model model --data test.jsonl --output {folder} --format {suffix}")).ok();
-        let file = if suffix == "safetensors" { "embeddings.safetensors" } else { &format!("images.{suffix}") };
+        let file =
+            if suffix == "safetensors" { "embeddings.safetensors" } else { &format!("images.{suffix}") };
         assert!(read_back(&scene.path(&format!("{folder}/{file}"))) == expected, "{folder}");
     }
     assert_eq!(
@@ -190,9 +192,13 @@ fn every_format_is_read_back() {
             "vectors.sentences.parquet"
         ]
     );
-    assert_eq!(names("parquet-folder"), ["images.parquet", "manifest.json", "sentences.parquet", "skipped.jsonl"]);
+    assert_eq!(
+        names("parquet-folder"),
+        ["images.parquet", "manifest.json", "sentences.parquet", "skipped.jsonl"]
+    );
     let sentences =
-        aeir_data::Dataset::open(&scene.path("parquet-folder/sentences.parquet"), &Default::default()).unwrap();
+        aeir_data::Dataset::open(&scene.path("parquet-folder/sentences.parquet"), &Default::default())
+            .unwrap();
     assert_eq!((sentences.sentence_count(), sentences.image_count()), (20, 0));
 
     // Half precision, and one kind alone under the file's own name.
@@ -228,7 +234,8 @@ fn region_features_are_embedded_by_a_model_of_them() {
     let whole = read_back(&scene.path("whole/images.npy"));
     assert_eq!((whole.len(), records(&scene.read("whole/sentences.jsonl")).len()), (6, 30));
     // One at a time, and in parts.
-    embed(&scene, "--model model --data scan/test_ims.npy --batch-size 1 --only images --output alone.npy").ok();
+    embed(&scene, "--model model --data scan/test_ims.npy --batch-size 1 --only images --output alone.npy")
+        .ok();
     for ((_, alone), (_, whole)) in read_back(&scene.path("alone.npy")).iter().zip(&whole) {
         let length: f32 = alone.iter().map(|value| value * value).sum();
         assert!((length - 1.0).abs() < 1e-4, "{length}");
@@ -237,7 +244,10 @@ fn region_features_are_embedded_by_a_model_of_them() {
     embed(&scene, "--model model --data scan --split test --shard 2/3 --output part").ok();
     assert_eq!(records(&scene.read("part/images.jsonl")), records(&scene.read("whole/images.jsonl"))[2..4]);
     let refused = embed(&scene, "--model model --data images.txt --output files").failure();
-    assert!(refused.contains("exit 3") && refused.contains("a model of region features embeds no image files"), "{refused}");
+    assert!(
+        refused.contains("exit 3") && refused.contains("a model of region features embeds no image files"),
+        "{refused}"
+    );
 }
 
 #[test]

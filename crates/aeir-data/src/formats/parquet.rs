@@ -24,8 +24,8 @@ use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::file::serialized_reader::SerializedPageReader;
 use ::parquet::schema::types::ColumnDescriptor;
 
-use self::vectors::is_vectors;
 pub(crate) use self::vectors::VectorColumn;
+use self::vectors::is_vectors;
 use self::zstd::ZstdPages;
 use super::image_root::ImageRoot;
 use super::table::{Columns, Found, IMAGE_COLUMNS, SENTENCE_COLUMNS};
@@ -99,8 +99,12 @@ impl ParquetCell {
     /// The encoded image.
     pub(crate) fn read(&self) -> Result<Vec<u8>, DataError> {
         let read = || -> Result<Option<Vec<u8>>, ParquetError> {
-            let mut reader =
-                column_reader::<ByteArrayType>(&self.file.path, &self.file.metadata, self.row_group, self.file.images)?;
+            let mut reader = column_reader::<ByteArrayType>(
+                &self.file.path,
+                &self.file.metadata,
+                self.row_group,
+                self.file.images,
+            )?;
             if reader.skip_records(self.row_in_group)? != self.row_in_group {
                 return Ok(None);
             }
@@ -294,8 +298,7 @@ fn texts_of_column(
     row_group: usize,
     column: usize,
 ) -> Result<Vec<Texts>, DataError> {
-    let text =
-        |value: &ByteArray| std::str::from_utf8(value.data()).map(str::to_owned).map_err(|_| ());
+    let text = |value: &ByteArray| std::str::from_utf8(value.data()).map(str::to_owned).map_err(|_| ());
     guarded(file, || rows_of_column::<ByteArrayType, _>(file, metadata, row_group, column, text))
 }
 
@@ -348,9 +351,9 @@ fn leaves(metadata: &ParquetMetaData, columns: &Columns) -> Result<Leaves, (Stri
     }
     let all: Vec<&str> = schema.root_schema().get_fields().iter().map(|field| field.name()).collect();
     let got = || format!("the columns {}", all.join(", "));
-    let has_images = leaves
-        .iter()
-        .any(|(_, parts, column)| is_bytes(column) && !is_text(column) && column.max_rep_level() == 0 && parts.len() <= 2);
+    let has_images = leaves.iter().any(|(_, parts, column)| {
+        is_bytes(column) && !is_text(column) && column.max_rep_level() == 0 && parts.len() <= 2
+    });
     let vectors = vector_root(&roots, columns).filter(|_| !has_images);
     let found = match (columns.find(&roots), vectors) {
         // Beside vectors a path is their name.

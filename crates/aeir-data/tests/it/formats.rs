@@ -180,7 +180,11 @@ fn bottom_up_tables_with_a_different_number_of_boxes() {
     assert!(data.notes[0].contains("1 to 3 regions"), "{:?}", data.notes);
     let features = &data.items[0].image.as_ref().unwrap().features().unwrap().features;
     assert_eq!((features.regions(), features.dimension(), features.regions_vary()), (3, 2, true));
-    let expected = [[10.0, 11.0, 12.0, 13.0, 0.0, 0.0], [20.0, 21.0, 22.0, 23.0, 24.0, 25.0], [30.0, 31.0, 0.0, 0.0, 0.0, 0.0]];
+    let expected = [
+        [10.0, 11.0, 12.0, 13.0, 0.0, 0.0],
+        [20.0, 21.0, 22.0, 23.0, 24.0, 25.0],
+        [30.0, 31.0, 0.0, 0.0, 0.0, 0.0],
+    ];
     let mut values = [f32::NAN; 6];
     for (image, (regions, expected)) in [2, 3, 1].into_iter().zip(expected).enumerate() {
         features.read_into(image, &mut values).unwrap();
@@ -295,7 +299,8 @@ fn embeddings_that_were_written_are_read_back() {
     };
     for half_precision in [false, true] {
         let path = folder.path().join(format!("images-{half_precision}.parquet"));
-        let columns = EmbeddingColumns { sentences: false, half_precision, metadata: vec![("model", "x".into())] };
+        let columns =
+            EmbeddingColumns { sentences: false, half_precision, metadata: vec![("model", "x".into())] };
         let mut writer = EmbeddingWriter::create(&path, &columns).unwrap();
         for item in 0..50 {
             writer.add(&name(item, None), &[item as f32, -0.5, 1.0 / 3.0]).unwrap();
@@ -318,7 +323,10 @@ fn embeddings_that_were_written_are_read_back() {
     writer.add(&name(7, Some("a dog")), &[1.0]).unwrap();
     writer.finish().unwrap();
     let data = open(&path).unwrap();
-    assert_eq!((data.items[0].sentences.as_slice(), &data.items[0].image), (&["a dog".to_owned()][..], &None));
+    assert_eq!(
+        (data.items[0].sentences.as_slice(), &data.items[0].image),
+        (&["a dog".to_owned()][..], &None)
+    );
     let empty = folder.path().join("empty.parquet");
     EmbeddingWriter::create(&empty, &columns).unwrap().finish().unwrap();
     assert!(matches!(open(&empty), Err(DataError::NothingUsable { .. })));

@@ -154,7 +154,9 @@ fn an_error_ends_it() {
 fn panics_pass_through() {
     let images = sources(100);
     let panic = std::panic::catch_unwind(|| {
-        for_each_prepared_batch(&images, &batches_of(5), keep, |_| -> Result<(), ()> { panic!("in the work") })
+        for_each_prepared_batch(&images, &batches_of(5), keep, |_| -> Result<(), ()> {
+            panic!("in the work")
+        })
     });
     assert_eq!(panic.unwrap_err().downcast_ref::<&str>(), Some(&"in the work"));
     let fails = |index: usize, _| {

@@ -41,7 +41,9 @@ impl Output {
             .into());
         }
         let folder = match &stem {
-            Some(_) => path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")),
+            Some(_) => {
+                path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+            }
             None => path,
         };
         let format = by_suffix.or(format).unwrap_or(ArrayFormat::Npy);
@@ -141,8 +143,11 @@ mod tests {
     fn names(path: &str, format: Option<ArrayFormat>, both: bool) -> Vec<String> {
         let output = Output::of(Path::new(path), format, both).unwrap();
         let kinds = [Kind::Images, Kind::Sentences];
-        let mut names: Vec<String> =
-            kinds.iter().flat_map(|kind| [Some(output.array(*kind)), output.names(*kind)]).flatten().collect();
+        let mut names: Vec<String> = kinds
+            .iter()
+            .flat_map(|kind| [Some(output.array(*kind)), output.names(*kind)])
+            .flatten()
+            .collect();
         names.dedup();
         let last = |path: PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
         names.extend([last(output.skipped()), last(output.work())]);
@@ -153,7 +158,14 @@ mod tests {
     fn the_suffix_says_what_is_written() {
         assert_eq!(
             names("out", None, true),
-            ["images.npy", "images.jsonl", "sentences.npy", "sentences.jsonl", "skipped.jsonl", ".unfinished"]
+            [
+                "images.npy",
+                "images.jsonl",
+                "sentences.npy",
+                "sentences.jsonl",
+                "skipped.jsonl",
+                ".unfinished"
+            ]
         );
         assert_eq!(
             names("a/v.npy", None, true),

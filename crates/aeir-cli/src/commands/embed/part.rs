@@ -1,9 +1,9 @@
 //! Rows and their names as they are appended, and how far they are known to be whole.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
 #[cfg(feature = "parquet")]
 use std::io::{BufRead, BufReader, Read};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -162,7 +162,8 @@ impl Part {
         mut visit: impl FnMut(&EmbeddingName, &[f32]) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let (rows, names) = (rows_file(&self.folder, self.kind), names_file(&self.folder, self.kind));
-        let opened = |path: &Path| File::open(path).with_context(|| format!("could not read `{}`", path.display()));
+        let opened =
+            |path: &Path| File::open(path).with_context(|| format!("could not read `{}`", path.display()));
         let mut values = BufReader::with_capacity(1 << 20, opened(&rows)?);
         values.seek(SeekFrom::Start(NPY_HEADER as u64)).context(failed(&rows))?;
         let mut bytes = vec![0; self.mark.dimension * self.precision.bytes()];
@@ -174,7 +175,9 @@ impl Part {
             values.read_exact(&mut bytes).with_context(|| format!("could not read `{}`", rows.display()))?;
             match self.precision {
                 PrecisionFlag::F32 => {
-                    row.iter_mut().zip(bytes.as_chunks().0).for_each(|(to, from)| *to = f32::from_le_bytes(*from));
+                    row.iter_mut()
+                        .zip(bytes.as_chunks().0)
+                        .for_each(|(to, from)| *to = f32::from_le_bytes(*from));
                 }
                 PrecisionFlag::F16 => {
                     let values = bytes.as_chunks().0.iter().map(|from| f16::from_le_bytes(*from).to_f32());

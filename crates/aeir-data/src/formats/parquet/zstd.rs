@@ -29,16 +29,21 @@ impl ZstdPages {
 
     fn unpacked(&self, page: Page) -> Result<Page> {
         Ok(match page {
-            Page::DataPage { buf, num_values, encoding, def_level_encoding, rep_level_encoding, statistics } => {
-                Page::DataPage {
-                    buf: unpack(&buf, 0, self.most)?.into(),
-                    num_values,
-                    encoding,
-                    def_level_encoding,
-                    rep_level_encoding,
-                    statistics,
-                }
-            }
+            Page::DataPage {
+                buf,
+                num_values,
+                encoding,
+                def_level_encoding,
+                rep_level_encoding,
+                statistics,
+            } => Page::DataPage {
+                buf: unpack(&buf, 0, self.most)?.into(),
+                num_values,
+                encoding,
+                def_level_encoding,
+                rep_level_encoding,
+                statistics,
+            },
             Page::DictionaryPage { buf, num_values, encoding, is_sorted } => {
                 let buf = unpack(&buf, 0, self.most)?.into();
                 Page::DictionaryPage { buf, num_values, encoding, is_sorted }

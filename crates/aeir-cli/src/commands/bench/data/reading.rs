@@ -47,7 +47,8 @@ pub(super) fn run(path: &Path, repeats: usize, json: bool) -> anyhow::Result<()>
         let seconds = started.elapsed().as_secs_f64();
         read.push((images.len() - failed) as f64 / seconds);
         bytes_read.push(bytes as f64 / 1e9 / seconds);
-        report = Some((data.format.to_string(), data.items.len(), data.sentence_count(), images.len(), failed));
+        report =
+            Some((data.format.to_string(), data.items.len(), data.sentence_count(), images.len(), failed));
     }
     let Some((format, items, sentences, images, failed)) = report else { return Ok(()) };
     if failed > 0 && failed == images {
