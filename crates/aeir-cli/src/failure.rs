@@ -9,6 +9,7 @@ use aeir_encoders::EncoderError;
 use aeir_train::TrainError;
 use aeir_train::run::CONFIG_FILE;
 
+use crate::interrupt::INTERRUPTED;
 use crate::place::cache_folder;
 use crate::terminal::say;
 
@@ -111,6 +112,13 @@ fn code_and_hint(error: &anyhow::Error) -> (u8, Option<String>) {
 fn of_training(error: &TrainError) -> Option<(u8, Option<String>)> {
     let found = match error {
         TrainError::Setting { .. } | TrainError::ConfigSyntax { .. } => (USAGE, None),
+        TrainError::Interrupted { .. } => {
+            (INTERRUPTED, Some("go on with the same command and --resume latest".into()))
+        }
+        TrainError::OtherRun { .. } => (
+            USAGE,
+            Some("give the settings and data it was begun with, start afresh with --overwrite, or name another --output".into()),
+        ),
         TrainError::Output { reason, .. } if reason.contains("unfinished") => (
             USAGE,
             Some(

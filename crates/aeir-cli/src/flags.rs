@@ -101,7 +101,7 @@ pub(crate) struct DemoFlags {
 pub(crate) struct TrainFlags {
     /// Source pairs, in any format: JSON lines, CSV, a folder of images with text files, COCO, Karpathy's splits, SCAN's
     /// region features, WebDataset or Parquet; docs/data.md shows each. May be repeated; each is a domain of its own
-    #[arg(long, required = true, value_name = "PATH", env = "AEIR_SOURCE")]
+    #[arg(long, required_unless_present = "dry_run", value_name = "PATH", env = "AEIR_SOURCE")]
     pub(crate) source: Vec<PathBuf>,
     /// Target images: a folder, a list file with one path a line, features in `.npy`, `.safetensors` or `.tsv`, or the images
     /// of any data set; nothing of its sentences is taken
@@ -134,9 +134,17 @@ pub(crate) struct TrainFlags {
     /// `fixtures/backbones` or in the cache; or `words`: a vocabulary of the training sentences and a bidirectional GRU, both trained
     #[arg(long, value_name = "DIR|ID", default_value = "static-minilm", env = "AEIR_TEXT_ENCODER")]
     pub(crate) text_encoder: String,
-    /// Settings in TOML; a flag wins over its line in the file
+    /// Settings in TOML; --set and flags win over its lines
     #[arg(long, value_name = "FILE", env = "AEIR_CONFIG")]
     pub(crate) config: Option<PathBuf>,
+    /// One setting, such as optimizer.clip_norm=2; wins over the file, a flag wins over it. May be repeated; configs/demo.toml
+    /// lists the keys
+    #[arg(long, value_name = "KEY=VALUE", env = "AEIR_SET")]
+    pub(crate) set: Vec<String>,
+    /// Print the resolved settings, the parameters by group, and an estimate of steps, time and memory; train and write nothing.
+    /// Without --source the settings alone
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_DRY_RUN")]
+    pub(crate) dry_run: bool,
     /// Passes over the source pairs, or the target sets where those are larger [default: 40]
     #[arg(long, value_name = "N", env = "AEIR_EPOCHS")]
     pub(crate) epochs: Option<usize>,
@@ -162,8 +170,8 @@ pub(crate) struct TrainFlags {
     #[arg(long, value_name = "N", env = "AEIR_SEED")]
     pub(crate) seed: Option<u64>,
     /// Folder for the model: new or empty
-    #[arg(long, short, value_name = "RUN", env = "AEIR_OUTPUT")]
-    pub(crate) output: PathBuf,
+    #[arg(long, short, required_unless_present = "dry_run", value_name = "RUN", env = "AEIR_OUTPUT")]
+    pub(crate) output: Option<PathBuf>,
     /// Replace a finished run in the output folder
     #[arg(long, conflicts_with = "resume", value_parser = FalseyValueParser::new(), env = "AEIR_OVERWRITE")]
     pub(crate) overwrite: bool,

@@ -7,6 +7,7 @@ mod backbones;
 mod commands;
 mod failure;
 mod flags;
+mod interrupt;
 mod limits;
 mod place;
 mod progress;

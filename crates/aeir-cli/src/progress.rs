@@ -4,6 +4,7 @@ use aeir_train::features::Progress;
 use aeir_train::{EpochRecord, Observer};
 use indicatif::ProgressBar;
 
+use crate::interrupt::Interrupt;
 use crate::terminal::Terminal;
 
 /// Draws one bar for each set that is encoded.
@@ -57,11 +58,17 @@ pub(crate) fn download(terminal: &Terminal) -> impl FnMut(aeir_encoders::hub::Hu
 pub(crate) struct TrainingBar<'a> {
     terminal: &'a Terminal,
     bar: ProgressBar,
+    interrupt: Option<&'a Interrupt>,
 }
 
 impl<'a> TrainingBar<'a> {
     pub(crate) fn new(terminal: &'a Terminal, name: &str) -> Self {
-        Self { terminal, bar: terminal.bar(name, 0) }
+        Self { terminal, bar: terminal.bar(name, 0), interrupt: None }
+    }
+
+    /// Ends the training when asked to.
+    pub(crate) fn stopping_at(self, interrupt: &'a Interrupt) -> Self {
+        Self { interrupt: Some(interrupt), ..self }
     }
 }
 
@@ -90,6 +97,10 @@ impl Observer for TrainingBar<'_> {
             .source_validation_rsum
             .map_or_else(String::new, |rsum| format!(", source validation rSum {rsum:.1}"));
         self.bar.set_message(format!("loss {loss:.3}{validation}"));
+    }
+
+    fn interrupts(&mut self) -> bool {
+        self.interrupt.is_some_and(Interrupt::asked)
     }
 
     fn warning(&mut self, message: &str) {

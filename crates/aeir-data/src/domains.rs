@@ -201,6 +201,13 @@ impl TargetImages {
         Ok(images)
     }
 
+    /// The first `count` of them, at least one.
+    #[must_use]
+    pub fn first(mut self, count: usize) -> Self {
+        self.images.truncate(count.max(1));
+        self
+    }
+
     /// The images, in the order of the list, or sorted for a folder. Never empty.
     pub fn images(&self) -> &[ImageSource] {
         &self.images
@@ -280,6 +287,13 @@ impl TargetSentences {
             sentences.sentences.sort_by_cached_key(|sentence| hash_text(sentence));
         }
         Ok(sentences)
+    }
+
+    /// The first `count` of them, at least one.
+    #[must_use]
+    pub fn first(mut self, count: usize) -> Self {
+        self.sentences.truncate(count.max(1));
+        self
     }
 
     /// The sentences, in the order of the list. Never empty.

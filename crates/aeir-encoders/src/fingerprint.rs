@@ -23,6 +23,12 @@ pub fn sha256_file(path: &Path) -> io::Result<String> {
     }
 }
 
+/// The SHA-256 of bytes, as lower-case hexadecimal.
+#[must_use]
+pub fn sha256_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 /// The SHA-256 over several named parts, each with its length, so that moving a byte between parts changes it.
 pub fn sha256_parts<'a>(parts: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> String {
     let mut hash = Sha256::new();

@@ -7,6 +7,7 @@ use crate::affine::affine;
 use crate::dropout::{check_probability, dropout};
 use crate::error::{EncoderError, Result};
 use crate::mode::Mode;
+use crate::precision::{Precision, affine_in_bf16};
 
 /// A linear layer F -> D with dropout on its input. Its output is not normalised.
 ///
@@ -21,6 +22,7 @@ pub struct Projection {
     weight: Tensor,
     bias: Tensor,
     dropout: f32,
+    precision: Precision,
 }
 
 impl Projection {
@@ -42,7 +44,13 @@ impl Projection {
         let init = Init::Uniform { lo: -bound, up: bound };
         let weight = vb.get_with_hints((output, input), "weight", init)?;
         let bias = vb.get_with_hints(output, "bias", init)?;
-        Ok(Self { weight, bias, dropout })
+        Ok(Self { weight, bias, dropout, precision: Precision::Fp32 })
+    }
+
+    /// Multiplies in this precision in training; the device must support it.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// Input dimension F.
@@ -73,6 +81,10 @@ impl Projection {
                 got: x.dims().to_vec(),
             });
         }
-        Ok(affine(&dropout(x, self.dropout, mode)?, &self.weight, &self.bias)?)
+        let x = dropout(x, self.dropout, mode)?;
+        match self.precision {
+            Precision::Bf16 if mode.is_training() => affine_in_bf16(&x, &self.weight, &self.bias),
+            _ => Ok(affine(&x, &self.weight, &self.bias)?),
+        }
     }
 }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::heads::ScanConfig;
 use crate::{
-    Embedded, Encoded, EncoderError, HeadConfig, HeadKind, Items, Mode, Projection, SimilarityHead, UnitNorm,
-    WordBatch, WordEncoder, WordEncoderConfig,
+    Embedded, Encoded, EncoderError, HeadConfig, HeadKind, Items, Mode, Precision, Projection,
+    SimilarityHead, UnitNorm, WordBatch, WordEncoder, WordEncoderConfig,
 };
 
 /// How an image and a sentence are compared.
@@ -261,6 +261,18 @@ impl DualEncoder {
         Ok(Self { config, members, log_scale })
     }
 
+    /// Multiplies features in this precision in training. The device must support it.
+    #[must_use]
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        for member in &mut self.members {
+            member.image.set_precision(precision);
+            if let SentenceTower::Features(tower) = &mut member.sentence {
+                tower.set_precision(precision);
+            }
+        }
+        self
+    }
+
     /// Images into the joint space.
     ///
     /// # Errors
@@ -461,6 +473,11 @@ impl FeatureTower {
             .transpose()?;
         let projection = Projection::new(width, dimension, dropout, builder.pp("projection"))?;
         Ok(Self { hidden, projection, canonical })
+    }
+
+    fn set_precision(&mut self, precision: Precision) {
+        self.hidden = self.hidden.take().map(|hidden| hidden.with_precision(precision));
+        self.projection = self.projection.clone().with_precision(precision);
     }
 
     fn encode(

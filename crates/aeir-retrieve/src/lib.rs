@@ -5,6 +5,7 @@ mod error;
 mod files;
 mod hubness;
 mod index;
+mod label_free;
 mod matrix;
 mod metrics;
 mod relevance;
@@ -24,6 +25,7 @@ pub use hubness::{
 pub use index::{
     EMBEDDINGS_FILE, FORMAT, Hit, ITEMS_FILE, Index, IndexBuilder, IndexContent, MANIFEST_FILE, VERSION,
 };
+pub use label_free::{LabelFree, LabelFreeOptions, MutualPair, label_free, mutual_neighbours};
 pub use matrix::Matrix;
 pub use metrics::{
     DirectionMetrics, FoldMetrics, Ranks, RetrievalMetrics, Ties, chance, evaluate, evaluate_directions,

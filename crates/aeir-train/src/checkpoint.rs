@@ -1,127 +1,278 @@
-//! Checkpoints: the whole state of a run after an epoch.
+//! Checkpoints: the whole state of a run after a step.
 //!
-//! `checkpoints/epoch-00010/` holds `state.safetensors` (parameters, moments, best weights so far) and `state.json`,
-//! written last, with the hash of the former. Order, dropout and sentence choice are functions of seed and step, so the
-//! step number is all that there is to save of them.
+//! `checkpoints/step-00000010/` holds `state.safetensors` (parameters, moments, averages, best weights so far), `config.toml`
+//! (the resolved settings) and `state.json` (where the run stands, the hashes of all of these). A folder is staged beside the
+//! others, synced and renamed: it is there whole or not at all. Order, dropout and sentence choice are functions of seed and
+//! step, so the step number is all that there is to save of them.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use aeir_encoders::bundle::tensor_bytes;
-use aeir_encoders::fingerprint::{sha256_file, sha256_parts};
+use aeir_encoders::fingerprint::{sha256_bytes, sha256_parts};
 use aeir_encoders::write_atomically;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::config::TrainConfig;
+use crate::config::layers::differences;
 use crate::error::{Result, TrainError};
+use crate::observer::EpochRecord;
+use crate::run::CONFIG_FILE;
 
-const VERSION: u32 = 1;
-/// Checkpoints kept; the newest may turn out to be damaged.
-const KEPT: usize = 2;
+const VERSION: u32 = 2;
 const TENSORS_FILE: &str = "state.safetensors";
 const STATE_FILE: &str = "state.json";
+/// How the names of whole checkpoints begin.
+const PREFIX: &str = "step-";
+/// Where the next one is written.
+const STAGING: &str = ".unfinished.tmp";
 
-/// Everything but the tensors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) struct State {
-    version: u32,
-    /// Epochs done.
-    pub(crate) epoch: usize,
+/// Where a run stands, its tensors apart.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Progress {
     /// Steps done.
     pub(crate) step: usize,
     /// The epoch chosen so far and its score.
     pub(crate) best: Option<(usize, f64)>,
-    /// Hash of configuration and data.
-    identity: String,
+    /// Sums over the steps of the epoch that is not finished.
+    pub(crate) sums: EpochSums,
+    /// The epochs that are finished: what `metrics.jsonl` holds.
+    pub(crate) records: Vec<EpochRecord>,
+}
+
+/// What an epoch's means are made of.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct EpochSums {
+    /// Sum and count by name: a figure of some steps only is averaged over those.
+    pub(crate) figures: BTreeMap<String, (f64, usize)>,
+    /// Sum of the gradient norms.
+    pub(crate) norms: f64,
+    /// The largest of them.
+    pub(crate) largest_norm: f64,
+    /// Steps whose norm was clipped.
+    pub(crate) clipped: usize,
+}
+
+/// What a checkpoint must agree with to be taken up.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Identity {
+    /// The resolved configuration as TOML.
+    pub(crate) config: String,
+    /// Hash of the data.
+    pub(crate) data: String,
+}
+
+/// All of a checkpoint but the tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct State {
+    version: u32,
+    progress: Progress,
+    /// What the selection saw in the epoch that ends here; none within an epoch.
+    score: Option<f64>,
+    config_sha256: String,
+    data_sha256: String,
     tensors_sha256: String,
+    /// Of this file, without this line's value.
+    sha256: String,
 }
 
 impl State {
-    pub(crate) fn new(epoch: usize, step: usize, best: Option<(usize, f64)>, identity: &str) -> Self {
-        Self {
-            version: VERSION,
-            epoch,
-            step,
-            best,
-            identity: identity.to_owned(),
-            tensors_sha256: String::new(),
-        }
+    fn own_hash(&self) -> io::Result<String> {
+        let bare = Self { sha256: String::new(), ..self.clone() };
+        Ok(sha256_parts([("state", serde_json::to_vec(&bare)?.as_slice())]))
     }
 }
 
-/// Hash of what a run computes: a checkpoint of another run is not taken up.
-pub(crate) fn identity(config: &TrainConfig, data_digest: &str) -> Result<String> {
-    Ok(sha256_parts([("config", config.to_toml()?.as_bytes()), ("data", data_digest.as_bytes())]))
+/// The hash of a configuration, as `sha256sum` computes it of the file.
+pub(crate) fn config_hash(config: &str) -> String {
+    sha256_bytes(config.as_bytes())
 }
 
-/// Writes a checkpoint and drops old ones. `folder` holds all of a run's.
-pub(crate) fn save(folder: &Path, mut state: State, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let place = folder.join(format!("epoch-{:05}", state.epoch));
-    fs::create_dir_all(&place).map_err(TrainError::write(&place))?;
-    let (tensors_file, state_file) = (place.join(TENSORS_FILE), place.join(STATE_FILE));
-    write_atomically(&tensors_file, &tensor_bytes(tensors)?).map_err(TrainError::write(&tensors_file))?;
-    state.tensors_sha256 = sha256_file(&tensors_file).map_err(TrainError::read(&tensors_file))?;
+/// Writes a checkpoint and drops old ones but the `keep` newest and the one with the best score. `folder` holds all of a
+/// run's.
+pub(crate) fn save(
+    folder: &Path,
+    identity: &Identity,
+    progress: &Progress,
+    score: Option<f64>,
+    tensors: &BTreeMap<String, Tensor>,
+    keep: usize,
+) -> Result<()> {
+    let staging = folder.join(STAGING);
+    remove_folder(&staging)?;
+    fs::create_dir_all(&staging).map_err(TrainError::write(&staging))?;
+    let place = folder.join(format!("{PREFIX}{:08}", progress.step));
+    let written = write(&staging, identity, progress, score, tensors).and_then(|()| {
+        // One of the same step is there only where it turned out to be damaged.
+        remove_folder(&place)?;
+        fs::rename(&staging, &place).and_then(|()| sync_folder(folder)).map_err(TrainError::write(&place))
+    });
+    if written.is_err() {
+        // The first error is the one to report. What is left of the staging folder is never read.
+        let _ = fs::remove_dir_all(&staging);
+        return written;
+    }
+    rotate(folder, keep)
+}
+
+fn write(
+    place: &Path,
+    identity: &Identity,
+    progress: &Progress,
+    score: Option<f64>,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<()> {
+    let put = |name: &str, bytes: &[u8]| {
+        let file = place.join(name);
+        write_atomically(&file, bytes).map_err(TrainError::write(&file))
+    };
+    let bytes = tensor_bytes(tensors)?;
+    put(TENSORS_FILE, &bytes)?;
+    put(CONFIG_FILE, identity.config.as_bytes())?;
+    let mut state = State {
+        version: VERSION,
+        progress: progress.clone(),
+        score,
+        config_sha256: config_hash(&identity.config),
+        data_sha256: identity.data.clone(),
+        tensors_sha256: sha256_bytes(&bytes),
+        sha256: String::new(),
+    };
+    let file = place.join(STATE_FILE);
+    state.sha256 = state.own_hash().map_err(TrainError::write(&file))?;
     let text = serde_json::to_vec_pretty(&state)
-        .map_err(|error| TrainError::Write { file: state_file.clone(), source: error.into() })?;
-    write_atomically(&state_file, &text).map_err(TrainError::write(&state_file))?;
-    for old in list(folder)?.into_iter().rev().skip(KEPT) {
-        fs::remove_dir_all(&old).map_err(TrainError::write(&old))?;
+        .map_err(|error| TrainError::Write { file: file.clone(), source: error.into() })?;
+    put(STATE_FILE, &text)?;
+    sync_folder(place).map_err(TrainError::write(place))
+}
+
+/// Makes the names in a folder last beyond a loss of power, where the system can.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(TrainError::Write { file: folder.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn rotate(folder: &Path, keep: usize) -> Result<()> {
+    let all = list(folder)?;
+    let score = |place: &PathBuf| read_state(place).ok().and_then(|state| state.score);
+    let mut best: Option<(f64, &PathBuf)> = None;
+    for place in &all {
+        if let Some(score) = score(place)
+            && best.is_none_or(|(so_far, _)| score > so_far)
+        {
+            best = Some((score, place));
+        }
+    }
+    for old in all.iter().rev().skip(keep).filter(|old| best.is_none_or(|(_, best)| best != *old)) {
+        remove_folder(old)?;
     }
     Ok(())
 }
 
 /// The newest checkpoint that is whole; each damaged one is reported through `warn`.
+///
+/// # Errors
+/// [`TrainError::OtherRun`] where the newest was made under other settings or with other data.
 pub(crate) fn newest(
     folder: &Path,
-    identity: &str,
+    identity: &Identity,
     device: &Device,
     mut warn: impl FnMut(&str),
-) -> Result<Option<(State, BTreeMap<String, Tensor>)>> {
-    for place in list(folder)?.into_iter().rev() {
-        match load(&place, device) {
-            Ok((state, _)) if state.identity != identity => {
-                return Err(TrainError::Checkpoint {
-                    file: place,
-                    reason: "was made with another configuration or other data".into(),
-                });
+) -> Result<Option<(Progress, BTreeMap<String, Tensor>)>> {
+    let places = list(folder)?;
+    for (older, place) in places.iter().enumerate().rev() {
+        match load(place, device) {
+            Ok((state, config, tensors)) => {
+                let differences = differing(&state, &config, identity);
+                if !differences.is_empty() {
+                    let run = folder.parent().unwrap_or(folder).to_owned();
+                    return Err(TrainError::OtherRun { run, differences });
+                }
+                return Ok(Some((state.progress, tensors)));
             }
-            Ok(found) => return Ok(Some(found)),
-            Err(error) => warn(&format!("{error}; going back to the one before")),
+            Err(error) if older > 0 => warn(&format!("{error}; going back to the one before")),
+            Err(error) => warn(&format!("{error}; there is none before it: starting afresh")),
         }
     }
     Ok(None)
 }
 
-fn load(place: &Path, device: &Device) -> Result<(State, BTreeMap<String, Tensor>)> {
+fn differing(state: &State, config: &str, identity: &Identity) -> Vec<String> {
+    let mut found: Vec<String> = settings_differing(config, &identity.config).into_iter().collect();
+    if state.data_sha256 != identity.data {
+        found.push("other data".into());
+    }
+    found
+}
+
+/// What differs between two configurations, in words.
+pub(crate) fn settings_differing(was: &str, is: &str) -> Option<String> {
+    if was == is {
+        return None;
+    }
+    let table = |text: &str| text.parse::<toml::Table>().unwrap_or_default();
+    let found: Vec<String> = differences(&table(was), &table(is)).iter().map(ToString::to_string).collect();
+    Some(if found.is_empty() {
+        "a configuration of another form".to_owned()
+    } else {
+        format!("other settings: {}", found.join(", "))
+    })
+}
+
+fn load(place: &Path, device: &Device) -> Result<(State, String, BTreeMap<String, Tensor>)> {
     let damaged = |reason: String| TrainError::Checkpoint { file: place.to_owned(), reason };
-    let state = fs::read(place.join(STATE_FILE)).map_err(|error| damaged(error.to_string()))?;
-    let state: State = serde_json::from_slice(&state).map_err(|error| damaged(error.to_string()))?;
+    let state = read_state(place)?;
+    let read = |name: &str| fs::read(place.join(name)).map_err(|error| damaged(format!("`{name}`: {error}")));
+    let (bytes, config) = (read(TENSORS_FILE)?, read(CONFIG_FILE)?);
+    for (name, bytes, hash) in
+        [(TENSORS_FILE, &bytes, &state.tensors_sha256), (CONFIG_FILE, &config, &state.config_sha256)]
+    {
+        if sha256_bytes(bytes) != *hash {
+            return Err(damaged(format!("`{name}` is damaged")));
+        }
+    }
+    let config = String::from_utf8(config).map_err(|error| damaged(error.to_string()))?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, device)?;
+    Ok((state, config, tensors.into_iter().collect()))
+}
+
+fn read_state(place: &Path) -> Result<State> {
+    let damaged = |reason: String| TrainError::Checkpoint {
+        file: place.to_owned(),
+        reason: format!("`{STATE_FILE}`: {reason}"),
+    };
+    let text = fs::read(place.join(STATE_FILE)).map_err(|error| damaged(error.to_string()))?;
+    let state: State = serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     if state.version != VERSION {
         return Err(damaged(format!("expected version {VERSION}, got {}", state.version)));
     }
-    let file = place.join(TENSORS_FILE);
-    let sha256 = sha256_file(&file).map_err(|error| damaged(error.to_string()))?;
-    if sha256 != state.tensors_sha256 {
-        return Err(damaged(format!("`{TENSORS_FILE}` is damaged")));
+    if state.own_hash().map_err(|error| damaged(error.to_string()))? != state.sha256 {
+        return Err(damaged("is damaged".into()));
     }
-    let bytes = fs::read(&file).map_err(TrainError::read(&file))?;
-    let tensors = candle_core::safetensors::load_buffer(&bytes, device)?;
-    Ok((state, tensors.into_iter().collect()))
+    Ok(state)
 }
 
-/// All checkpoints, oldest first.
+/// All whole checkpoints, oldest first.
 fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(source) => return Err(TrainError::Read { file: folder.to_owned(), source }),
     };
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(TrainError::read(folder))?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("epoch-")) {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PREFIX)) {
             found.push(path);
         }
     }
@@ -150,29 +301,94 @@ mod tests {
         BTreeMap::from([("parameter.w".to_owned(), Tensor::new(&[value], &Device::Cpu).unwrap())])
     }
 
-    fn value(found: &Option<(State, BTreeMap<String, Tensor>)>) -> f32 {
-        found.as_ref().unwrap().1["parameter.w"].to_vec1::<f32>().unwrap()[0]
+    fn identity(seed: u32, data: &str) -> Identity {
+        Identity { config: format!("seed = {seed}\n"), data: data.into() }
+    }
+
+    fn progress(step: usize) -> Progress {
+        // A number without a short decimal form: it must come back to the bit.
+        let sums = EpochSums { norms: 0.1 + 0.2, ..EpochSums::default() };
+        Progress { step, best: Some((1, 1.0 / 3.0)), sums, records: Vec::new() }
+    }
+
+    fn save_steps(folder: &Path, scores: &[Option<f64>]) {
+        for (index, score) in scores.iter().enumerate() {
+            let step = index + 1;
+            save(folder, &identity(1, "a"), &progress(step), *score, &tensors(step as f32), 2).unwrap();
+        }
+    }
+
+    fn found(folder: &Path) -> (f32, Vec<String>) {
+        let mut warnings = Vec::new();
+        let newest = newest(folder, &identity(1, "a"), &Device::Cpu, |it| warnings.push(it.to_owned()));
+        let (state, tensors) = newest.unwrap().unwrap();
+        let value = tensors["parameter.w"].to_vec1::<f32>().unwrap()[0];
+        assert_eq!(state, progress(value as usize));
+        (value, warnings)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let name = |path: PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+        list(folder).unwrap().into_iter().map(name).collect()
     }
 
     #[test]
     fn falls_back_over_damage_and_refuses_another_run() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(newest(folder.path(), "a", &Device::Cpu, |_| ()).unwrap().is_none());
-        for epoch in 1..=4 {
-            save(folder.path(), State::new(epoch, epoch * 10, None, "a"), &tensors(epoch as f32)).unwrap();
-        }
-        assert_eq!(list(folder.path()).unwrap().len(), KEPT);
-        assert_eq!(value(&newest(folder.path(), "a", &Device::Cpu, |_| ()).unwrap()), 4.0);
-        assert!(newest(folder.path(), "b", &Device::Cpu, |_| ()).is_err());
+        let place = tempfile::tempdir().unwrap();
+        let folder = &place.path().join("checkpoints");
+        assert!(newest(folder, &identity(1, "a"), &Device::Cpu, |_| ()).unwrap().is_none());
+        save_steps(folder, &[None; 4]);
+        assert_eq!(names(folder), ["step-00000003", "step-00000004"]);
+        assert_eq!(found(folder), (4.0, vec![]));
 
-        let newest_file = folder.path().join("epoch-00004").join(TENSORS_FILE);
-        let mut bytes = fs::read(&newest_file).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::write(&newest_file, bytes).unwrap();
-        let mut warnings = Vec::new();
-        let found =
-            newest(folder.path(), "a", &Device::Cpu, |warning| warnings.push(warning.to_owned())).unwrap();
-        assert_eq!(value(&found), 3.0);
-        assert!(warnings.len() == 1 && warnings[0].contains("damaged"), "{warnings:?}");
+        let other =
+            |identity: Identity| newest(folder, &identity, &Device::Cpu, |_| ()).unwrap_err().to_string();
+        let told = other(identity(2, "a"));
+        assert!(told.contains("`seed` was 1 and is 2") && !told.contains("data"), "{told}");
+        assert!(other(identity(1, "b")).contains("other data"));
+
+        // Every file counts, to the last byte.
+        for name in [TENSORS_FILE, CONFIG_FILE, STATE_FILE] {
+            let file = folder.join("step-00000004").join(name);
+            let whole = fs::read(&file).unwrap();
+            let mut bytes = whole.clone();
+            let middle = bytes.len() - 4;
+            bytes[middle] ^= 1;
+            for damaged in [bytes, whole[..whole.len() / 2].to_vec()] {
+                fs::write(&file, damaged).unwrap();
+                let (value, warnings) = found(folder);
+                assert_eq!(value, 3.0, "{name}");
+                assert!(
+                    warnings.len() == 1
+                        && warnings[0].contains("step-00000004")
+                        && warnings[0].contains("going back to the one before"),
+                    "{warnings:?}"
+                );
+            }
+            fs::remove_file(&file).unwrap();
+            assert_eq!(found(folder).0, 3.0, "{name}");
+            fs::write(&file, whole).unwrap();
+            assert_eq!(found(folder).0, 4.0);
+        }
+    }
+
+    #[test]
+    fn the_best_is_kept_beside_the_newest() {
+        let place = tempfile::tempdir().unwrap();
+        save_steps(place.path(), &[Some(1.0), Some(3.0), None, Some(2.0), None, Some(2.5)]);
+        assert_eq!(names(place.path()), ["step-00000002", "step-00000005", "step-00000006"]);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_nobodys() {
+        let place = tempfile::tempdir().unwrap();
+        save_steps(place.path(), &[None; 2]);
+        let staging = place.path().join(STAGING);
+        fs::create_dir(&staging).unwrap();
+        fs::write(staging.join(STATE_FILE), b"{").unwrap();
+        assert_eq!(found(place.path()), (2.0, vec![]));
+        save(place.path(), &identity(1, "a"), &progress(3), None, &tensors(3.0), 2).unwrap();
+        assert!(!staging.exists());
+        assert_eq!(found(place.path()).0, 3.0);
     }
 }

@@ -1,11 +1,16 @@
 //! The configuration of a training run: versioned TOML in which every setting has a default.
 
 use aeir_data::EpochLength;
-use aeir_encoders::{Head, HeadOptions, UnitNorm, WordOptions};
+use aeir_encoders::{Head, HeadOptions, Precision, UnitNorm, WordOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
-use crate::optimizer::AdamWConfig;
+
+pub mod layers;
+mod optimization;
+
+pub use layers::Difference;
+pub use optimization::{GroupConfig, OptimizerConfig, OptimizerKind, Schedule};
 
 /// The configuration format this version reads and writes.
 pub const CONFIG_VERSION: u32 = 1;
@@ -31,6 +36,8 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Target images and target sentences a step.
     pub target_batch_size: usize,
+    /// In which precision the towers' linear layers multiply in training.
+    pub precision: Precision,
     /// The encoders.
     pub model: ModelConfig,
     /// The loss on the source pairs.
@@ -45,8 +52,17 @@ pub struct TrainConfig {
     pub optimizer: OptimizerConfig,
     /// Which epoch becomes the model.
     pub selection: Selection,
+    /// Epochs without a better one after which training ends; 0 for never.
+    pub patience: usize,
+    /// Share of the target's images and of its sentences that nothing is trained on: the figures without labels are those of
+    /// this part alone. 0 for none.
+    pub target_held_out: f64,
     /// Epochs between checkpoints.
     pub checkpoint_every: usize,
+    /// Steps between further checkpoints within an epoch; 0 for none.
+    pub checkpoint_steps: usize,
+    /// Newest checkpoints that are kept; beside them the best one by `selection` stays.
+    pub keep_checkpoints: usize,
 }
 
 /// Methods that can be trained.
@@ -277,34 +293,9 @@ pub enum Adversary {
     Wasserstein,
 }
 
-/// The optimiser.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct OptimizerConfig {
-    /// Peak learning rate of the encoders.
-    pub learning_rate: f64,
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// Learning rate over time.
-    pub schedule: Schedule,
-    /// Share of all steps in which the rate rises from 0 to its peak.
-    pub warm_up: f64,
-    /// Largest global gradient norm; 0 switches clipping off.
-    pub clip_norm: f64,
-}
-
-/// Learning rate over time, after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Schedule {
-    /// Stays at the peak.
-    Constant,
-    /// Half a cosine down to 0.
-    Cosine,
-}
-
 /// Which epoch becomes the model. None of them sees a target label. Of a method that adapts, only epochs of the
-/// adaptation are candidates.
+/// adaptation are candidates. Those without labels look at the unpaired target sets, at a part of them that is held out
+/// where `target_held_out` says so; without a target they take the last epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Selection {
@@ -312,8 +303,16 @@ pub enum Selection {
     Last,
     /// The best rSum on the source validation split; the last where there is none.
     SourceValidation,
-    /// The best mean CSLS similarity of mutual neighbours between the unpaired target sets; the last without them.
+    /// The best mean CSLS similarity of mutual neighbours.
     TargetSimilarity,
+    /// The largest share of items whose nearest item's nearest is they.
+    TargetCycle,
+    /// The surest retrieval posterior: the least entropy.
+    TargetEntropy,
+    /// The most diverse retrieval posterior.
+    TargetDiversity,
+    /// The most information between query and answer: diversity less entropy.
+    TargetInformation,
 }
 
 impl Default for TrainConfig {
@@ -327,6 +326,7 @@ impl Default for TrainConfig {
             epoch_length: EpochLength::default(),
             batch_size: 128,
             target_batch_size: 128,
+            precision: Precision::Fp32,
             model: ModelConfig::default(),
             source_loss: SourceLossConfig::default(),
             adaptation: AdaptationConfig::default(),
@@ -334,7 +334,11 @@ impl Default for TrainConfig {
             cca: CcaConfig::default(),
             optimizer: OptimizerConfig::default(),
             selection: Selection::SourceValidation,
+            patience: 0,
+            target_held_out: 0.0,
             checkpoint_every: 10,
+            checkpoint_steps: 0,
+            keep_checkpoints: 2,
         }
     }
 }
@@ -382,43 +386,6 @@ impl Default for AdaptationConfig {
 impl Default for CcaConfig {
     fn default() -> Self {
         Self { regularisation: 0.1 }
-    }
-}
-
-impl Default for OptimizerConfig {
-    fn default() -> Self {
-        Self {
-            learning_rate: 2e-3,
-            weight_decay: 0.05,
-            schedule: Schedule::Cosine,
-            warm_up: 0.05,
-            clip_norm: 0.0,
-        }
-    }
-}
-
-impl OptimizerConfig {
-    /// The learning rate of step `step` of `steps`, from 0.
-    ///
-    /// Equation: linear from `peak / w` to `peak` over the first `w = warm_up * steps` steps, then constant, or
-    /// `peak (1 + cos(pi p)) / 2` with p from 0 to 1 over the rest.
-    pub fn learning_rate_at(&self, step: usize, steps: usize) -> f64 {
-        let warm_up = (self.warm_up * steps as f64).round();
-        let step = step as f64;
-        if step < warm_up {
-            return self.learning_rate * (step + 1.0) / warm_up;
-        }
-        match self.schedule {
-            Schedule::Constant => self.learning_rate,
-            Schedule::Cosine => {
-                let progress = (step - warm_up) / (steps as f64 - warm_up).max(1.0);
-                self.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
-            }
-        }
-    }
-
-    pub(crate) fn adamw(&self) -> AdamWConfig {
-        AdamWConfig { weight_decay: self.weight_decay, ..AdamWConfig::default() }
     }
 }
 
@@ -484,10 +451,8 @@ impl TrainConfig {
         let syntax = |message: String| TrainError::ConfigSyntax { file: origin.into(), message };
         let config: Self = toml::from_str(text).map_err(|error| {
             let message = error.to_string();
-            match nearest_key(error.message()) {
-                Some(nearest) => syntax(format!("{}\n  did you mean `{nearest}`?", message.trim_end())),
-                None => syntax(message.trim_end().to_owned()),
-            }
+            let nearest = layers::nearest_in_message(error.message());
+            syntax(layers::told_with_nearest(message.trim_end(), nearest.as_deref()))
         })?;
         config.check()?;
         Ok(config)
@@ -509,14 +474,6 @@ impl TrainConfig {
     /// # Errors
     /// The first such value, with its key.
     pub fn check(&self) -> Result<()> {
-        fn demand(holds: bool, key: &'static str, expected: &str, got: impl ToString) -> Result<()> {
-            if holds {
-                return Ok(());
-            }
-            Err(TrainError::Setting { key, expected: expected.into(), got: got.to_string() })
-        }
-        let positive = |value: f64| value.is_finite() && value > 0.0;
-        let weight = |value: f64| value.is_finite() && value >= 0.0;
         demand(self.version == CONFIG_VERSION, "version", "1", self.version)?;
         demand(self.epochs > 0, "epochs", "at least 1", self.epochs)?;
         demand(
@@ -527,6 +484,19 @@ impl TrainConfig {
         )?;
         demand(self.target_batch_size > 0, "target_batch_size", "at least 1", self.target_batch_size)?;
         demand(self.checkpoint_every > 0, "checkpoint_every", "at least 1", self.checkpoint_every)?;
+        demand(self.keep_checkpoints > 0, "keep_checkpoints", "at least 1", self.keep_checkpoints)?;
+        demand(
+            (0.0..1.0).contains(&self.target_held_out),
+            "target_held_out",
+            "in 0 .. 1",
+            self.target_held_out,
+        )?;
+        demand(
+            self.patience == 0 || self.selection != Selection::Last,
+            "patience",
+            "0 with `selection = \"last\"`, which looks at nothing",
+            self.patience,
+        )?;
         let ModelConfig { embedding_dimension, input_dropout, .. } = self.model;
         demand(embedding_dimension > 1, "model.embedding_dimension", "at least 2", embedding_dimension)?;
         demand((0.0..1.0).contains(&input_dropout), "model.input_dropout", "in 0 .. 1", input_dropout)?;
@@ -586,33 +556,24 @@ impl TrainConfig {
             "false with `aeir.fidelity = \"released\"`, which takes features as they are",
             self.standardise,
         )?;
-        let optimizer = self.optimizer;
-        demand(
-            positive(optimizer.learning_rate),
-            "optimizer.learning_rate",
-            "above 0",
-            optimizer.learning_rate,
-        )?;
-        demand(
-            weight(optimizer.weight_decay),
-            "optimizer.weight_decay",
-            "0 or more",
-            optimizer.weight_decay,
-        )?;
-        demand((0.0..1.0).contains(&optimizer.warm_up), "optimizer.warm_up", "in 0 .. 1", optimizer.warm_up)?;
-        demand(weight(optimizer.clip_norm), "optimizer.clip_norm", "0 or more", optimizer.clip_norm)
+        self.optimizer.check()
     }
 }
 
-/// The known key nearest to the unknown one of a parser's message.
-fn nearest_key(message: &str) -> Option<String> {
-    let mut quoted = message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
-    let unknown = quoted.next()?;
-    quoted
-        .map(|known| (strsim::damerau_levenshtein(unknown, known), known))
-        .min()
-        .filter(|(distance, known)| *distance <= known.len() / 2)
-        .map(|(_, known)| known.to_owned())
+/// Refuses the value of a setting unless `holds`.
+fn demand(holds: bool, key: &'static str, expected: &str, got: impl ToString) -> Result<()> {
+    if holds {
+        return Ok(());
+    }
+    Err(TrainError::Setting { key, expected: expected.into(), got: got.to_string() })
+}
+
+fn positive(value: f64) -> bool {
+    value.is_finite() && value > 0.0
+}
+
+fn weight(value: f64) -> bool {
+    value.is_finite() && value >= 0.0
 }
 
 #[cfg(test)]
@@ -669,18 +630,5 @@ mod tests {
         assert_eq!(released.resolved().unwrap().source_loss.kind, Some(SourceLossKind::TripletHardest));
         released.standardise = true;
         assert!(released.resolved().is_err());
-    }
-
-    #[test]
-    fn the_schedule_rises_then_falls() {
-        let config = OptimizerConfig { learning_rate: 1.0, warm_up: 0.1, ..OptimizerConfig::default() };
-        let rates: Vec<f64> = (0..100).map(|step| config.learning_rate_at(step, 100)).collect();
-        assert!(
-            (rates[0] - 0.1).abs() < 1e-12
-                && (rates[9] - 1.0).abs() < 1e-12
-                && (rates[10] - 1.0).abs() < 1e-12
-        );
-        assert!(rates[10..].windows(2).all(|pair| pair[0] >= pair[1]));
-        assert!(rates[99] < 0.01);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aeir_data::ShuffledSampler;
 use aeir_encoders::standardise::{DomainStatistics, Standardiser};
 use aeir_encoders::{Head, ImageInput, Standardisation};
 use candle_core::Device;
@@ -10,6 +11,8 @@ use sha2::{Digest, Sha256};
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
 use crate::items::{ItemTable, PreparedItems};
+use crate::method::Inputs;
+use crate::plan::Sizes;
 
 /// Pairs to score with, never to train on: nothing makes a training batch of them.
 #[derive(Debug, Clone)]
@@ -88,6 +91,28 @@ impl TrainingData {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// Bytes that the features of so many items take, judged by these.
+    pub(crate) fn bytes_of(&self, sizes: Sizes) -> usize {
+        let of = |tables: Vec<&ItemTable>, items: f64| {
+            let (bytes, count) = tables
+                .iter()
+                .fold((0, 0), |(bytes, count), table| (bytes + table.bytes(), count + table.len()));
+            (bytes as f64 / count.max(1) as f64 * items) as usize
+        };
+        let images: usize = self.sources.iter().map(|source| source.images.len()).sum();
+        let sentences: usize = self.sources.iter().map(|source| source.sentences.len()).sum();
+        let pairs = sizes.pairs as f64;
+        let mut bytes = of(self.sources.iter().map(|source| &source.images).collect(), pairs)
+            + of(
+                self.sources.iter().map(|source| &source.sentences).collect(),
+                pairs * sentences as f64 / images.max(1) as f64,
+            );
+        if let (Some(target), Some([images, sentences])) = (&self.target, sizes.target) {
+            bytes += of(vec![&target.images], images as f64) + of(vec![&target.sentences], sentences as f64);
+        }
+        bytes
+    }
+
     /// Standardises everything and makes it ready for batches on the device.
     ///
     /// # Errors
@@ -129,18 +154,20 @@ impl TrainingData {
                 });
             }
         }
-        let target = match &self.target {
+        let (target, target_held_out) = match &self.target {
             Some(target) => {
                 let statistics = standardisation.domain(standardisation.serving())?;
-                Some(PreparedTarget {
+                let whole = PreparedTarget {
                     images: PreparedItems::new(&[(&target.images, statistics.image.as_ref())], device)?,
                     sentences: PreparedItems::new(
                         &[(&target.sentences, statistics.sentence.as_ref())],
                         device,
                     )?,
-                })
+                };
+                let (trained, held_out) = whole.split(config.target_held_out, config.seed)?;
+                (Some(trained), held_out)
             }
-            None => None,
+            None => (None, None),
         };
         Ok(PreparedData {
             images: PreparedItems::new(&images, device)?,
@@ -148,6 +175,7 @@ impl TrainingData {
             sentences_of,
             validation,
             target,
+            target_held_out,
             standardisation,
         })
     }
@@ -219,13 +247,29 @@ pub struct PreparedData {
     pub sentences_of: Vec<Vec<usize>>,
     /// Validation splits, one a source domain that has one.
     pub validation: Vec<PreparedPairs>,
-    /// The target's two sets.
+    /// The target's two sets, without what is held out of them.
     pub target: Option<PreparedTarget>,
+    /// The parts of the target's sets that nothing is trained on, where the configuration asks for them. Their features
+    /// have a share in the statistics of the domain, which need no labels either.
+    pub target_held_out: Option<PreparedTarget>,
     /// What was applied; goes into the model.
     pub standardisation: Standardisation,
 }
 
 impl PreparedData {
+    /// What the towers take.
+    ///
+    /// # Errors
+    /// When images come as fragments, not as many for every image, and `head` needs that.
+    pub fn inputs(&self, head: Head) -> Result<Inputs> {
+        Ok(Inputs {
+            image_dimension: self.images.dimension()?,
+            images: self.image_input(head)?,
+            sentence_dimension: self.sentences.dimension()?,
+            sentences: self.sentences.sentence_kind(),
+        })
+    }
+
     /// What images come as.
     ///
     /// # Errors
@@ -265,6 +309,41 @@ pub struct PreparedTarget {
     pub images: PreparedItems,
     /// M sentences.
     pub sentences: PreparedItems,
+}
+
+/// Streams of the samplers that choose what is held out of the target: which image and which sentence say nothing of each
+/// other.
+const HELD_OUT_STREAMS: [u64; 2] = [0x7e57, 0x7e58];
+
+impl PreparedTarget {
+    /// What is trained on, and what is held out.
+    fn split(self, share: f64, seed: u64) -> Result<(Self, Option<Self>)> {
+        if share == 0.0 {
+            return Ok((self, None));
+        }
+        let [images, sentences] = HELD_OUT_STREAMS;
+        let (images, held_images) = part(&self.images, share, seed, images)?;
+        let (sentences, held_sentences) = part(&self.sentences, share, seed, sentences)?;
+        let held_out = Self { images: held_images, sentences: held_sentences };
+        Ok((Self { images, sentences }, Some(held_out)))
+    }
+}
+
+/// The items in their order, without a share of them drawn at random, and that share.
+fn part(items: &PreparedItems, share: f64, seed: u64, stream: u64) -> Result<(PreparedItems, PreparedItems)> {
+    let count = (share * items.len() as f64).round() as usize;
+    if count == 0 || count >= items.len() {
+        return Err(TrainError::Data {
+            what: "items of the target for `target_held_out`".into(),
+            expected: "enough that one can be held out and one is left".into(),
+            got: items.len().to_string(),
+        });
+    }
+    let mut order = ShuffledSampler::new(items.len(), seed, stream).epoch_order(0);
+    let mut kept = order.split_off(count);
+    order.sort_unstable();
+    kept.sort_unstable();
+    Ok((items.view(kept), items.view(order)))
 }
 
 #[cfg(test)]
@@ -360,6 +439,23 @@ pub(crate) mod tests {
         assert_eq!(prepared.standardisation.serving(), SOURCE);
         let mean = mean(&prepared.target.unwrap().images);
         assert!(mean > 3.0, "the shift of the target stays: {mean}");
+    }
+
+    #[test]
+    fn a_part_of_the_target_is_held_out() {
+        let data = toy(20, 10, 30);
+        let config = TrainConfig { target_held_out: 0.2, ..TrainConfig::default() };
+        let prepared = data.prepare(&config, &Device::Cpu).unwrap();
+        let (trained, held) = (prepared.target.unwrap(), prepared.target_held_out.unwrap());
+        assert_eq!((trained.images.len(), held.images.len()), (8, 2));
+        assert_eq!((trained.sentences.len(), held.sentences.len()), (24, 6));
+        let whole = data.prepare(&TrainConfig::default(), &Device::Cpu).unwrap();
+        assert!(whole.target_held_out.is_none());
+        let sum = |items: &PreparedItems| mean(items) * items.len() as f32;
+        let images = whole.target.unwrap().images;
+        assert!((sum(&trained.images) + sum(&held.images) - sum(&images)).abs() < 1e-3, "nothing is lost");
+        let config = TrainConfig { target_held_out: 0.01, ..TrainConfig::default() };
+        assert!(data.prepare(&config, &Device::Cpu).is_err());
     }
 
     #[test]

@@ -42,6 +42,24 @@ pub enum TrainError {
         /// Optimiser step, from 1.
         step: usize,
     },
+    /// Training was asked to stop, and did after a whole step.
+    #[error("stopped after step {step} of {steps}{}", if *saved { "; the state is saved" } else { "" })]
+    Interrupted {
+        /// Steps done.
+        step: usize,
+        /// Steps in all.
+        steps: usize,
+        /// Whether a run folder holds the state.
+        saved: bool,
+    },
+    /// A run would go on under other settings or with other data than it began with.
+    #[error("`{}` was begun with {}", run.display(), differences.join("; "))]
+    OtherRun {
+        /// The run's folder.
+        run: PathBuf,
+        /// What differs: each key with both values, or that the data are others.
+        differences: Vec<String>,
+    },
     /// The output folder holds something that must not be overwritten.
     #[error("`{}` {reason}", folder.display())]
     Output {

@@ -79,6 +79,19 @@ impl ItemTable {
         PreparedItems::new(&[(self, None)], device)?.select(rows)
     }
 
+    /// Bytes that it takes in memory while it is trained on: vectors lie on the host and, standardised, on the device; a
+    /// mapped file takes none.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Pooled(table) => 2 * size_of_val(table.values.as_slice()),
+            Self::Fragments(table) => match &table.storage {
+                Storage::Memory { values, .. } => size_of_val(values.as_slice()),
+                Storage::Mapped(_) => 0,
+            },
+            Self::Words(table) => table.ids.iter().map(|ids| size_of_val(ids.as_slice())).sum(),
+        }
+    }
+
     pub(crate) fn digest(&self, hash: &mut Sha256) {
         let mut numbers = |numbers: &[usize]| {
             numbers.iter().for_each(|number| hash.update((*number as u64).to_le_bytes()));

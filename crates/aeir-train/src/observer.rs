@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use aeir_retrieve::RetrievalMetrics;
+use aeir_retrieve::{LabelFree, RetrievalMetrics};
 use serde::{Deserialize, Serialize};
 
+use crate::config::Selection;
+
 /// One line of `metrics.jsonl`. It holds no times, so that the same run gives the same bytes.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EpochRecord {
     /// From 1.
     pub epoch: usize,
@@ -16,16 +18,56 @@ pub struct EpochRecord {
     pub learning_rate: f64,
     /// Global gradient norm of the encoders before clipping, mean over the epoch's steps.
     pub gradient_norm: f64,
+    /// The largest of these norms.
+    #[serde(default)]
+    pub gradient_norm_largest: f64,
+    /// Share of the epoch's steps whose norm was clipped; none where nothing clips.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clipped_share: Option<f64>,
     /// Losses and critic accuracies, means over the epoch's steps.
     pub means: BTreeMap<String, f64>,
     /// Retrieval on the source validation splits, rSum averaged over domains; none without such a split.
     pub source_validation_rsum: Option<f64>,
     /// Mean CSLS similarity of mutual nearest neighbours between the unpaired target sets: needs no labels.
     pub target_mutual_similarity: Option<f64>,
+    /// Share of the target's items that come back to themselves by way of their nearest of the other set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_cycle_consistency: Option<f64>,
+    /// Entropy of the retrieval posterior between the target sets, 0 sure, 1 clueless.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_posterior_entropy: Option<f64>,
+    /// Entropy of the mean posterior: how diverse the answers are, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_posterior_diversity: Option<f64>,
     /// Proxy A-distance of source and target, where there is a target: of the last epoch before an adaptation begins
     /// and of the last of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub domain_distances: Option<DomainDistances>,
+}
+
+impl EpochRecord {
+    /// The label-free figures, where there is a target.
+    pub(crate) fn set_label_free(&mut self, figures: LabelFree) {
+        self.target_mutual_similarity = Some(figures.mutual_similarity);
+        self.target_cycle_consistency = Some(figures.cycle_consistency);
+        self.target_posterior_entropy = Some(figures.posterior_entropy);
+        self.target_posterior_diversity = Some(figures.posterior_diversity);
+    }
+
+    /// What `selection` goes by; the higher, the better. None where it looks at nothing, or at what this run does not have.
+    pub fn criterion(&self, selection: Selection) -> Option<f64> {
+        match selection {
+            Selection::Last => None,
+            Selection::SourceValidation => self.source_validation_rsum,
+            Selection::TargetSimilarity => self.target_mutual_similarity,
+            Selection::TargetCycle => self.target_cycle_consistency,
+            Selection::TargetEntropy => self.target_posterior_entropy.map(|entropy| -entropy),
+            Selection::TargetDiversity => self.target_posterior_diversity,
+            Selection::TargetInformation => {
+                Some(self.target_posterior_diversity? - self.target_posterior_entropy?)
+            }
+        }
+    }
 }
 
 /// How well a linear classifier tells source from target by their embeddings: 0 not at all, 2 always.
@@ -52,6 +94,12 @@ pub trait Observer {
     /// After each epoch.
     fn epoch(&mut self, record: &EpochRecord) {
         let _ = record;
+    }
+
+    /// Asked after each step: whether to stop here. The state is saved and training ends with
+    /// [`TrainError::Interrupted`](crate::TrainError::Interrupted).
+    fn interrupts(&mut self) -> bool {
+        false
     }
 
     /// Something the user should know, though the run goes on.

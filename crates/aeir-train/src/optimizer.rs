@@ -1,78 +1,133 @@
-//! AdamW over named parameters, with its state in the open, and global-norm clipping.
+//! Adam, AdamW and SGD over named parameters, with their state in the open, and global-norm clipping.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Storage, Tensor, Var};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
 
-/// Settings of [`AdamW`].
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdamWConfig {
+/// Settings of Adam and AdamW.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamConfig {
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub epsilon: f64,
-    /// Decoupled weight decay, multiplied by the learning rate; 0 makes this Adam.
-    pub weight_decay: f64,
 }
 
-impl Default for AdamWConfig {
+impl Default for AdamConfig {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+        Self { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }
     }
 }
 
-/// AdamW with decoupled weight decay.
-///
-/// Equation (Loshchilov and Hutter, ICLR 2019): `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`,
-/// `w = w - lr wd w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)`.
+/// How a parameter follows its gradient. The rules are PyTorch's, of 2.x, with its defaults.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rule {
+    /// Decoupled weight decay.
+    ///
+    /// Equation (Loshchilov and Hutter, ICLR 2019): `m = b1 m + (1 - b1) g`, `v = b2 v + (1 - b2) g^2`,
+    /// `w = w - lr wd w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)`.
+    AdamW(AdamConfig),
+    /// As AdamW, but weight decay is a part of the gradient: `g = g + wd w` (Kingma and Ba, ICLR 2015).
+    Adam(AdamConfig),
+    /// Stochastic gradient descent with momentum.
+    ///
+    /// Equation: `g = g + wd w`, `u = momentum u + g` (`u = g` at first), `w = w - lr u`, with `nesterov`
+    /// `w = w - lr (g + momentum u)`.
+    Sgd {
+        /// Share of the last update that goes on; 0 for none.
+        momentum: f64,
+        /// Look ahead by one momentum step.
+        nesterov: bool,
+    },
+}
+
+impl Rule {
+    /// How many tensors of state a parameter has.
+    pub fn moments(self) -> usize {
+        match self {
+            Self::AdamW(_) | Self::Adam(_) => 2,
+            Self::Sgd { momentum, .. } => usize::from(momentum > 0.0),
+        }
+    }
+}
+
+/// A parameter with what is its own in an update.
+#[derive(Clone)]
+pub struct Parameter {
+    /// Its name.
+    pub name: String,
+    /// Its values, shared with the model.
+    pub variable: Var,
+    /// The learning rate is multiplied by this.
+    pub rate_scale: f64,
+    /// Its weight decay.
+    pub weight_decay: f64,
+}
+
+/// Steps named parameters by one rule.
 ///
 /// Numerical notes: moments are f32. On the CPU the update is one fused pass over each parameter; elsewhere it is made
-/// of candle's operations, which differ in the last bit. Vectors (biases, scales) are decayed like the rest, as
-/// PyTorch does with one parameter group.
-pub struct AdamW {
-    config: AdamWConfig,
-    parameters: Vec<(String, Var)>,
-    moments: Vec<Moments>,
-    step: usize,
+/// of candle's operations, which differ in the last bit. Each parameter counts its own steps, as PyTorch does. Vectors
+/// (biases, scales) are decayed like the rest unless a group says otherwise.
+///
+/// Parity: `fixtures/parity/optimizers`.
+pub struct Optimizer {
+    rule: Rule,
+    parameters: Vec<Parameter>,
+    states: Vec<State>,
+}
+
+/// What a rule remembers of a parameter.
+struct State {
+    steps: usize,
+    moments: Moments,
 }
 
 enum Moments {
-    Host { first: Vec<f32>, second: Vec<f32> },
-    Device { first: Tensor, second: Tensor },
+    Host([Vec<f32>; 2]),
+    Device(Vec<Tensor>),
 }
 
-impl AdamW {
+/// Names of the moments in [`Optimizer::state`].
+const MOMENTS: [&str; 2] = ["first", "second"];
+
+impl Optimizer {
     /// An optimiser of `parameters`, which must come sorted by name.
     ///
     /// # Errors
     /// When the moments can't be allocated on the device.
-    pub fn new(parameters: Vec<(String, Var)>, config: AdamWConfig) -> Result<Self> {
-        let moments = parameters
+    pub fn new(parameters: Vec<Parameter>, rule: Rule) -> Result<Self> {
+        let states = parameters
             .iter()
-            .map(|(_, variable)| {
-                Ok(match variable.device() {
-                    Device::Cpu => {
-                        let count = variable.elem_count();
-                        Moments::Host { first: vec![0.0; count], second: vec![0.0; count] }
-                    }
-                    _ => Moments::Device { first: variable.zeros_like()?, second: variable.zeros_like()? },
-                })
+            .map(|Parameter { variable, .. }| {
+                let moments = match variable.device() {
+                    Device::Cpu => Moments::Host(std::array::from_fn(|moment| {
+                        vec![0.0; if moment < rule.moments() { variable.elem_count() } else { 0 }]
+                    })),
+                    _ => Moments::Device(
+                        (0..rule.moments()).map(|_| Ok(variable.zeros_like()?)).collect::<Result<_>>()?,
+                    ),
+                };
+                Ok(State { steps: 0, moments })
             })
             .collect::<Result<_>>()?;
-        Ok(Self { config, parameters, moments, step: 0 })
+        Ok(Self { rule, parameters, states })
     }
 
-    /// Names and parameters, in order.
-    pub fn parameters(&self) -> &[(String, Var)] {
+    /// The parameters, in order.
+    pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
+    }
+
+    /// The rule.
+    pub fn rule(&self) -> Rule {
+        self.rule
     }
 
     /// One update. Parameters without a gradient stay as they are. Each gradient is multiplied by `scale` first.
@@ -80,99 +135,164 @@ impl AdamW {
     /// # Errors
     /// When an operation fails on the device.
     pub fn step(&mut self, gradients: &Gradients, scale: f64, learning_rate: f64) -> Result<()> {
-        self.step += 1;
-        let AdamWConfig { beta1, beta2, epsilon, weight_decay } = self.config;
-        let correction1 = 1.0 - beta1.powi(self.step as i32);
-        let correction2 = 1.0 - beta2.powi(self.step as i32);
-        for ((name, variable), moments) in self.parameters.iter().zip(&mut self.moments) {
-            let Some(gradient) = gradients.get(name) else { continue };
-            match moments {
-                Moments::Host { first, second } => {
-                    let update = Update {
-                        beta1: beta1 as f32,
-                        beta2: beta2 as f32,
-                        scale: scale as f32,
-                        decay: (1.0 - learning_rate * weight_decay) as f32,
-                        rate: (learning_rate / correction1) as f32,
-                        root_correction: correction2.sqrt() as f32,
-                        epsilon: epsilon as f32,
-                        moments: RefCell::new((first, second)),
-                    };
-                    variable.inplace_op2(&gradient.contiguous()?, &update)?;
+        for (parameter, state) in self.parameters.iter().zip(&mut self.states) {
+            let Some(gradient) = gradients.get(&parameter.name) else { continue };
+            state.steps += 1;
+            let factors = Factors::new(self.rule, parameter, state.steps, scale, learning_rate);
+            match &mut state.moments {
+                Moments::Host([first, second]) => {
+                    let update = Update { factors, moments: RefCell::new((first, second)) };
+                    parameter.variable.inplace_op2(&gradient.contiguous()?, &update)?;
                 }
-                Moments::Device { first, second } => {
-                    let gradient = (gradient.detach() * scale)?;
-                    *first = ((&*first * beta1)? + (&gradient * (1.0 - beta1))?)?;
-                    *second = ((&*second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
-                    let denominator = ((&*second / correction2)?.sqrt()? + epsilon)?;
-                    let update = ((&*first / correction1)? / denominator)?;
-                    let decayed = (variable.as_detached_tensor() * (1.0 - learning_rate * weight_decay))?;
-                    variable.set(&(decayed - (update * learning_rate)?)?)?;
-                }
+                Moments::Device(moments) => factors.step(&parameter.variable, gradient, moments)?,
             }
         }
         Ok(())
     }
 
-    /// The state as named tensors: `first.NAME`, `second.NAME`, `step`.
+    /// The state as named tensors: `first.NAME` and `second.NAME`, as many as the rule has, and `steps`.
     ///
     /// # Errors
     /// When a tensor can't be made.
     pub fn state(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut state = BTreeMap::new();
-        for ((name, variable), moments) in self.parameters.iter().zip(&self.moments) {
-            let (first, second) = match moments {
-                Moments::Host { first, second } => (
-                    Tensor::from_slice(first, variable.shape(), &Device::Cpu)?,
-                    Tensor::from_slice(second, variable.shape(), &Device::Cpu)?,
-                ),
-                Moments::Device { first, second } => (first.clone(), second.clone()),
-            };
-            state.insert(format!("first.{name}"), first);
-            state.insert(format!("second.{name}"), second);
+        let mut tensors = BTreeMap::new();
+        for (Parameter { name, variable, .. }, state) in self.parameters.iter().zip(&self.states) {
+            for (index, moment) in MOMENTS.iter().take(self.rule.moments()).enumerate() {
+                let tensor = match &state.moments {
+                    Moments::Host(moments) => moments
+                        .get(index)
+                        .map(|values| Tensor::from_slice(values, variable.shape(), &Device::Cpu))
+                        .transpose()?,
+                    Moments::Device(moments) => moments.get(index).cloned(),
+                };
+                tensors.extend(tensor.map(|tensor| (format!("{moment}.{name}"), tensor)));
+            }
         }
-        state.insert("step".into(), Tensor::new(&[self.step as i64], &Device::Cpu)?);
-        Ok(state)
+        let steps: Vec<i64> = self.states.iter().map(|state| state.steps as i64).collect();
+        tensors.insert("steps".into(), Tensor::from_vec(steps, self.states.len(), &Device::Cpu)?);
+        Ok(tensors)
     }
 
-    /// Takes a state written by [`AdamW::state`].
+    /// Takes a state written by [`Optimizer::state`].
     ///
     /// # Errors
     /// When a tensor is missing or has another shape.
-    pub fn restore(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        let find = |key: String| {
-            state.get(&key).ok_or_else(|| TrainError::Data {
-                what: "optimiser state".into(),
-                expected: format!("tensor `{key}`"),
-                got: "none".into(),
-            })
-        };
-        for ((name, variable), moments) in self.parameters.iter().zip(&mut self.moments) {
-            let (saved_first, saved_second) =
-                (find(format!("first.{name}"))?, find(format!("second.{name}"))?);
-            for saved in [saved_first, saved_second] {
-                if saved.shape() != variable.shape() {
-                    return Err(TrainError::Data {
-                        what: format!("optimiser state of `{name}`"),
-                        expected: format!("{:?}", variable.shape()),
-                        got: format!("{:?}", saved.shape()),
-                    });
+    pub fn restore(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        let steps = find(tensors, "steps")?.to_vec1::<i64>()?;
+        if steps.len() != self.parameters.len() {
+            return Err(TrainError::Data {
+                what: "steps in the optimiser state".into(),
+                expected: format!("{} parameters", self.parameters.len()),
+                got: steps.len().to_string(),
+            });
+        }
+        let parameters = self.parameters.iter().zip(&mut self.states).zip(steps);
+        for ((Parameter { name, variable, .. }, state), steps) in parameters {
+            let saved = MOMENTS
+                .iter()
+                .take(self.rule.moments())
+                .map(|moment| moment_of(tensors, &format!("{moment}.{name}"), variable))
+                .collect::<Result<Vec<Tensor>>>()?;
+            state.steps = usize::try_from(steps).unwrap_or(0);
+            match &mut state.moments {
+                Moments::Host(moments) => {
+                    for (values, saved) in moments.iter_mut().zip(saved) {
+                        *values = saved.flatten_all()?.to_vec1()?;
+                    }
                 }
-            }
-            match moments {
-                Moments::Host { first, second } => {
-                    *first = saved_first.flatten_all()?.to_vec1()?;
-                    *second = saved_second.flatten_all()?.to_vec1()?;
-                }
-                Moments::Device { first, second } => {
-                    *first = saved_first.to_device(variable.device())?;
-                    *second = saved_second.to_device(variable.device())?;
-                }
+                Moments::Device(moments) => *moments = saved,
             }
         }
-        self.step = find("step".into())?.to_vec1::<i64>()?.first().copied().unwrap_or(0) as usize;
         Ok(())
     }
+}
+
+fn find<'a>(tensors: &'a BTreeMap<String, Tensor>, key: &str) -> Result<&'a Tensor> {
+    tensors.get(key).ok_or_else(|| TrainError::Data {
+        what: "optimiser state".into(),
+        expected: format!("tensor `{key}`"),
+        got: "none".into(),
+    })
+}
+
+fn moment_of(tensors: &BTreeMap<String, Tensor>, key: &str, variable: &Var) -> Result<Tensor> {
+    let saved = find(tensors, key)?;
+    if saved.shape() != variable.shape() {
+        return Err(TrainError::Data {
+            what: format!("optimiser state `{key}`"),
+            expected: format!("{:?}", variable.shape()),
+            got: format!("{:?}", saved.shape()),
+        });
+    }
+    Ok(saved.to_device(variable.device())?)
+}
+
+/// The numbers of one parameter's update.
+struct Factors {
+    rule: Rule,
+    scale: f64,
+    rate: f64,
+    weight_decay: f64,
+    /// Whether the state has seen no gradient before.
+    first: bool,
+    /// `1 - b1^t` and `1 - b2^t`.
+    corrections: [f64; 2],
+}
+
+impl Factors {
+    fn new(rule: Rule, parameter: &Parameter, step: usize, scale: f64, learning_rate: f64) -> Self {
+        let corrections = match rule {
+            Rule::AdamW(adam) | Rule::Adam(adam) => {
+                [adam.beta1, adam.beta2].map(|beta| 1.0 - beta.powi(step as i32))
+            }
+            Rule::Sgd { .. } => [1.0; 2],
+        };
+        let Parameter { rate_scale, weight_decay, .. } = *parameter;
+        Self { rule, scale, rate: learning_rate * rate_scale, weight_decay, first: step == 1, corrections }
+    }
+
+    /// The update made of candle's operations.
+    fn step(&self, variable: &Var, gradient: &Tensor, moments: &mut [Tensor]) -> Result<()> {
+        let Self { scale, rate, weight_decay, corrections: [correction1, correction2], .. } = *self;
+        let weights = variable.as_detached_tensor();
+        let gradient = (gradient.detach() * scale)?;
+        let decayed_gradient = || &gradient + (&weights * weight_decay)?;
+        let updated = match (self.rule, moments) {
+            (Rule::AdamW(adam), [first, second]) => {
+                let update = adam_update(adam, &gradient, first, second, correction1, correction2)?;
+                ((&weights * (1.0 - rate * weight_decay))? - (update * rate)?)?
+            }
+            (Rule::Adam(adam), [first, second]) => {
+                let update =
+                    adam_update(adam, &decayed_gradient()?, first, second, correction1, correction2)?;
+                (&weights - (update * rate)?)?
+            }
+            (Rule::Sgd { momentum, nesterov }, [velocity]) => {
+                let gradient = decayed_gradient()?;
+                *velocity =
+                    if self.first { gradient.clone() } else { ((&*velocity * momentum)? + &gradient)? };
+                let update = if nesterov { (gradient + (&*velocity * momentum)?)? } else { velocity.clone() };
+                (&weights - (update * rate)?)?
+            }
+            _ => (&weights - (decayed_gradient()? * rate)?)?,
+        };
+        Ok(variable.set(&updated)?)
+    }
+}
+
+fn adam_update(
+    adam: AdamConfig,
+    gradient: &Tensor,
+    first: &mut Tensor,
+    second: &mut Tensor,
+    correction1: f64,
+    correction2: f64,
+) -> Result<Tensor> {
+    let AdamConfig { beta1, beta2, epsilon } = adam;
+    *first = ((&*first * beta1)? + (gradient * (1.0 - beta1))?)?;
+    *second = ((&*second * beta2)? + (gradient.sqr()? * (1.0 - beta2))?)?;
+    let denominator = ((&*second / correction2)?.sqrt()? + epsilon)?;
+    Ok(((&*first / correction1)? / denominator)?)
 }
 
 /// Numbers that one task updates or adds up: a constant, so that sums have one order whatever the number of threads.
@@ -180,19 +300,13 @@ const CHUNK: usize = 1 << 14;
 
 /// One parameter's update on the CPU: a single pass on all threads, in place.
 struct Update<'a> {
-    beta1: f32,
-    beta2: f32,
-    scale: f32,
-    decay: f32,
-    rate: f32,
-    root_correction: f32,
-    epsilon: f32,
+    factors: Factors,
     moments: RefCell<(&'a mut [f32], &'a mut [f32])>,
 }
 
 impl InplaceOp2 for Update<'_> {
     fn name(&self) -> &'static str {
-        "adamw"
+        "optimizer-step"
     }
 
     fn cpu_fwd(
@@ -203,30 +317,90 @@ impl InplaceOp2 for Update<'_> {
         gradient_layout: &Layout,
     ) -> candle_core::Result<()> {
         let (CpuStorage::F32(weights), Some(range)) = (weights, weight_layout.contiguous_offsets()) else {
-            candle_core::bail!("adamw: expected contiguous f32 parameters");
+            candle_core::bail!("optimizer-step: expected contiguous f32 parameters");
         };
         let Some(weights) = weights.get_mut(range.0..range.1) else {
-            candle_core::bail!("adamw: layout outside of the storage");
+            candle_core::bail!("optimizer-step: layout outside of the storage");
         };
         let gradient = numbers(gradient, gradient_layout)?;
+        if weights.len() != gradient.len() {
+            candle_core::bail!(
+                "optimizer-step: {} gradients for {} parameters",
+                gradient.len(),
+                weights.len()
+            );
+        }
         let mut moments = self.moments.borrow_mut();
         let (first, second) = &mut *moments;
-        if [weights.len(), first.len(), second.len()] != [gradient.len(); 3] {
-            candle_core::bail!("adamw: {} gradients for {} parameters", gradient.len(), weights.len());
+        self.factors.apply(weights, gradient, first, second);
+        Ok(())
+    }
+}
+
+impl Factors {
+    fn apply(&self, weights: &mut [f32], gradient: &[f32], first: &mut [f32], second: &mut [f32]) {
+        let (scale, decay) = (self.scale as f32, self.weight_decay as f32);
+        match self.rule {
+            Rule::AdamW(adam) => {
+                let kept = (1.0 - self.rate * self.weight_decay) as f32;
+                self.adam(adam, weights, gradient, first, second, move |weight, gradient| {
+                    (weight * kept, gradient * scale)
+                });
+            }
+            Rule::Adam(adam) => {
+                self.adam(adam, weights, gradient, first, second, move |weight, gradient| {
+                    (weight, gradient * scale + decay * weight)
+                });
+            }
+            Rule::Sgd { momentum: 0.0, .. } => {
+                let rate = self.rate as f32;
+                let chunks = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+                chunks.for_each(|(weights, gradient)| {
+                    for (weight, gradient) in weights.iter_mut().zip(gradient) {
+                        *weight -= rate * (gradient * scale + decay * *weight);
+                    }
+                });
+            }
+            Rule::Sgd { momentum, nesterov } => {
+                let (rate, momentum) = (self.rate as f32, momentum as f32);
+                // The state is zero before the first gradient, which is what the rule asks for.
+                let chunks = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
+                chunks.zip(first.par_chunks_mut(CHUNK)).for_each(|((weights, gradient), velocity)| {
+                    for ((weight, gradient), velocity) in weights.iter_mut().zip(gradient).zip(velocity) {
+                        let gradient = gradient * scale + decay * *weight;
+                        *velocity = momentum * *velocity + gradient;
+                        let update = if nesterov { gradient + momentum * *velocity } else { *velocity };
+                        *weight -= rate * update;
+                    }
+                });
+            }
         }
-        let Self { beta1, beta2, scale, decay, rate, root_correction, epsilon, .. } = *self;
+    }
+
+    /// `decayed` gives the weight to go on from and the gradient that the moments take.
+    fn adam(
+        &self,
+        adam: AdamConfig,
+        weights: &mut [f32],
+        gradient: &[f32],
+        first: &mut [f32],
+        second: &mut [f32],
+        decayed: impl Fn(f32, f32) -> (f32, f32) + Sync,
+    ) {
+        let [correction1, correction2] = self.corrections;
+        let (beta1, beta2, epsilon) = (adam.beta1 as f32, adam.beta2 as f32, adam.epsilon as f32);
+        let (rate, root_correction) = ((self.rate / correction1) as f32, correction2.sqrt() as f32);
         let chunks = weights.par_chunks_mut(CHUNK).zip(gradient.par_chunks(CHUNK));
         let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
         chunks.zip(moments).for_each(|((weights, gradient), (first, second))| {
             let values = weights.iter_mut().zip(gradient).zip(first.iter_mut().zip(second.iter_mut()));
             for ((weight, gradient), (m, v)) in values {
-                let gradient = gradient * scale;
+                let (start, gradient) = decayed(*weight, *gradient);
                 *m = beta1 * *m + (1.0 - beta1) * gradient;
                 *v = beta2 * *v + (1.0 - beta2) * gradient * gradient;
-                *weight = *weight * decay - rate * *m / (v.sqrt() / root_correction + epsilon);
+                *weight = start - rate * *m / (v.sqrt() / root_correction + epsilon);
             }
         });
-        Ok(())
     }
 }
 
@@ -253,15 +427,26 @@ impl Gradients {
     pub fn accumulate(
         &mut self,
         store: &candle_core::backprop::GradStore,
-        parameters: &[(String, Var)],
+        parameters: &[Parameter],
     ) -> Result<()> {
-        for (name, variable) in parameters {
+        for Parameter { name, variable, .. } in parameters {
             let Some(gradient) = store.get(variable) else { continue };
             let sum = match self.by_name.get(name) {
                 Some(already) => (already + gradient)?,
                 None => gradient.clone(),
             };
             self.by_name.insert(name.clone(), sum.detach());
+        }
+        Ok(())
+    }
+
+    /// Multiplies all of them.
+    ///
+    /// # Errors
+    /// When a product fails on the device.
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        for gradient in self.by_name.values_mut() {
+            *gradient = (&*gradient * factor)?;
         }
         Ok(())
     }
@@ -339,40 +524,92 @@ mod tests {
     use crate::parameters::ParameterStore;
     use candle_nn::Init;
 
-    /// The published rule in f64, one number.
-    fn reference(start: f64, gradients: &[f64], rate: f64, config: AdamWConfig) -> f64 {
+    /// The published rules in f64, one number.
+    fn reference(rule: Rule, start: f64, gradients: &[f64], rate: f64, decay: f64) -> f64 {
         let (mut w, mut m, mut v) = (start, 0.0, 0.0);
         for (t, g) in gradients.iter().enumerate() {
             let t = t as i32 + 1;
-            m = config.beta1 * m + (1.0 - config.beta1) * g;
-            v = config.beta2 * v + (1.0 - config.beta2) * g * g;
-            w -= rate * config.weight_decay * w;
-            let (m_hat, v_hat) = (m / (1.0 - config.beta1.powi(t)), v / (1.0 - config.beta2.powi(t)));
-            w -= rate * m_hat / (v_hat.sqrt() + config.epsilon);
+            let decayed = g + decay * w;
+            match rule {
+                Rule::AdamW(adam) | Rule::Adam(adam) => {
+                    let decoupled = matches!(rule, Rule::AdamW(_));
+                    let g = if decoupled { *g } else { decayed };
+                    m = adam.beta1 * m + (1.0 - adam.beta1) * g;
+                    v = adam.beta2 * v + (1.0 - adam.beta2) * g * g;
+                    w -= if decoupled { rate * decay * w } else { 0.0 };
+                    let (m_hat, v_hat) = (m / (1.0 - adam.beta1.powi(t)), v / (1.0 - adam.beta2.powi(t)));
+                    w -= rate * m_hat / (v_hat.sqrt() + adam.epsilon);
+                }
+                Rule::Sgd { momentum, nesterov } => {
+                    m = momentum * m + decayed;
+                    w -= rate * if nesterov { decayed + momentum * m } else { m };
+                }
+            }
         }
         w
     }
 
+    const RULES: [Rule; 5] = [
+        Rule::AdamW(AdamConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 }),
+        Rule::Adam(AdamConfig { beta1: 0.8, beta2: 0.99, epsilon: 1e-6 }),
+        Rule::Sgd { momentum: 0.0, nesterov: false },
+        Rule::Sgd { momentum: 0.9, nesterov: false },
+        Rule::Sgd { momentum: 0.9, nesterov: true },
+    ];
+
+    fn parameters(store: &ParameterStore) -> Vec<Parameter> {
+        let of = |(name, variable)| Parameter { name, variable, rate_scale: 1.0, weight_decay: 0.05 };
+        store.with_prefix("").into_iter().map(of).collect()
+    }
+
     #[test]
-    fn follows_the_published_rule_and_resumes() {
-        let config = AdamWConfig { weight_decay: 0.05, ..AdamWConfig::default() };
-        let store = ParameterStore::new(3, &Device::Cpu);
-        let weight = store.builder().get_with_hints(1, "w", Init::Const(0.7)).unwrap();
-        let mut optimizer = AdamW::new(store.with_prefix(""), config).unwrap();
+    fn rules_are_followed_and_resumed() {
         let scales = [0.3, -2.0, 1e-4, 5.0, -0.2];
-        for (index, scale) in scales.iter().enumerate() {
-            let mut gradients = Gradients::default();
-            let loss = (&weight * *scale).unwrap().sum_all().unwrap();
-            gradients.accumulate(&loss.backward().unwrap(), optimizer.parameters()).unwrap();
-            optimizer.step(&gradients, 1.0, 0.01).unwrap();
-            if index == 2 {
-                let state = optimizer.state().unwrap();
-                optimizer = AdamW::new(store.with_prefix(""), config).unwrap();
-                optimizer.restore(&state).unwrap();
+        for rule in RULES {
+            let store = ParameterStore::new(3, &Device::Cpu);
+            let weight = store.builder().get_with_hints(1, "w", Init::Const(0.7)).unwrap();
+            let mut optimizer = Optimizer::new(parameters(&store), rule).unwrap();
+            for (index, scale) in scales.iter().enumerate() {
+                let mut gradients = Gradients::default();
+                let loss = (&weight * *scale).unwrap().sum_all().unwrap();
+                gradients.accumulate(&loss.backward().unwrap(), optimizer.parameters()).unwrap();
+                optimizer.step(&gradients, 1.0, 0.01).unwrap();
+                if index == 2 {
+                    let state = optimizer.state().unwrap();
+                    optimizer = Optimizer::new(parameters(&store), rule).unwrap();
+                    optimizer.restore(&state).unwrap();
+                }
             }
+            let got = weight.to_vec1::<f32>().unwrap()[0];
+            let expected = reference(rule, 0.7, &scales, 0.01, 0.05);
+            assert!((f64::from(got) - expected).abs() < 1e-6, "{rule:?}: {got}, expected {expected}");
         }
-        let got = weight.to_vec1::<f32>().unwrap()[0];
-        assert!((f64::from(got) - reference(0.7, &scales, 0.01, config)).abs() < 1e-6, "{got}");
+    }
+
+    /// What other devices compute, on this one.
+    #[test]
+    fn both_ways_of_computing_agree() {
+        for rule in RULES {
+            let store = ParameterStore::new(3, &Device::Cpu);
+            let init = Init::Uniform { lo: -1.0, up: 1.0 };
+            let weight = store.builder().get_with_hints(50, "w", init).unwrap();
+            let mut optimizer = Optimizer::new(parameters(&store), rule).unwrap();
+            let composed = Var::from_tensor(&weight.copy().unwrap()).unwrap();
+            let mut moments: Vec<Tensor> =
+                (0..rule.moments()).map(|_| composed.zeros_like().unwrap()).collect();
+            for step in 1..5 {
+                let mut gradients = Gradients::default();
+                let loss = weight.sqr().unwrap().sum_all().unwrap();
+                gradients.accumulate(&loss.backward().unwrap(), optimizer.parameters()).unwrap();
+                let gradient = gradients.get("w").unwrap().copy().unwrap();
+                optimizer.step(&gradients, 0.5, 0.1).unwrap();
+                let factors = Factors::new(rule, &optimizer.parameters()[0], step, 0.5, 0.1);
+                factors.step(&composed, &gradient, &mut moments).unwrap();
+            }
+            let difference = (weight.detach() - composed.as_detached_tensor()).unwrap().abs().unwrap();
+            let largest = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(largest < 1e-5, "{rule:?}: {largest}");
+        }
     }
 
     #[test]

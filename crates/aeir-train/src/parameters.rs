@@ -43,6 +43,11 @@ impl ParameterStore {
         Self { seed, device: device.clone(), variables: Arc::default() }
     }
 
+    /// Where the parameters are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// A builder that creates parameters here on first request.
     pub fn builder(&self) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), DType::F32, self.device.clone())
@@ -90,6 +95,50 @@ impl ParameterStore {
             variable.set(&value.to_device(&self.device)?)?;
         }
         Ok(())
+    }
+
+    /// Sets the parameters under `to` to those under `from`, of the same names; makes those that are not there. They share
+    /// no storage.
+    ///
+    /// # Errors
+    /// When a copy fails on the device or a shape differs.
+    pub fn copy(&self, from: &str, to: &str) -> Result<()> {
+        for (name, value) in self.snapshot(from)? {
+            let name = format!("{to}{}", name.strip_prefix(from).unwrap_or(&name));
+            let mut variables = self.variables.lock().unwrap_or_else(PoisonError::into_inner);
+            match variables.get(&name) {
+                Some(variable) => variable.set(&value)?,
+                None => {
+                    variables.insert(name, Var::from_tensor(&value)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the parameters under `to` towards those under `from`: `to = keep to + (1 - keep) from`. With the same `keep`
+    /// after every step this is an exponential moving average; once, it interpolates two models.
+    ///
+    /// # Errors
+    /// When an operation fails on the device, or `to` lacks a name of `from`.
+    pub fn blend(&self, from: &str, to: &str, keep: f64) -> Result<()> {
+        let mut blended = BTreeMap::new();
+        let towards: BTreeMap<String, Var> = self.with_prefix(from).into_iter().collect();
+        for (name, variable) in self.with_prefix(to) {
+            let source = name.strip_prefix(to).and_then(|rest| towards.get(&format!("{from}{rest}")));
+            let Some(source) = source else { continue };
+            let moved =
+                ((variable.as_detached_tensor() * keep)? + (source.as_detached_tensor() * (1.0 - keep))?)?;
+            blended.insert(name, moved);
+        }
+        if blended.len() < towards.len() {
+            return Err(crate::TrainError::Data {
+                what: format!("parameters under `{to}`"),
+                expected: format!("the {} that `{from}` has", towards.len()),
+                got: blended.len().to_string(),
+            });
+        }
+        self.restore(&blended)
     }
 
     /// The first parameter that holds a value which is not finite.
@@ -203,6 +252,22 @@ mod tests {
         assert_eq!(kept, before["a"].to_vec1::<f32>().unwrap());
         store.restore(&before).unwrap();
         assert_eq!(kept, values(&store, "a"));
+    }
+
+    #[test]
+    fn averages_follow_and_copies_stay() {
+        let store = ParameterStore::new(1, &Device::Cpu);
+        let before = values(&store, "encoder.w");
+        assert!(store.blend("encoder.", "average.", 0.5).is_err(), "there is no average yet");
+        store.copy("encoder.", "average.").unwrap();
+        let zeros = Tensor::zeros(64, DType::F32, &Device::Cpu).unwrap();
+        store.with_prefix("encoder.")[0].1.set(&zeros).unwrap();
+        assert_eq!(values(&store, "average.w"), before, "a copy");
+        store.blend("encoder.", "average.", 0.75).unwrap();
+        let quarter: Vec<f32> = before.iter().map(|value| value * 0.75).collect();
+        assert_eq!(values(&store, "average.w"), quarter);
+        store.copy("average.", "encoder.").unwrap();
+        assert_eq!(values(&store, "encoder.w"), quarter);
     }
 
     #[test]

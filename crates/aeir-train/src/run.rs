@@ -8,8 +8,10 @@ use aeir_encoders::bundle::MANIFEST_FILE;
 use aeir_encoders::write_atomically;
 use serde::Serialize;
 
+use crate::checkpoint::{config_hash, settings_differing};
 use crate::config::TrainConfig;
 use crate::error::{Result, TrainError};
+use crate::observer::EpochRecord;
 
 /// The resolved configuration.
 pub const CONFIG_FILE: &str = "config.toml";
@@ -22,9 +24,13 @@ pub const SKIPPED_FILE: &str = "skipped.jsonl";
 /// Holds the checkpoints.
 pub const CHECKPOINT_FOLDER: &str = "checkpoints";
 
+/// The hash of the resolved configuration, as `sha256sum -c` reads it.
+pub const CONFIG_HASH_FILE: &str = "config.sha256";
+
 /// Everything that a run writes; a folder with other names in it is not replaced.
-const OWN_NAMES: [&str; 9] = [
+const OWN_NAMES: [&str; 10] = [
     CONFIG_FILE,
+    CONFIG_HASH_FILE,
     METRICS_FILE,
     TIMING_FILE,
     SKIPPED_FILE,
@@ -133,28 +139,51 @@ impl RunFolder {
         self.path.join(CHECKPOINT_FOLDER)
     }
 
-    /// Writes the resolved configuration.
+    /// Writes the resolved configuration and its hash.
     ///
     /// # Errors
-    /// When the file can't be written.
+    /// When a file can't be written.
     pub fn write_config(&self, config: &TrainConfig) -> Result<()> {
-        let file = self.path.join(CONFIG_FILE);
-        write_atomically(&file, config.to_toml()?.as_bytes()).map_err(TrainError::write(&file))
+        let text = config.to_toml()?;
+        let hash = format!("{}  {CONFIG_FILE}\n", config_hash(&text));
+        for (name, content) in [(CONFIG_FILE, text), (CONFIG_HASH_FILE, hash)] {
+            let file = self.path.join(name);
+            write_atomically(&file, content.as_bytes()).map_err(TrainError::write(&file))?;
+        }
+        Ok(())
     }
 
-    /// Cuts the line files back to `epochs` lines, as a checkpoint of that epoch left them.
+    /// Refuses to go on where the run was begun with other settings than `config`, resolved. One that has no settings yet
+    /// takes any.
+    ///
+    /// # Errors
+    /// [`TrainError::OtherRun`] with the keys that differ; when the file can't be read.
+    pub fn check_config(&self, config: &TrainConfig) -> Result<()> {
+        settings_that_differ(&self.path, config)?.map_or(Ok(()), |differences| {
+            Err(TrainError::OtherRun { run: self.path.clone(), differences: vec![differences] })
+        })
+    }
+
+    /// Sets the line files to the epochs that a checkpoint knows of.
     ///
     /// # Errors
     /// When a file can't be read or written.
-    pub fn truncate_records(&self, epochs: usize) -> Result<()> {
-        for name in [METRICS_FILE, TIMING_FILE] {
-            let file = self.path.join(name);
-            if !file.exists() {
-                continue;
-            }
-            let text = fs::read_to_string(&file).map_err(TrainError::read(&file))?;
-            let kept: String = text.split_inclusive('\n').take(epochs).collect();
-            write_atomically(&file, kept.as_bytes()).map_err(TrainError::write(&file))?;
+    pub(crate) fn restore_records(&self, records: &[EpochRecord]) -> Result<()> {
+        let metrics = self.path.join(METRICS_FILE);
+        let mut lines = Vec::new();
+        for record in records {
+            serde_json::to_writer(&mut lines, record)
+                .map_err(|error| TrainError::Write { file: metrics.clone(), source: error.into() })?;
+            lines.push(b'\n');
+        }
+        if metrics.exists() || !lines.is_empty() {
+            write_atomically(&metrics, &lines).map_err(TrainError::write(&metrics))?;
+        }
+        let timing = self.path.join(TIMING_FILE);
+        if timing.exists() {
+            let text = fs::read_to_string(&timing).map_err(TrainError::read(&timing))?;
+            let kept: String = text.split_inclusive('\n').take(records.len()).collect();
+            write_atomically(&timing, kept.as_bytes()).map_err(TrainError::write(&timing))?;
         }
         Ok(())
     }
@@ -181,6 +210,24 @@ fn is_ours(path: &Path) -> bool {
     let text = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
     let table: toml::Table = text.parse().unwrap_or_default();
     ["version", "method", "selection"].iter().all(|key| table.contains_key(*key))
+}
+
+/// The configuration of a run as it stands in its folder.
+fn settings_of(path: &Path) -> Result<Option<String>> {
+    let file = path.join(CONFIG_FILE);
+    match fs::read_to_string(&file) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(TrainError::Read { file, source }),
+    }
+}
+
+/// What a finished run at `path` was trained with and `config` is not, in words.
+///
+/// # Errors
+/// When its configuration can't be read.
+pub fn settings_that_differ(path: &Path, config: &TrainConfig) -> Result<Option<String>> {
+    settings_of(path)?.map_or(Ok(None), |was| Ok(settings_differing(&was, &config.to_toml()?)))
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -1,19 +1,19 @@
 //! One training step: all gradients of a phase first, then all updates.
 
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 
 use aeir_encoders::{Fragments, Items, Mode};
 
-use crate::config::TrainConfig;
+use crate::config::{OptimizerConfig, TrainConfig};
 use crate::error::{Result, TrainError};
 use crate::method::{Batch, Embeddings, Group, Method, Moment, PhaseOutcome};
-use crate::optimizer::{AdamW, Gradients, clip_factor};
+use crate::optimizer::{Gradients, Optimizer, Parameter, clip_factor};
 use crate::parameters::ParameterStore;
 
 /// A method with the optimisers of its groups.
 pub struct Stepper {
     method: Box<dyn Method>,
-    optimizers: Vec<(Group, AdamW)>,
+    optimizers: Vec<(Group, Optimizer)>,
     clip_norm: Option<f64>,
 }
 
@@ -33,19 +33,23 @@ pub struct StepOutcome {
     pub logged: Vec<(&'static str, f64)>,
     /// Global gradient norm of the encoders before clipping.
     pub encoder_norm: f64,
+    /// Whether that norm was above the limit.
+    pub clipped: bool,
 }
 
 impl Stepper {
     /// Steps `method`, whose parameters are in `store`.
     ///
     /// # Errors
-    /// When the moments can't be allocated on the device.
+    /// When a pattern of `optimizer.groups` matches no parameter, all are frozen, or the moments can't be allocated on the
+    /// device.
     pub fn new(method: Box<dyn Method>, store: &ParameterStore, config: &TrainConfig) -> Result<Self> {
+        check_patterns(store, config)?;
         let mut optimizers = Vec::new();
         for group in [Group::Encoder, Group::Critic] {
-            let parameters = store.trainable(group.prefix());
+            let parameters = trained(store, group, config);
             if !parameters.is_empty() {
-                optimizers.push((group, AdamW::new(parameters, config.optimizer.adamw())?));
+                optimizers.push((group, Optimizer::new(parameters, config.optimizer.rule())?));
             }
         }
         let clip_norm = Some(config.optimizer.clip_norm).filter(|limit| *limit > 0.0);
@@ -58,12 +62,12 @@ impl Stepper {
     }
 
     /// The optimiser of each group.
-    pub(crate) fn optimizers(&self) -> &[(Group, AdamW)] {
+    pub(crate) fn optimizers(&self) -> &[(Group, Optimizer)] {
         &self.optimizers
     }
 
     /// The optimiser of each group, to restore its state.
-    pub(crate) fn optimizers_mut(&mut self) -> &mut [(Group, AdamW)] {
+    pub(crate) fn optimizers_mut(&mut self) -> &mut [(Group, Optimizer)] {
         &mut self.optimizers
     }
 
@@ -78,41 +82,65 @@ impl Stepper {
         rates: Rates,
         mode: &mut Mode<'_>,
     ) -> Result<StepOutcome> {
+        self.step_all(std::slice::from_ref(batch), moment, rates, mode)
+    }
+
+    /// One update for several batches: the mean of their gradients. Each is embedded anew in every phase, so that memory
+    /// holds the graph of one batch at a time.
+    ///
+    /// # Errors
+    /// As [`Stepper::step`].
+    pub fn step_all(
+        &mut self,
+        batches: &[Batch],
+        moment: Moment,
+        rates: Rates,
+        mode: &mut Mode<'_>,
+    ) -> Result<StepOutcome> {
         self.method.before_step(moment)?;
         let mut outcome = StepOutcome::default();
         let phases = self.method.phases(moment);
         if phases == 0 {
             return Ok(outcome);
         }
-        let embeddings = self.method.embed(batch, moment, mode)?;
+        let once = match batches {
+            [batch] => Some(self.method.embed(batch, moment, mode)?),
+            _ => None,
+        };
         for index in 0..phases {
-            let phase = self.method.phase(index, &embeddings, moment, mode)?;
-            if let Some((name, _)) = phase.logged.iter().find(|(_, value)| !value.is_finite()) {
-                let first = first_not_finite(batch, &embeddings)?.unwrap_or_else(|| (*name).to_owned());
-                return Err(TrainError::NotFinite { tensor: first, step: moment.step + 1 });
+            let mut sums = Sums::new(&self.optimizers);
+            for batch in batches {
+                let again;
+                let embeddings = match &once {
+                    Some(embeddings) => embeddings,
+                    None => {
+                        again = self.method.embed(batch, moment, mode)?;
+                        &again
+                    }
+                };
+                let phase = self.method.phase(index, embeddings, moment, mode)?;
+                if let Some((name, _)) = phase.logged.iter().find(|(_, value)| !value.is_finite()) {
+                    let first = first_not_finite(batch, embeddings)?.unwrap_or_else(|| (*name).to_owned());
+                    return Err(TrainError::NotFinite { tensor: first, step: moment.step + 1 });
+                }
+                sums.add(&phase, &self.optimizers)?;
+                outcome.logged.extend(phase.logged);
             }
-            if let Some(norm) = self.update(&phase, moment, rates)? {
+            if batches.len() > 1 {
+                sums.scale(1.0 / batches.len() as f64)?;
+            }
+            if let Some(norm) = self.update(&sums, moment, rates)? {
                 outcome.encoder_norm = norm;
+                outcome.clipped = clip_factor(norm, self.clip_norm) < 1.0;
             }
-            outcome.logged.extend(phase.logged);
         }
         Ok(outcome)
     }
 
     /// Gives the encoders' gradient norm, where the phase reaches them.
-    fn update(&mut self, phase: &PhaseOutcome, moment: Moment, rates: Rates) -> Result<Option<f64>> {
-        // All gradients of the phase first: a parameter that was set would change graphs that still hold it.
-        let mut gradients: Vec<Gradients> = self.optimizers.iter().map(|_| Gradients::default()).collect();
-        for objective in &phase.objectives {
-            let store = objective.loss.backward()?;
-            for ((group, optimizer), gradients) in self.optimizers.iter().zip(&mut gradients) {
-                if objective.reaches.contains(group) {
-                    gradients.accumulate(&store, optimizer.parameters())?;
-                }
-            }
-        }
-        let mut norms = Vec::with_capacity(gradients.len());
-        for gradients in &gradients {
+    fn update(&mut self, sums: &Sums, moment: Moment, rates: Rates) -> Result<Option<f64>> {
+        let mut norms = Vec::with_capacity(sums.gradients.len());
+        for gradients in &sums.gradients {
             let norm = gradients.norm()?;
             if !norm.is_finite() {
                 let name = gradients.first_not_finite()?.unwrap_or("all together");
@@ -127,10 +155,10 @@ impl Stepper {
             let joint = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
             norms.iter_mut().for_each(|norm| *norm = joint);
         }
-        let reached = |group: &Group| phase.objectives.iter().any(|it| it.reaches.contains(group));
         let mut encoder_norm = None;
-        for (((group, optimizer), gradients), norm) in self.optimizers.iter_mut().zip(&gradients).zip(norms) {
-            if !reached(group) {
+        let groups = self.optimizers.iter_mut().zip(&sums.gradients).zip(norms);
+        for (((group, optimizer), gradients), norm) in groups {
+            if !sums.reached.contains(group) {
                 continue;
             }
             let rate = match group {
@@ -144,6 +172,86 @@ impl Stepper {
         }
         Ok(encoder_norm)
     }
+}
+
+/// The gradients of a phase, by group. All of them are computed before anything is updated: a parameter that was set would
+/// change graphs that still hold it.
+struct Sums {
+    gradients: Vec<Gradients>,
+    reached: Vec<Group>,
+}
+
+impl Sums {
+    fn new(optimizers: &[(Group, Optimizer)]) -> Self {
+        Self { gradients: optimizers.iter().map(|_| Gradients::default()).collect(), reached: Vec::new() }
+    }
+
+    fn add(&mut self, phase: &PhaseOutcome, optimizers: &[(Group, Optimizer)]) -> Result<()> {
+        for objective in &phase.objectives {
+            let store = objective.loss.backward()?;
+            for ((group, optimizer), gradients) in optimizers.iter().zip(&mut self.gradients) {
+                if objective.reaches.contains(group) {
+                    gradients.accumulate(&store, optimizer.parameters())?;
+                    self.reached.push(*group);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn scale(&mut self, factor: f64) -> Result<()> {
+        self.gradients.iter_mut().try_for_each(|gradients| gradients.scale(factor))
+    }
+}
+
+/// The parameters of a group that are stepped, with what their pattern says.
+fn trained(store: &ParameterStore, group: Group, config: &TrainConfig) -> Vec<Parameter> {
+    let OptimizerConfig { learning_rate, weight_decay, groups, .. } = &config.optimizer;
+    let base = match group {
+        Group::Encoder => *learning_rate,
+        Group::Critic => config.adaptation.critic_learning_rate,
+    };
+    let of = |(name, variable): (String, Var)| {
+        let own = groups.iter().find(|own| own.matches(&name));
+        if own.is_some_and(|own| own.frozen) {
+            return None;
+        }
+        let rate = own.and_then(|own| own.learning_rate).unwrap_or(base);
+        let decay = own.and_then(|own| own.weight_decay).unwrap_or(*weight_decay);
+        Some(Parameter { name, variable, rate_scale: rate / base, weight_decay: decay })
+    };
+    store.trainable(group.prefix()).into_iter().filter_map(of).collect()
+}
+
+/// A pattern that fits nothing is a mistake that would otherwise show only in the result.
+fn check_patterns(store: &ParameterStore, config: &TrainConfig) -> Result<()> {
+    let names: Vec<String> = [Group::Encoder, Group::Critic]
+        .iter()
+        .flat_map(|group| store.trainable(group.prefix()))
+        .map(|(name, _)| name)
+        .collect();
+    let groups = &config.optimizer.groups;
+    if let Some(unused) = groups.iter().find(|own| !names.iter().any(|name| own.matches(name))) {
+        return Err(TrainError::Setting {
+            key: "optimizer.groups.pattern",
+            expected: format!("a pattern that matches a name such as `{}`", example(&names)),
+            got: format!("`{}`, which matches none of {}", unused.pattern, names.len()),
+        });
+    }
+    let frozen = |name: &&String| groups.iter().find(|own| own.matches(name)).is_some_and(|own| own.frozen);
+    let encoders = || names.iter().filter(|name| name.starts_with(Group::Encoder.prefix()));
+    if !groups.is_empty() && encoders().all(|name| frozen(&name)) {
+        return Err(TrainError::Setting {
+            key: "optimizer.groups.frozen",
+            expected: "false for one parameter of the encoders at least".into(),
+            got: format!("true for all {}", encoders().count()),
+        });
+    }
+    Ok(())
+}
+
+fn example(names: &[String]) -> &str {
+    names.iter().find(|name| name.ends_with("weight")).or(names.first()).map_or("", String::as_str)
 }
 
 /// The first of a step's inputs and embeddings that holds a value which is not finite.

@@ -10,17 +10,17 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 
-use crate::checkpoint::{self, State};
-use crate::config::{Selection, TrainConfig};
+use crate::checkpoint::{self, EpochSums, Identity, Progress};
+use crate::config::TrainConfig;
 use crate::critic_watch::CriticWatch;
 use crate::data::{PreparedData, TrainingData};
 use crate::error::{Result, TrainError};
-use crate::method::{self, Batch, Group, Inputs, Moment, TargetBatch};
+use crate::method::{self, Batch, Group, Moment, TargetBatch};
 use crate::observer::{EpochRecord, Observer};
 use crate::parameters::ParameterStore;
 use crate::run::{METRICS_FILE, RunFolder, TIMING_FILE};
 use crate::step::{Rates, Stepper};
-use crate::validate::{domain_distances, source_validation_rsum, target_mutual_similarity};
+use crate::validate::{domain_distances, source_validation_rsum, target_figures};
 
 /// Backward passes recurse once a node of the graph; the main thread's stack is too small for deep ones.
 const STACK_BYTES: usize = 256 << 20;
@@ -29,6 +29,9 @@ const STACK_BYTES: usize = 256 << 20;
 const SOURCE_STREAM: u64 = 0;
 const TARGET_IMAGE_STREAM: u64 = 1;
 const TARGET_SENTENCE_STREAM: u64 = 2;
+
+/// Prefix of the encoders' averaged parameters.
+const AVERAGE: &str = "average.";
 
 /// What a run leaves.
 #[derive(Debug)]
@@ -43,7 +46,7 @@ pub struct Trained {
     pub epoch: usize,
     /// What the selection saw in it; none where the last epoch was to be taken.
     pub score: Option<f64>,
-    /// Records of the epochs trained in this process.
+    /// Records of all epochs, also of those before an interruption.
     pub history: Vec<EpochRecord>,
 }
 
@@ -68,11 +71,16 @@ pub fn train(
     device: &Device,
     observer: &mut (dyn Observer + Send),
 ) -> Result<Trained> {
+    on_large_stack(|| Trainer::new(&config.resolved()?, data, run, device, observer)?.run())
+}
+
+/// Runs `work` on a thread of its own with a stack that backward passes fit on.
+pub(crate) fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("train".into())
             .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || Trainer::new(&config.resolved()?, data, run, device, observer)?.run())
+            .spawn_scoped(scope, work)
             .map_err(|error| TrainError::Thread { message: error.to_string() })?;
         thread.join().map_err(|panic| TrainError::Thread {
             message: panic
@@ -89,7 +97,7 @@ struct Trainer<'a> {
     run: Option<&'a RunFolder>,
     observer: &'a mut (dyn Observer + Send),
     device: Device,
-    identity: String,
+    identity: Identity,
     data: PreparedData,
     store: ParameterStore,
     stepper: Stepper,
@@ -97,10 +105,53 @@ struct Trainer<'a> {
     anchors: Option<(Items, Items)>,
     source: ShuffledSampler,
     target: Option<(ShuffledSampler, ShuffledSampler)>,
-    steps_per_epoch: usize,
-    first_epoch: usize,
-    best: Option<(usize, f64)>,
+    length: Length,
+    progress: Progress,
     chosen: BTreeMap<String, Tensor>,
+}
+
+/// How long a training is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Length {
+    pub(crate) epochs: usize,
+    /// Batches an epoch.
+    batches: usize,
+    /// Batches a step.
+    accumulated: usize,
+}
+
+impl Length {
+    /// Of so many source pairs and, where the method uses them, target images and sentences.
+    pub(crate) fn new(config: &TrainConfig, pairs: usize, target: Option<[usize; 2]>) -> Self {
+        let source = source_sampler(config, pairs).batches_per_epoch(config.batch_size);
+        let of_target = |items: usize| {
+            ShuffledSampler::new(items, config.seed, 0).batches_per_epoch(config.target_batch_size)
+        };
+        let target: Vec<u64> = target.into_iter().flatten().map(of_target).collect();
+        let batches = config.epoch_length.steps(source, &target) as usize;
+        Self { epochs: config.epochs, batches, accumulated: config.optimizer.accumulate }
+    }
+
+    pub(crate) fn steps_per_epoch(self) -> usize {
+        self.batches.div_ceil(self.accumulated)
+    }
+
+    pub(crate) fn steps(self) -> usize {
+        self.epochs * self.steps_per_epoch()
+    }
+
+    /// The batches of a step, counted over all epochs. The last step of an epoch takes what is left of it.
+    fn batches_of(self, step: usize) -> std::ops::Range<usize> {
+        let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        let first = epoch * self.batches + within * self.accumulated;
+        first..(first + self.accumulated).min((epoch + 1) * self.batches)
+    }
+}
+
+fn source_sampler(config: &TrainConfig, pairs: usize) -> ShuffledSampler {
+    // A last batch of one pair has no negatives: it would be a step without a loss.
+    let lonely_last = pairs > config.batch_size && pairs % config.batch_size == 1;
+    ShuffledSampler::new(pairs, config.seed, SOURCE_STREAM).drop_last(lonely_last)
 }
 
 impl<'a> Trainer<'a> {
@@ -113,31 +164,23 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         let prepared = data.prepare(config, device)?;
         let store = ParameterStore::new(config.seed, device);
-        let inputs = Inputs {
-            image_dimension: prepared.images.dimension()?,
-            images: prepared.image_input(config.model.head.unwrap_or_default())?,
-            sentence_dimension: prepared.sentences.dimension()?,
-            sentences: prepared.sentences.sentence_kind(),
-        };
+        let inputs = prepared.inputs(config.model.head.unwrap_or_default())?;
         let method = method::build(config, inputs, &store)?;
         let anchors = method.anchors();
         let stepper = Stepper::new(method, &store, config)?;
-        let pairs = prepared.sentences_of.len();
-        // A last batch of one pair has no negatives: it would be a step without a loss.
-        let lonely_last = pairs > config.batch_size && pairs % config.batch_size == 1;
-        let source = ShuffledSampler::new(pairs, config.seed, SOURCE_STREAM).drop_last(lonely_last);
-        let mut target_batches = Vec::new();
-        let mut target = None;
-        if let (true, Some(sets)) = (config.method.adapts(), &prepared.target) {
-            let images = ShuffledSampler::new(sets.images.len(), config.seed, TARGET_IMAGE_STREAM);
-            let sentences = ShuffledSampler::new(sets.sentences.len(), config.seed, TARGET_SENTENCE_STREAM);
-            for sampler in [&images, &sentences] {
-                target_batches.push(sampler.batches_per_epoch(config.target_batch_size));
-            }
-            target = Some((images, sentences));
+        if config.optimizer.ema_decay > 0.0 {
+            store.copy(Group::Encoder.prefix(), AVERAGE)?;
         }
-        let source_batches = source.batches_per_epoch(config.batch_size);
-        let steps_per_epoch = config.epoch_length.steps(source_batches, &target_batches);
+        let pairs = prepared.sentences_of.len();
+        let source = source_sampler(config, pairs);
+        let used = prepared.target.as_ref().filter(|_| config.method.adapts());
+        let sizes = used.map(|sets| [sets.images.len(), sets.sentences.len()]);
+        let target = sizes.map(|[images, sentences]| {
+            (
+                ShuffledSampler::new(images, config.seed, TARGET_IMAGE_STREAM),
+                ShuffledSampler::new(sentences, config.seed, TARGET_SENTENCE_STREAM),
+            )
+        });
         let anchors = match anchors {
             0 => None,
             count => Some(Self::first_pairs(&prepared, &source, count)?),
@@ -145,7 +188,7 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             watch: CriticWatch::default(),
             anchors,
-            identity: checkpoint::identity(config, &data.digest())?,
+            identity: Identity { config: config.to_toml()?, data: data.digest() },
             config,
             run,
             observer,
@@ -155,9 +198,8 @@ impl<'a> Trainer<'a> {
             stepper,
             source,
             target,
-            steps_per_epoch: steps_per_epoch as usize,
-            first_epoch: 0,
-            best: None,
+            length: Length::new(config, pairs, sizes),
+            progress: Progress::default(),
             chosen: BTreeMap::new(),
         })
     }
@@ -179,172 +221,248 @@ impl<'a> Trainer<'a> {
 
     fn run(mut self) -> Result<Trained> {
         self.open_run()?;
-        let steps = self.config.epochs * self.steps_per_epoch;
-        self.observer.started(self.first_epoch * self.steps_per_epoch, steps);
-        let mut history = Vec::new();
-        for epoch in self.first_epoch..self.config.epochs {
-            let started = Instant::now();
-            let record = self.epoch(epoch, steps)?;
-            let last = epoch + 1 == self.config.epochs;
-            if let Some(run) = self.run {
-                run.append(METRICS_FILE, &record)?;
-                let seconds = started.elapsed().as_secs_f64();
-                let steps_per_second = self.steps_per_epoch as f64 / seconds.max(1e-9);
-                run.append(TIMING_FILE, &Timing { epoch: epoch + 1, seconds, steps_per_second })?;
-                if last || (epoch + 1) % self.config.checkpoint_every == 0 {
-                    self.save_checkpoint(run, &record)?;
-                }
-            }
-            self.observer.epoch(&record);
-            history.push(record);
+        self.observer.started(self.progress.step, self.length.steps());
+        while !self.is_done() {
+            self.epoch()?;
         }
-        let epoch = self.best.map_or(self.config.epochs, |(epoch, _)| epoch);
-        let score = self.best.map(|(_, score)| score);
+        let epoch = self.progress.best.map_or(self.progress.records.len(), |(epoch, _)| epoch);
         Ok(Trained {
             encoder: *self.stepper.method().encoder().config(),
             parameters: self.chosen,
             standardisation: self.data.standardisation,
             epoch,
-            score,
-            history,
+            score: self.progress.best.map(|(_, score)| score),
+            history: self.progress.records,
         })
+    }
+
+    /// Whether all epochs are done, or enough of them went by without a better one.
+    fn is_done(&self) -> bool {
+        let epochs = self.progress.records.len();
+        epochs >= self.config.epochs || self.patience_is_over(epochs)
+    }
+
+    fn patience_is_over(&self, epochs: usize) -> bool {
+        let since = self.progress.best.map_or(0, |(best, _)| epochs - best.min(epochs));
+        self.config.patience > 0 && since >= self.config.patience
     }
 
     /// Writes the configuration and takes up a checkpoint where there is one.
     fn open_run(&mut self) -> Result<()> {
         let Some(run) = self.run else { return Ok(()) };
-        let mut found = None;
         if run.resumes() {
             let observer = &mut self.observer;
-            found = checkpoint::newest(&run.checkpoints(), &self.identity, &self.device, |warning| {
+            let found = checkpoint::newest(&run.checkpoints(), &self.identity, &self.device, |warning| {
                 observer.warning(warning);
             })?;
+            if let Some((progress, tensors)) = found {
+                self.take_up(progress, &tensors)?;
+            }
         }
         run.write_config(self.config)?;
-        if let Some((state, tensors)) = found {
-            self.store.restore(&checkpoint::under(&tensors, "parameter."))?;
-            for (group, optimizer) in self.stepper.optimizers_mut() {
-                optimizer.restore(&checkpoint::under(&tensors, &format!("optimizer.{}", group.prefix())))?;
-            }
-            self.chosen = checkpoint::under(&tensors, "best.");
-            self.best = state.best;
-            self.first_epoch = state.epoch;
-        }
-        run.truncate_records(self.first_epoch)
+        run.restore_records(&self.progress.records)
     }
 
-    fn save_checkpoint(&self, run: &RunFolder, record: &EpochRecord) -> Result<()> {
+    fn take_up(&mut self, progress: Progress, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        self.store.restore(&checkpoint::under(tensors, "parameter."))?;
+        for (group, optimizer) in self.stepper.optimizers_mut() {
+            optimizer.restore(&checkpoint::under(tensors, &format!("optimizer.{}", group.prefix())))?;
+        }
+        self.stepper.method().restore(&checkpoint::under(tensors, "method."))?;
+        self.chosen = checkpoint::under(tensors, "best.");
+        for record in &progress.records {
+            // What it says was said before the interruption.
+            self.watch.epoch(&record.means);
+        }
+        self.progress = progress;
+        Ok(())
+    }
+
+    /// Saves everything that the rest of the run depends on; `score` is that of an epoch that ends here.
+    fn save(&self, run: &RunFolder, score: Option<f64>) -> Result<()> {
         let mut tensors = BTreeMap::new();
         checkpoint::put(&mut tensors, "parameter.", self.store.snapshot("")?);
         for (group, optimizer) in self.stepper.optimizers() {
             checkpoint::put(&mut tensors, &format!("optimizer.{}", group.prefix()), optimizer.state()?);
         }
+        checkpoint::put(&mut tensors, "method.", self.stepper.method().state()?);
         checkpoint::put(&mut tensors, "best.", self.chosen.clone());
-        let state = State::new(record.epoch, record.step, self.best, &self.identity);
-        checkpoint::save(&run.checkpoints(), state, &tensors)
+        let keep = self.config.keep_checkpoints;
+        checkpoint::save(&run.checkpoints(), &self.identity, &self.progress, score, &tensors, keep)
     }
 
-    /// One epoch from `epoch` (from 0) and its validation.
-    fn epoch(&mut self, epoch: usize, steps: usize) -> Result<EpochRecord> {
-        // A figure of some steps only is averaged over those.
-        let mut sums: BTreeMap<String, (f64, usize)> = BTreeMap::new();
-        let mut norm_sum = 0.0;
-        let first = epoch * self.steps_per_epoch;
-        let mut learning_rate = 0.0;
-        for step in first..first + self.steps_per_epoch {
-            learning_rate = self.config.optimizer.learning_rate_at(step, steps);
-            norm_sum += self.step(step, steps, &mut sums)?;
-            self.observer.stepped(step + 1);
+    /// The rest of the epoch that the run stands in, and its validation.
+    fn epoch(&mut self) -> Result<()> {
+        let (started, first) = (Instant::now(), self.progress.step);
+        let epoch = self.progress.records.len() + 1;
+        let end = epoch * self.length.steps_per_epoch();
+        while self.progress.step < end {
+            self.step()?;
+            self.observer.stepped(self.progress.step);
+            let every = self.config.checkpoint_steps;
+            if let Some(run) = self.run
+                && every > 0
+                && self.progress.step < end
+                && self.progress.step.is_multiple_of(every)
+            {
+                self.save(run, None)?;
+            }
+            if self.observer.interrupts() {
+                return Err(self.interrupted()?);
+            }
         }
-        let count = self.steps_per_epoch as f64;
-        let means = sums.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect();
+        let (record, score) = self.validated(epoch)?;
+        if let Some(run) = self.run {
+            run.append(METRICS_FILE, &record)?;
+            let seconds = started.elapsed().as_secs_f64();
+            let steps_per_second = (end - first) as f64 / seconds.max(1e-9);
+            run.append(TIMING_FILE, &Timing { epoch, seconds, steps_per_second })?;
+        }
+        self.observer.epoch(&record);
+        self.progress.records.push(record);
+        self.progress.sums = EpochSums::default();
+        if let Some(run) = self.run
+            && (self.is_done() || epoch.is_multiple_of(self.config.checkpoint_every))
+        {
+            self.save(run, score)?;
+        }
+        if !self.is_done() && self.observer.interrupts() {
+            return Err(self.interrupted()?);
+        }
+        Ok(())
+    }
+
+    /// Saves where the run stands, and says that it stops there.
+    fn interrupted(&self) -> Result<TrainError> {
+        if let Some(run) = self.run {
+            self.save(run, None)?;
+        }
+        let (step, steps) = (self.progress.step, self.length.steps());
+        Ok(TrainError::Interrupted { step, steps, saved: self.run.is_some() })
+    }
+
+    /// The record of the epoch whose last step is done, and its score where it is a candidate.
+    fn validated(&mut self, epoch: usize) -> Result<(EpochRecord, Option<f64>)> {
         if let Some(name) = self.store.first_not_finite()? {
-            return Err(TrainError::NotFinite { tensor: name, step: first + self.steps_per_epoch });
+            return Err(TrainError::NotFinite { tensor: name, step: self.progress.step });
         }
+        let step = self.progress.step;
+        // An epoch before a method adapts is not what was asked for.
+        let adapted = self.uses_target(step - self.length.steps_per_epoch());
+        let candidate = adapted || !self.config.method.adapts();
+        let mut record = self.means(epoch);
+        let own = self.put_average()?;
         self.stepper.method().after_epoch(&self.data)?;
         let encoder = self.stepper.method().encoder();
-        let source_validation_rsum = source_validation_rsum(encoder, &self.data.validation)?;
-        let target_mutual_similarity =
-            self.data.target.as_ref().map(|target| target_mutual_similarity(encoder, target)).transpose()?;
-        // An epoch before a method adapts is not what was asked for.
-        let adapted = self.uses_target(first, steps);
-        let candidate = adapted || !self.config.method.adapts();
+        record.source_validation_rsum = source_validation_rsum(encoder, &self.data.validation)?;
+        if let Some(target) = self.data.target_held_out.as_ref().or(self.data.target.as_ref()) {
+            record.set_label_free(target_figures(encoder, target)?);
+        }
+        let score = record.criterion(self.config.selection).filter(|_| candidate);
+        self.choose(epoch, score)?;
         // Before the adaptation and after it: what it did to the distance of the domains.
-        let next = first + self.steps_per_epoch;
-        let turns = next == steps || (!adapted && self.uses_target(next, steps));
-        let domain_distances = match &self.data.target {
-            Some(target) if turns => domain_distances(encoder, &self.data, target)?,
-            _ => None,
-        };
-        self.choose(epoch + 1, candidate, source_validation_rsum, target_mutual_similarity)?;
-        if let Some(warning) = self.watch.epoch(&means) {
+        let last = epoch == self.config.epochs || self.patience_is_over(epoch);
+        let turns = last || (!adapted && self.uses_target(step));
+        if let Some(target) = self.data.target.as_ref().filter(|_| turns) {
+            record.domain_distances = domain_distances(self.stepper.method().encoder(), &self.data, target)?;
+        }
+        self.store.restore(&own)?;
+        if let Some(warning) = self.watch.epoch(&record.means) {
             self.observer.warning(&warning);
         }
-        Ok(EpochRecord {
-            epoch: epoch + 1,
-            step: first + self.steps_per_epoch,
-            learning_rate,
-            gradient_norm: norm_sum / count,
-            means,
-            source_validation_rsum,
-            target_mutual_similarity,
-            domain_distances,
-        })
+        Ok((record, score))
     }
 
-    fn uses_target(&self, step: usize, steps: usize) -> bool {
+    /// The record of an epoch's steps, not validated yet.
+    fn means(&self, epoch: usize) -> EpochRecord {
+        let EpochSums { figures, norms, largest_norm, clipped } = &self.progress.sums;
+        let steps = self.length.steps_per_epoch() as f64;
+        let means = figures.iter().map(|(name, (sum, count))| (name.clone(), sum / *count as f64));
+        EpochRecord {
+            epoch,
+            step: self.progress.step,
+            learning_rate: self.learning_rate(self.progress.step - 1),
+            gradient_norm: norms / steps,
+            gradient_norm_largest: *largest_norm,
+            clipped_share: (self.config.optimizer.clip_norm > 0.0).then(|| *clipped as f64 / steps),
+            means: means.collect(),
+            ..EpochRecord::default()
+        }
+    }
+
+    /// Puts the averaged weights into the encoders, where there are any; gives what was there.
+    fn put_average(&self) -> Result<BTreeMap<String, Tensor>> {
+        if self.config.optimizer.ema_decay == 0.0 {
+            return Ok(BTreeMap::new());
+        }
+        let own = self.store.snapshot(Group::Encoder.prefix())?;
+        self.store.copy(AVERAGE, Group::Encoder.prefix())?;
+        Ok(own)
+    }
+
+    fn uses_target(&self, step: usize) -> bool {
+        let steps = self.length.steps();
         step < steps && self.stepper.method().uses_target(Moment { step, steps })
     }
 
-    /// Keeps the weights where this epoch is the best so far; target labels have no part in it.
-    fn choose(
-        &mut self,
-        epoch: usize,
-        candidate: bool,
-        source_validation: Option<f64>,
-        target_similarity: Option<f64>,
-    ) -> Result<()> {
-        let score = match self.config.selection {
-            Selection::Last => None,
-            Selection::SourceValidation => source_validation,
-            Selection::TargetSimilarity => target_similarity,
-        };
+    /// Keeps the weights where this epoch is the best so far; target labels have no part in it. Where nothing was looked
+    /// at, the last is kept.
+    fn choose(&mut self, epoch: usize, score: Option<f64>) -> Result<()> {
+        let best = self.progress.best;
         let better = match score {
-            Some(score) => candidate && self.best.is_none_or(|(_, best)| score > best),
-            None => epoch == self.config.epochs,
+            Some(score) => best.is_none_or(|(_, best)| score > best),
+            None => best.is_none() && epoch == self.config.epochs,
         };
         if better {
-            self.best = score.map(|score| (epoch, score));
+            self.progress.best = score.map(|score| (epoch, score));
             let prefix = Group::Encoder.prefix();
             self.chosen = checkpoint::under(&self.store.snapshot(prefix)?, prefix);
         }
         Ok(())
     }
 
-    /// One step from `step` (from 0); gives the encoders' gradient norm.
-    fn step(&mut self, step: usize, steps: usize, sums: &mut BTreeMap<String, (f64, usize)>) -> Result<f64> {
-        let batch = self.batch(step)?;
+    fn learning_rate(&self, step: usize) -> f64 {
+        self.config.optimizer.learning_rate_at(step, self.length.steps(), self.config.epochs)
+    }
+
+    fn step(&mut self) -> Result<()> {
+        let (step, steps) = (self.progress.step, self.length.steps());
+        let moment = Moment { step, steps };
+        let mut logged = Vec::new();
+        if step.is_multiple_of(self.length.steps_per_epoch()) {
+            logged = self.stepper.method().before_epoch(moment, &self.data)?;
+        }
+        let batches =
+            self.length.batches_of(step).map(|batch| self.batch(batch)).collect::<Result<Vec<_>>>()?;
         // Dropout is a function of seed and step: nothing of it has to be saved.
         let mut random = ChaCha8Rng::seed_from_u64(self.config.seed);
         random.set_stream(step as u64);
-        let rates = Rates {
-            encoder: self.config.optimizer.learning_rate_at(step, steps),
-            critic: self.config.adaptation.critic_learning_rate,
-        };
-        let mode = &mut Mode::Training(&mut random);
-        let outcome = self.stepper.step(&batch, Moment { step, steps }, rates, mode)?;
-        for (name, value) in outcome.logged {
-            let (sum, count) = sums.entry(name.to_owned()).or_default();
+        let rates =
+            Rates { encoder: self.learning_rate(step), critic: self.config.adaptation.critic_learning_rate };
+        let outcome = self.stepper.step_all(&batches, moment, rates, &mut Mode::Training(&mut random))?;
+        self.progress.step += 1;
+        let decay = self.config.optimizer.ema_decay;
+        if decay > 0.0 {
+            self.store.blend(Group::Encoder.prefix(), AVERAGE, average_keeps(decay, step))?;
+        }
+        let sums = &mut self.progress.sums;
+        logged.extend(outcome.logged);
+        for (name, value) in logged {
+            let (sum, count) = sums.figures.entry(name.to_owned()).or_default();
             *sum += value;
             *count += 1;
         }
-        Ok(outcome.encoder_norm)
+        sums.norms += outcome.encoder_norm;
+        sums.largest_norm = sums.largest_norm.max(outcome.encoder_norm);
+        sums.clipped += usize::from(outcome.clipped);
+        Ok(())
     }
 
-    fn batch(&self, step: usize) -> Result<Batch> {
-        let step = step as u64;
-        let pairs = self.source.batch(step, self.config.batch_size);
-        let epoch = self.source.epoch_of(step, self.config.batch_size);
+    /// The batch of that number, counted over all epochs.
+    fn batch(&self, number: usize) -> Result<Batch> {
+        let number = number as u64;
+        let pairs = self.source.batch(number, self.config.batch_size);
+        let epoch = self.source.epoch_of(number, self.config.batch_size);
         // One random sentence an image and epoch.
         let sentences: Vec<usize> = pairs
             .iter()
@@ -357,8 +475,8 @@ impl<'a> Trainer<'a> {
             (Some((images, sentences)), Some(features)) => {
                 let size = self.config.target_batch_size;
                 Some(TargetBatch {
-                    images: features.images.select(&images.batch(step, size))?,
-                    sentences: features.sentences.select(&sentences.batch(step, size))?,
+                    images: features.images.select(&images.batch(number, size))?,
+                    sentences: features.sentences.select(&sentences.batch(number, size))?,
                 })
             }
             _ => None,
@@ -372,12 +490,19 @@ impl<'a> Trainer<'a> {
     }
 }
 
+/// How much of itself the average keeps after step `step`, from 0: `min(decay, (1 + t) / (10 + t))`, t the steps done, so that
+/// the first weights, drawn at random, are soon forgotten.
+fn average_keeps(decay: f64, step: usize) -> f64 {
+    let done = step as f64 + 1.0;
+    decay.min((1.0 + done) / (10.0 + done))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Adversary, MethodName};
     use crate::data::tests::{toy, toy_fragments};
-    use crate::method::Method;
+    use crate::method::{Inputs, Method};
     use crate::observer::Silent;
     use crate::optimizer::Gradients;
     use crate::run::{Existing, Opened};
@@ -540,9 +665,10 @@ mod tests {
                         }
                     }
                     for group in objective.reaches {
-                        let parameters = trainer.store.with_prefix(group.prefix());
+                        let optimizers = trainer.stepper.optimizers();
+                        let (_, optimizer) = optimizers.iter().find(|(of, _)| *of == group).unwrap();
                         let mut gradients = Gradients::default();
-                        gradients.accumulate(&store, &parameters).unwrap();
+                        gradients.accumulate(&store, optimizer.parameters()).unwrap();
                         assert!(gradients.norm().unwrap().is_finite());
                         for name in gradients.names() {
                             let gradient = gradients.get(name).unwrap();
@@ -596,7 +722,7 @@ mod tests {
             aeir_encoders::bundle::tensor_bytes(&trainer.store.snapshot(group.prefix()).unwrap()).unwrap()
         };
         let (encoders, critics) = (state(&trainer, Group::Encoder), state(&trainer, Group::Critic));
-        trainer.step(0, 10, &mut BTreeMap::new()).unwrap();
+        trainer.step().unwrap();
         assert_ne!(state(&trainer, Group::Encoder), encoders);
         assert_eq!(state(&trainer, Group::Critic), critics);
     }
@@ -654,6 +780,340 @@ mod tests {
         assert_ne!(bytes(&train_silently(&other, &data, None).unwrap()), bytes(&undisturbed));
     }
 
+    /// Stops after some steps, and tells how often it was asked.
+    struct StopAfter(usize);
+    impl Observer for StopAfter {
+        fn interrupts(&mut self) -> bool {
+            self.0 -= 1;
+            self.0 == 0
+        }
+    }
+
+    #[test]
+    fn an_interruption_in_the_middle_of_an_epoch_changes_nothing() {
+        let data = toy(40, 17, 23);
+        let folder = tempfile::tempdir().unwrap();
+        let (whole, cut) = (folder.path().join("whole"), folder.path().join("cut"));
+        let read = |folder: &std::path::Path| std::fs::read(folder.join(METRICS_FILE)).unwrap();
+        for ema_decay in [0.0, 0.9] {
+            let mut config = small(MethodName::Aeir);
+            config.optimizer.ema_decay = ema_decay;
+            config.optimizer.clip_norm = 0.5;
+            let undisturbed =
+                train_silently(&config, &data, Some(&open(&whole, Existing::Overwrite))).unwrap();
+            let mut existing = Existing::Overwrite;
+            let mut stops = 0;
+            // Every three steps; an epoch has five, and its last step also ends it.
+            let resumed = loop {
+                let run = open(&cut, existing);
+                match train(&config, &data, Some(&run), &Device::Cpu, &mut StopAfter(3)) {
+                    Ok(trained) => break trained,
+                    Err(TrainError::Interrupted { saved: true, step, .. }) => {
+                        stops += 1;
+                        assert!(step <= 3 * stops, "step {step}");
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+                existing = Existing::Resume;
+            };
+            assert!(stops >= 8, "{stops}");
+            assert_eq!(bytes(&resumed), bytes(&undisturbed));
+            assert_eq!(read(&cut), read(&whole));
+            assert_eq!(resumed.history, undisturbed.history);
+        }
+    }
+
+    #[test]
+    fn checkpoints_within_an_epoch_are_as_good_as_those_between() {
+        let data = toy(40, 17, 23);
+        let mut config = small(MethodName::Aeir);
+        config.checkpoint_steps = 2;
+        config.keep_checkpoints = 100;
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let undisturbed = train_silently(&config, &data, Some(&open(&run, Existing::Refuse))).unwrap();
+        let metrics = std::fs::read(run.join(METRICS_FILE)).unwrap();
+        let checkpoints = run.join(crate::run::CHECKPOINT_FOLDER);
+        let mut names: Vec<_> =
+            std::fs::read_dir(&checkpoints).unwrap().map(|it| it.unwrap().path()).collect();
+        names.sort();
+        assert!(names.len() > 12, "{names:?}");
+        // From the newest to the oldest, and then from none.
+        while let Some(newest) = names.pop() {
+            std::fs::remove_dir_all(&newest).unwrap();
+            let resumed = train_silently(&config, &data, Some(&open(&run, Existing::Resume))).unwrap();
+            assert_eq!(bytes(&resumed), bytes(&undisturbed), "without {newest:?}");
+            assert_eq!(std::fs::read(run.join(METRICS_FILE)).unwrap(), metrics);
+            for made in std::fs::read_dir(&checkpoints).unwrap().map(|it| it.unwrap().path()) {
+                if !names.contains(&made) {
+                    std::fs::remove_dir_all(made).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_changed_setting_is_named_before_anything_is_touched() {
+        let data = toy(40, 17, 23);
+        let config = small(MethodName::SourceOnly);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let stopped =
+            train(&config, &data, Some(&open(&path, Existing::Refuse)), &Device::Cpu, &mut StopAfter(3));
+        assert!(matches!(stopped, Err(TrainError::Interrupted { .. })));
+        let mut other = config.clone();
+        other.seed = 7;
+        other.optimizer.learning_rate = 0.5;
+        let run = open(&path, Existing::Resume);
+        let told = run.check_config(&other).unwrap_err().to_string();
+        assert!(told.contains("`optimizer.learning_rate` was 0.002 and is 0.5"), "{told}");
+        assert!(told.contains("`seed` was 1 and is 7"), "{told}");
+        assert_eq!(train_silently(&other, &data, Some(&run)).unwrap_err().to_string(), told);
+        let told = train_silently(&config, &toy(41, 17, 23), Some(&run)).unwrap_err().to_string();
+        assert!(told.contains("other data") && !told.contains("settings"), "{told}");
+        run.check_config(&config).unwrap();
+        train_silently(&config, &data, Some(&run)).unwrap();
+    }
+
+    #[test]
+    fn gradients_of_several_batches_make_one_step() {
+        let data = toy(40, 17, 23);
+        for method in [MethodName::SourceOnly, MethodName::Aeir, MethodName::Dann] {
+            let mut config = small(method);
+            config.optimizer.accumulate = 2;
+            let trained = train_silently(&config, &data, None).unwrap();
+            // Five batches an epoch: the third step has one.
+            assert_eq!(trained.history.last().unwrap().step, 18, "{method:?}");
+            let (first, last) = first_and_last(&trained, "source_loss");
+            assert!(last < first, "{method:?}: {last} after {first}");
+        }
+    }
+
+    /// With plain gradient descent two batches of one mean are their sum halved: what two optimisers would do apart.
+    #[test]
+    fn the_mean_of_gradients_is_what_is_stepped() {
+        let data = toy(16, 17, 23);
+        let mut config = small(MethodName::SourceOnly);
+        config.model.input_dropout = 0.0;
+        config.optimizer.kind = crate::config::OptimizerKind::Sgd;
+        (config.optimizer.momentum, config.optimizer.weight_decay) = (0.0, 0.0);
+        let mut silent = Silent;
+        let mut trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+        let name = "encoder.image.projection.weight";
+        let weight = |trainer: &Trainer<'_>| trainer.store.snapshot(name).unwrap().remove(name).unwrap();
+        let start = trainer.store.snapshot("").unwrap();
+        let before = weight(&trainer);
+        let (moment, rates) = (Moment { step: 0, steps: 10 }, Rates { encoder: 0.1, critic: 0.1 });
+        let batches = [trainer.batch(0).unwrap(), trainer.batch(1).unwrap()];
+        let mut moved = Vec::new();
+        for chosen in [&batches[..1], &batches[1..], &batches[..]] {
+            trainer.store.restore(&start).unwrap();
+            trainer.stepper.step_all(chosen, moment, rates, &mut Mode::Evaluation).unwrap();
+            moved.push((weight(&trainer) - &before).unwrap());
+        }
+        let mean = ((&moved[0] + &moved[1]).unwrap() * 0.5).unwrap();
+        let difference = (mean - &moved[2]).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(difference.to_scalar::<f32>().unwrap() < 1e-7);
+        assert!(moved[2].abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap() > 1e-4);
+    }
+
+    #[test]
+    fn groups_freeze_and_pace_by_name() {
+        let data = toy(40, 17, 23);
+        let group =
+            |pattern: &str| crate::config::GroupConfig { pattern: pattern.into(), ..Default::default() };
+        let mut config = small(MethodName::SourceOnly);
+        config.optimizer.groups = vec![
+            crate::config::GroupConfig { frozen: true, ..group("*.bias") },
+            crate::config::GroupConfig { learning_rate: Some(2e-5), ..group("encoder.image.*") },
+        ];
+        let mut silent = Silent;
+        let trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+        let start = checkpoint::under(&trainer.store.snapshot("encoder.").unwrap(), "encoder.");
+        let trained = train_silently(&config, &data, None).unwrap();
+        let moved = |name: &str| {
+            let difference = (&trained.parameters[name] - &start[name]).unwrap().abs().unwrap();
+            difference.max_all().unwrap().to_scalar::<f32>().unwrap()
+        };
+        assert_eq!((moved("image.projection.bias"), moved("sentence.projection.bias")), (0.0, 0.0));
+        let (slow, fast) = (moved("image.projection.weight"), moved("sentence.projection.weight"));
+        assert!(slow > 0.0 && slow < 0.05 * fast, "{slow} and {fast}");
+
+        let refused = |groups: Vec<crate::config::GroupConfig>| {
+            let mut config = config.clone();
+            config.optimizer.groups = groups;
+            train_silently(&config, &data, None).unwrap_err().to_string()
+        };
+        let told = refused(vec![group("encoder.images.*")]);
+        assert!(told.contains("matches none of") && told.contains("encoder."), "{told}");
+        let told = refused(vec![crate::config::GroupConfig { frozen: true, ..group("*") }]);
+        assert!(told.contains("optimizer.groups.frozen"), "{told}");
+    }
+
+    #[test]
+    fn the_average_is_validated_and_becomes_the_model() {
+        let data = toy(40, 17, 23);
+        let mut config = small(MethodName::SourceOnly);
+        config.selection = crate::config::Selection::Last;
+        config.optimizer.ema_decay = 0.8;
+        let mut silent = Silent;
+        let mut trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+        // The published rule in f64, beside.
+        let name = "encoder.image.projection.bias";
+        let value = |trainer: &Trainer<'_>| -> Vec<f64> {
+            let values = trainer.store.snapshot(name).unwrap().remove(name).unwrap();
+            values.to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+        };
+        let mut average = value(&trainer);
+        for step in 0..4 {
+            trainer.step().unwrap();
+            let keep = 0.8f64.min((2.0 + f64::from(step)) / (11.0 + f64::from(step)));
+            average
+                .iter_mut()
+                .zip(value(&trainer))
+                .for_each(|(average, own)| *average = keep * *average + (1.0 - keep) * own);
+        }
+        let kept = trainer.store.snapshot(AVERAGE).unwrap();
+        let got = kept["average.image.projection.bias"].to_vec1::<f32>().unwrap();
+        for (got, expected) in got.into_iter().zip(average) {
+            assert!((f64::from(got) - expected).abs() < 1e-6, "{got}, expected {expected}");
+        }
+
+        let averaged = train_silently(&config, &data, None).unwrap();
+        config.optimizer.ema_decay = 0.0;
+        let plain = train_silently(&config, &data, None).unwrap();
+        assert_ne!(bytes(&averaged), bytes(&plain));
+        // The training itself is the same: the losses come from the weights, the validation from their average.
+        let means = |trained: &Trained| trained.history.iter().map(|it| it.means.clone()).collect::<Vec<_>>();
+        assert_eq!(means(&averaged), means(&plain));
+    }
+
+    #[test]
+    fn every_configuration_of_the_repository_trains() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+        let mut count = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let config = TrainConfig::from_toml(&text, &path.display().to_string()).unwrap();
+            let small = ["epochs=2", "batch_size=4", "target_batch_size=4", "model.embedding_dimension=8"];
+            let config = config.with(&small).unwrap();
+            let mut data = toy_fragments(12, 7, 9);
+            if config.model.head.is_some() {
+                let words = |table: &crate::ItemTable| {
+                    let ids = (0..table.len() as u32).map(|item| vec![1, 4 + item % 9, 4 + item % 5, 2]);
+                    let ids = std::sync::Arc::new(ids.collect());
+                    crate::ItemTable::Words(crate::WordTable { ids, vocabulary_size: 16 })
+                };
+                data.sources[0].sentences = words(&data.sources[0].sentences);
+                data.sources[0].validation = None;
+                let target = data.target.as_mut().unwrap();
+                target.sentences = words(&target.sentences);
+            } else {
+                data = toy(12, 7, 9);
+            }
+            let trained = train_silently(&config, &data, None);
+            let trained = trained.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            let last = trained.history.last().unwrap();
+            assert!(last.means.contains_key("structure_loss"), "{}: it adapts", path.display());
+            count += 1;
+        }
+        assert!(count >= 4);
+    }
+
+    #[test]
+    fn every_optimiser_and_schedule_learns() {
+        use crate::config::{OptimizerKind, Schedule};
+        let data = toy(40, 17, 23);
+        for (kind, rate) in
+            [(OptimizerKind::AdamW, 1e-2), (OptimizerKind::Adam, 1e-2), (OptimizerKind::Sgd, 0.3)]
+        {
+            for schedule in [Schedule::Constant, Schedule::Step, Schedule::Cosine] {
+                let mut config = TrainConfig { epochs: 10, ..small(MethodName::SourceOnly) };
+                (config.optimizer.kind, config.optimizer.learning_rate) = (kind, rate);
+                (config.optimizer.schedule, config.optimizer.step_epochs) = (schedule, 4);
+                config.optimizer.weight_decay = 1e-3;
+                let trained = train_silently(&config, &data, None).unwrap();
+                let (first, last) = first_and_last(&trained, "source_loss");
+                assert!(last < 0.9 * first, "{kind:?} {schedule:?}: {last} after {first}");
+            }
+        }
+    }
+
+    #[test]
+    fn products_in_half_precision_learn_as_well() {
+        for method in [MethodName::SourceOnly, MethodName::Aeir] {
+            let mut config = TrainConfig { epochs: 12, ..small(method) };
+            config.optimizer.learning_rate = 1e-2;
+            let exact = train_silently(&config, &toy(40, 17, 23), None).unwrap();
+            config.precision = aeir_encoders::Precision::Bf16;
+            let rounded = train_silently(&config, &toy(40, 17, 23), None).unwrap();
+            assert_ne!(bytes(&rounded), bytes(&exact));
+            let (first, last) = first_and_last(&rounded, "source_loss");
+            let (_, of_exact) = first_and_last(&exact, "source_loss");
+            assert!(last < first && (last - of_exact).abs() < 0.1 * of_exact, "{last} and {of_exact}");
+            // Everything that is kept is single precision.
+            assert!(rounded.parameters.values().all(|value| value.dtype() == candle_core::DType::F32));
+        }
+    }
+
+    #[test]
+    fn clipping_is_reported() {
+        let data = toy(40, 17, 23);
+        let mut config = small(MethodName::SourceOnly);
+        config.optimizer.clip_norm = 1e-3;
+        let record = train_silently(&config, &data, None).unwrap().history.remove(0);
+        assert_eq!(record.clipped_share, Some(1.0));
+        assert!(record.gradient_norm > 1e-3 && record.gradient_norm_largest >= record.gradient_norm);
+        config.optimizer.clip_norm = 0.0;
+        assert_eq!(train_silently(&config, &data, None).unwrap().history[0].clipped_share, None);
+    }
+
+    #[test]
+    fn patience_ends_a_run_and_a_resume_leaves_it_there() {
+        let data = toy(40, 17, 23);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let config = TrainConfig { epochs: 200, patience: 3, ..small(MethodName::SourceOnly) };
+        let trained = train_silently(&config, &data, Some(&open(&path, Existing::Refuse))).unwrap();
+        let last = trained.history.last().unwrap();
+        assert!(last.epoch < 200 && last.epoch == trained.epoch + 3, "{} of {}", trained.epoch, last.epoch);
+        assert!(last.domain_distances.is_some(), "the last of all");
+        let again = train_silently(&config, &data, Some(&open(&path, Existing::Resume))).unwrap();
+        assert_eq!(bytes(&again), bytes(&trained));
+        assert_eq!(again.history, trained.history);
+    }
+
+    #[test]
+    fn every_criterion_chooses_among_the_epochs_without_a_label() {
+        use crate::config::Selection;
+        let data = toy(40, 17, 23);
+        for selection in [
+            Selection::TargetSimilarity,
+            Selection::TargetCycle,
+            Selection::TargetEntropy,
+            Selection::TargetDiversity,
+            Selection::TargetInformation,
+        ] {
+            for target_held_out in [0.0, 0.4] {
+                let config = TrainConfig { selection, target_held_out, ..small(MethodName::Aeir) };
+                let trained = train_silently(&config, &data, None).unwrap();
+                let scores: Vec<f64> =
+                    trained.history.iter().map(|record| record.criterion(selection).unwrap()).collect();
+                let adapted = 4..6;
+                let best = adapted.clone().map(|epoch| scores[epoch]).fold(f64::NEG_INFINITY, f64::max);
+                assert!(adapted.contains(&(trained.epoch - 1)), "{selection:?}");
+                assert_eq!(trained.score, Some(best), "{selection:?}");
+                assert_eq!(scores[trained.epoch - 1], best);
+            }
+            let mut without = data.clone();
+            without.target = None;
+            let config = TrainConfig { selection, ..small(MethodName::SourceOnly) };
+            let trained = train_silently(&config, &without, None).unwrap();
+            assert_eq!((trained.epoch, trained.score), (6, None), "the last");
+        }
+    }
+
     #[test]
     fn target_sets_shorter_than_a_batch_are_used_whole() {
         let config = small(MethodName::Aeir);
@@ -707,8 +1167,8 @@ mod tests {
         let mut silent = Silent;
         let mut trainer = Trainer::new(&config, &data, Some(&run), &Device::Cpu, &mut silent).unwrap();
         trainer.open_run().unwrap();
-        let record = trainer.epoch(0, 30).unwrap();
-        trainer.save_checkpoint(&run, &record).unwrap();
+        trainer.epoch().unwrap();
+        trainer.save(&run, None).unwrap();
         let identity = trainer.identity.clone();
         let kept =
             || checkpoint::newest(&run.checkpoints(), &identity, &Device::Cpu, |_| {}).unwrap().unwrap();

@@ -2,7 +2,9 @@
 
 use aeir_data::ShuffledSampler;
 use aeir_encoders::{DualEncoder, Encoded, EncoderError, Items, Mode};
-use aeir_retrieve::{Matrix, ProxyADistanceOptions, Relevance, RetrievalMetrics};
+use aeir_retrieve::{
+    LabelFree, LabelFreeOptions, Matrix, ProxyADistanceOptions, Relevance, RetrievalMetrics,
+};
 use candle_core::Device;
 
 use crate::data::{PreparedData, PreparedPairs, PreparedTarget};
@@ -17,8 +19,6 @@ const SAMPLE: usize = 2_000;
 const MOST_VALIDATION_IMAGES: usize = 1_000;
 /// Items of a domain below which its distance to another says nothing.
 const FEWEST_FOR_DISTANCE: usize = 8;
-/// Neighbours in the CSLS means.
-const CSLS_NEIGHBOURS: usize = 10;
 
 /// The pooled vectors of a table's items, encoded with `encode` in blocks, on the host.
 ///
@@ -113,22 +113,19 @@ pub fn source_validation_rsum(encoder: &DualEncoder, splits: &[PreparedPairs]) -
     Ok(Some(sum / splits.len() as f64))
 }
 
-/// Mean CSLS similarity of the mutual nearest neighbours between the unpaired target sets, by their pooled vectors.
+/// How well the unpaired target sets fit together, by their pooled vectors, without a label. Larger sets are sampled, always
+/// alike.
 ///
-/// Equation: `csls(x, z) = 2 cos(x, z) - r(x) - r(z)`, r the mean cosine to the 10 nearest of the other set (Conneau et
-/// al., ICLR 2018); the mean over pairs that are each other's nearest under it. It is 0 where no pair is mutual.
-/// Larger sets are sampled, always alike.
+/// The figures are those of [`aeir_retrieve::label_free`], with 10 neighbours and a temperature of 0.05.
 ///
 /// # Errors
 /// When embedding or scoring fails.
-pub fn target_mutual_similarity(encoder: &DualEncoder, target: &PreparedTarget) -> Result<f64> {
+pub fn target_figures(encoder: &DualEncoder, target: &PreparedTarget) -> Result<LabelFree> {
     // Streams of their own: rows of the same number may belong together, which must not be seen here.
     let images = sampled(encoder, Modality::Images, &target.images, 0)?;
     let sentences = sampled(encoder, Modality::Sentences, &target.sentences, 1)?;
     let scores = aeir_retrieve::similarity(&images, &sentences)?;
-    let neighbours = CSLS_NEIGHBOURS.min(images.rows()).min(sentences.rows());
-    let corrected = aeir_retrieve::csls(&scores, neighbours)?;
-    Ok(mutual_mean(&corrected))
+    Ok(aeir_retrieve::label_free(&scores, &LabelFreeOptions::default())?)
 }
 
 /// Proxy A-distance of source and target, by the pooled vectors of each modality. Larger sets are sampled, always alike.
@@ -179,43 +176,4 @@ fn sampled(encoder: &DualEncoder, modality: Modality, items: &PreparedItems, str
         values.extend(pooled.flatten_all()?.to_vec1::<f32>()?);
     }
     Ok(Matrix::new(values, rows.len(), columns)?)
-}
-
-fn mutual_mean(scores: &Matrix) -> f64 {
-    let mut best_of_column = vec![(f32::NEG_INFINITY, usize::MAX); scores.columns()];
-    let mut best_of_row = Vec::with_capacity(scores.rows());
-    for row in 0..scores.rows() {
-        let mut best = (f32::NEG_INFINITY, usize::MAX);
-        for (column, score) in scores.row(row).unwrap_or_default().iter().enumerate() {
-            if *score > best.0 {
-                best = (*score, column);
-            }
-            if let Some(of_column) = best_of_column.get_mut(column)
-                && *score > of_column.0
-            {
-                *of_column = (*score, row);
-            }
-        }
-        best_of_row.push(best);
-    }
-    let (mut sum, mut count) = (0.0, 0usize);
-    for (row, (score, column)) in best_of_row.iter().enumerate() {
-        if best_of_column.get(*column).is_some_and(|(_, back)| *back == row) {
-            sum += f64::from(*score);
-            count += 1;
-        }
-    }
-    sum / count.max(1) as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_mutual_neighbours_count() {
-        // Row 0 and column 0 choose each other; row 1 prefers column 0 as well, column 1 prefers row 1.
-        let scores = Matrix::new(vec![0.9, 0.1, 0.8, 0.5], 2, 2).unwrap();
-        assert!((mutual_mean(&scores) - f64::from(0.9f32)).abs() < 1e-9);
-    }
 }

@@ -10,22 +10,29 @@ use aeir_data::{
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::{DEFAULT_MINIMUM_COUNT, Vocabulary, write_atomically};
 use aeir_train::config::Selection;
-use aeir_train::run::{CONFIG_FILE, Existing, Opened, RunFolder, SKIPPED_FILE};
+use aeir_train::plan::Sizes;
+use aeir_train::run::{Existing, Opened, RunFolder, SKIPPED_FILE, settings_that_differ};
 use aeir_train::{TrainConfig, Trained, TrainingData, train};
 use anyhow::Context;
 use candle_core::Device;
 
+use super::dry_run::dry_run;
 use super::{print, tell_skipped};
 use crate::backbones::{Backbones, Sentences, WORDS, load_image, load_sentence};
 use crate::failure::CliError;
 use crate::flags::TrainFlags;
+use crate::interrupt::Interrupt;
 use crate::place::feature_cache;
 use crate::progress::{TrainingBar, extraction};
 use crate::terminal::Terminal;
 
 /// Trains a model into the output folder.
 pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()> {
-    let config = flags.apply(read_config(flags.config.as_deref())?).resolved()?;
+    let settings = read_config(flags.config.as_deref())?.with(&flags.set)?;
+    let config = flags.apply(settings).resolved()?;
+    let Some(output) = flags.output.as_deref().filter(|_| !flags.dry_run) else {
+        return dry_run(flags, &config, terminal);
+    };
     let device = flags.device.device.open(terminal)?;
     let inputs = Inputs::read(flags, &config)?;
 
@@ -35,21 +42,28 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
         (false, Some(_)) => Existing::Resume,
         (false, None) => Existing::Refuse,
     };
-    let run = match RunFolder::open(&flags.output, existing)? {
+    let run = match RunFolder::open(output, existing)? {
         Opened::Ready(run) => run,
         Opened::Finished => {
-            terminal.note(&format!("`{}` holds a finished run: nothing to do", flags.output.display()));
+            terminal.note(&format!("`{}` holds a finished run: nothing to do", output.display()));
+            if let Some(differences) = settings_that_differ(output, &config)? {
+                terminal.warn(&format!("it was trained with {differences}"));
+            }
             return Ok(());
         }
     };
-    if !run.resumes() || !run.path().join(CONFIG_FILE).exists() {
-        // Says at once what this folder is. A resumed run keeps its own until it is known to be the same.
-        run.write_config(&config)?;
+    if run.resumes() {
+        run.check_config(&config)?;
     }
-    let (data, skipped) = inputs.encode(&backbones, flags.loading.limits(), terminal)?;
+    // Says at once what this folder is.
+    run.write_config(&config)?;
+    let (data, skipped) =
+        inputs.encode(&backbones, flags.loading.limits(), Some(&feature_cache()?), terminal)?;
     write_skipped(&run.path().join(SKIPPED_FILE), &skipped)?;
 
-    let mut bar = TrainingBar::new(terminal, &format!("training {}", config.method.as_str()));
+    let interrupt = Interrupt::listen()?;
+    let name = format!("training {}", config.method.as_str());
+    let mut bar = TrainingBar::new(terminal, &name).stopping_at(&interrupt);
     let trained = train(&config, &data, Some(&run), &device, &mut bar)?;
     write_card(run.path(), &config, &data, &trained)?;
     save_bundle(run.path(), &config, &trained, &backbones, BackbonePlacement::Copied)?;
@@ -69,7 +83,7 @@ pub(crate) fn read_config(file: Option<&Path>) -> anyhow::Result<TrainConfig> {
 }
 
 /// What the flags name, read but not decoded.
-struct Inputs {
+pub(super) struct Inputs {
     sources: Vec<ParallelDomain>,
     target: Option<(TargetImages, TargetSentences)>,
     /// Whether the images come as features.
@@ -77,7 +91,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn read(flags: &TrainFlags, config: &TrainConfig) -> anyhow::Result<Self> {
+    pub(super) fn read(flags: &TrainFlags, config: &TrainConfig) -> anyhow::Result<Self> {
         let target = target_files(flags, config)?;
         let options = flags.reading.options();
         let sources: Vec<ParallelDomain> = flags
@@ -122,7 +136,7 @@ impl Inputs {
     }
 
     /// Loads what images and sentences are encoded with; for words, collects the vocabulary from the training sentences.
-    fn backbones(
+    pub(super) fn backbones(
         &self,
         flags: &TrainFlags,
         config: &TrainConfig,
@@ -152,17 +166,39 @@ impl Inputs {
         source.chain(target).map(String::as_str).collect()
     }
 
-    fn encode(
+    /// How many items there are.
+    pub(super) fn sizes(&self) -> Sizes {
+        Sizes {
+            pairs: self.sources.iter().map(|source| source.train.len()).sum(),
+            target: self
+                .target
+                .as_ref()
+                .map(|(images, sentences)| [images.images().len(), sentences.sentences().len()]),
+        }
+    }
+
+    /// The first `count` items of each kind, nothing for validation.
+    pub(super) fn sample(mut self, count: usize) -> Self {
+        for source in &mut self.sources {
+            source.train.truncate(count);
+            source.validation.clear();
+        }
+        self.target = self.target.map(|(images, sentences)| (images.first(count), sentences.first(count)));
+        self
+    }
+
+    pub(super) fn encode(
         self,
         backbones: &Backbones,
         limits: ImageLimits,
+        cache: Option<&Path>,
         terminal: &Terminal,
     ) -> anyhow::Result<(TrainingData, Vec<Skipped>)> {
-        let mut extractor = backbones
-            .extractor()
-            .with_cache(&feature_cache()?)?
-            .with_limits(limits)
-            .with_progress(extraction(terminal));
+        let mut extractor = backbones.extractor();
+        if let Some(cache) = cache {
+            extractor = extractor.with_cache(cache)?;
+        }
+        let mut extractor = extractor.with_limits(limits).with_progress(extraction(terminal));
         let (mut data, mut skipped) = (TrainingData { sources: Vec::new(), target: None }, Vec::new());
         for domain in &self.sources {
             domain.notes.iter().for_each(|note| terminal.warn(note));
@@ -319,7 +355,7 @@ pub(crate) fn write_card(
         seed = config.seed,
         head = config.model.head.unwrap_or_default().as_str(),
         distances = distances(trained).map_or_else(String::new, |text| format!("- {text}\n")),
-        epochs = config.epochs,
+        epochs = trained.history.len(),
         epoch = trained.epoch,
         chosen = chosen_by(config, trained),
     );
@@ -339,15 +375,20 @@ fn metrics(trained: &Trained) -> String {
 
 /// Why the chosen epoch was chosen; nothing where it is simply the last.
 fn chosen_by(config: &TrainConfig, trained: &Trained) -> String {
-    match (config.selection, trained.score) {
-        (Selection::SourceValidation, Some(rsum)) => {
-            format!(", the best on source validation (rSum {rsum:.1})")
+    let Some(score) = trained.score else { return String::new() };
+    let of_target = match config.selection {
+        Selection::Last => return String::new(),
+        Selection::SourceValidation => return format!(", the best on source validation (rSum {score:.1})"),
+        Selection::TargetSimilarity => "mutual similarity",
+        Selection::TargetCycle => "cycle consistency",
+        Selection::TargetEntropy => {
+            let entropy = -score;
+            return format!(", the surest retrieval between the unpaired target sets (entropy {entropy:.4})");
         }
-        (Selection::TargetSimilarity, Some(similarity)) => {
-            format!(", the best by mutual similarity of the unpaired target sets ({similarity:.4})")
-        }
-        (Selection::Last, _) | (_, None) => String::new(),
-    }
+        Selection::TargetDiversity => "diversity of the retrieval posterior",
+        Selection::TargetInformation => "information of the retrieval posterior",
+    };
+    format!(", the best by {of_target} of the unpaired target sets ({score:.4})")
 }
 
 /// How far apart the domains are, before the adaptation and after it.
@@ -366,7 +407,7 @@ fn distances(trained: &Trained) -> Option<String> {
 }
 
 fn summary(folder: &Path, config: &TrainConfig, trained: &Trained) -> String {
-    let epoch = format!("{} of {}{}", trained.epoch, config.epochs, chosen_by(config, trained));
+    let epoch = format!("{} of {}{}", trained.epoch, trained.history.len(), chosen_by(config, trained));
     let standardised = if config.standardise { ", standardised per domain" } else { "" };
     let head = config.model.head.unwrap_or_default();
     let head = if head.is_cross_attentive() { format!(", head {}", head.as_str()) } else { String::new() };

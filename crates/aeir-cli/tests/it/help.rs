@@ -92,7 +92,7 @@ fn train() {
     insta::assert_snapshot!(help("train"), @"
     Train a model on source pairs, adapted to unpaired target images and sentences
 
-    Usage: aeir train [OPTIONS] --source <PATH> --output <RUN>
+    Usage: aeir train [OPTIONS]
 
     Options:
           --source <PATH>
@@ -195,9 +195,21 @@ fn train() {
               [default: static-minilm]
 
           --config <FILE>
-              Settings in TOML; a flag wins over its line in the file
+              Settings in TOML; --set and flags win over its lines
 
               [env: AEIR_CONFIG=]
+
+          --set <KEY=VALUE>
+              One setting, such as optimizer.clip_norm=2; wins over the file, a flag wins over it. May
+              be repeated; configs/demo.toml lists the keys
+
+              [env: AEIR_SET=]
+
+          --dry-run
+              Print the resolved settings, the parameters by group, and an estimate of steps, time and
+              memory; train and write nothing. Without --source the settings alone
+
+              [env: AEIR_DRY_RUN=]
 
           --epochs <N>
               Passes over the source pairs, or the target sets where those are larger [default: 40]

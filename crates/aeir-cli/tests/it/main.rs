@@ -10,9 +10,11 @@ mod bench;
 mod cache;
 mod convert;
 mod data_commands;
+mod dry_run;
 mod embed;
 mod help;
 mod resume;
+mod selection;
 mod system;
 mod workflow;
 

@@ -1,7 +1,7 @@
 //! Runs that were there before: finished, cut off, or of someone else.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::{BOTH, SHORT, Scene, program};
@@ -25,12 +25,18 @@ fn a_finished_run_is_left_alone() {
         (resumed.stdout.as_str(), resumed.stderr.as_str()),
         ("", "`run` holds a finished run: nothing to do\n")
     );
+    let other = scene.run(&format!("{SHORT} --resume latest --seed 5")).ok();
+    assert_eq!(
+        other.stderr,
+        "`run` holds a finished run: nothing to do\n\
+         warning: it was trained with other settings: `seed` was 1 and is 5\n"
+    );
     assert!(read() == before);
     insta::assert_snapshot!(scene.run(&format!("{SHORT} --resume latest --overwrite")).failure(), @"
     exit 2
     error: the argument '--resume <WHICH>' cannot be used with '--overwrite'
 
-    Usage: aeir train --source <PATH> --output <RUN> --method <METHOD> --epochs <N> --resume <WHICH> --image-encoder <DIR|ID> --text-encoder <DIR|ID>
+    Usage: aeir train --method <METHOD> --epochs <N> --source <PATH> --output <RUN> --resume <WHICH> --image-encoder <DIR|ID> --text-encoder <DIR|ID>
 
     For more information, try '--help'.
     ");
@@ -65,16 +71,131 @@ fn folders_of_others_are_never_touched() {
     scene.run("eval --model model --data test.jsonl").ok();
 }
 
+/// What an interruption must not change.
+fn result(scene: &Scene, run: &str) -> [Vec<u8>; 5] {
+    ["model.safetensors", "metrics.jsonl", "manifest.json", "config.toml", "config.sha256"]
+        .map(|file| scene.read(&format!("{run}/{file}")))
+}
+
+/// Starts a command in the scene's folder and lets it work in silence.
+fn start(scene: &Scene, arguments: &str) -> Child {
+    let mut command = program();
+    command.args(arguments.split_whitespace()).current_dir(scene.folder.path());
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+/// Waits until a run has finished so many epochs.
+fn wait_for_epochs(scene: &Scene, run: &str, epochs: usize, child: &mut Child) {
+    let started = Instant::now();
+    let reached = || {
+        fs::read_to_string(scene.path(&format!("{run}/metrics.jsonl")))
+            .is_ok_and(|text| text.lines().count() >= epochs)
+    };
+    while !reached() && child.try_wait().unwrap().is_none() {
+        assert!(started.elapsed() < Duration::from_secs(60), "epoch {epochs} never came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn ten_kills_in_a_row_change_nothing() {
+    let scene = Scene::new();
+    scene.write("config.toml", "checkpoint_every = 3\ncheckpoint_steps = 5\n");
+    let flags = format!("train {BOTH} --config config.toml --epochs 12 --batch-size 4 --output");
+    scene.run(&format!("{flags} whole")).ok();
+    let whole = result(&scene, "whole");
+    // Once more, now that the features are cached.
+    let began = Instant::now();
+    scene.run(&format!("{flags} timed")).ok();
+    let took = began.elapsed();
+    // Shares of an undisturbed run's time: before the first step and within any phase of the work.
+    let mut killed = 0;
+    for share in [0.05, 0.61, 0.43, 0.9, 0.27, 0.55, 0.71, 0.36, 0.8, 0.48] {
+        let mut child = start(&scene, &format!("{flags} run --resume latest"));
+        std::thread::sleep(took.mul_f64(share));
+        child.kill().unwrap();
+        if !child.wait().unwrap().success() {
+            killed += 1;
+            continue;
+        }
+        assert!(result(&scene, "run") == whole, "ended after {killed} kills");
+        fs::remove_dir_all(scene.path("run")).unwrap();
+    }
+    assert!(killed >= 3, "only {killed} were killed while they worked");
+    scene.run(&format!("{flags} run --resume latest")).ok();
+    assert!(result(&scene, "run") == whole, "after {killed} kills");
+}
+
+#[cfg(unix)]
+#[test]
+fn signals_end_a_run_after_the_step() {
+    let scene = Scene::new();
+    scene.write("config.toml", "checkpoint_every = 1000\n");
+    let flags = format!("train {BOTH} --config config.toml --epochs 60 --batch-size 4 --output");
+    scene.run(&format!("{flags} whole")).ok();
+    for signal in ["INT", "TERM"] {
+        let run = format!("run-{signal}");
+        let mut child = start(&scene, &format!("{flags} {run}"));
+        wait_for_epochs(&scene, &run, 2, &mut child);
+        let sent = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
+        assert!(sent.unwrap().success());
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(130), "{told}");
+        assert!(
+            told.contains("error: stopped after step ") && told.contains("; the state is saved"),
+            "{told}"
+        );
+        assert!(told.contains("hint: go on with the same command and --resume latest"), "{told}");
+        assert!(!scene.path(&format!("{run}/manifest.json")).exists());
+        assert_eq!(fs::read_dir(scene.path(&format!("{run}/checkpoints"))).unwrap().count(), 1);
+        let resumed = scene.run(&format!("{flags} {run} --resume latest")).ok();
+        assert!(resumed.stderr.contains("resumed at step "), "{resumed:?}");
+        assert!(result(&scene, &run) == result(&scene, "whole"), "after SIG{signal}");
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_told_and_the_one_before_taken() {
+    let scene = Scene::new();
+    scene.write("config.toml", "checkpoint_every = 1\n");
+    let flags = format!("{} --config config.toml", SHORT.replace("--epochs 2", "--epochs 4"));
+    scene.run(&flags).ok();
+    let whole = result(&scene, "run");
+    fs::remove_file(scene.path("run/manifest.json")).unwrap();
+    crate::flip_a_bit(&scene.path("run/checkpoints/step-00000004/state.safetensors"));
+    let resumed = scene.run(&format!("{flags} --resume latest")).ok();
+    insta::assert_snapshot!(resumed.stderr, @"
+    warning: checkpoint `run/checkpoints/step-00000004`: `state.safetensors` is damaged; going back to the one before
+    resumed at step 3 of 4
+    ");
+    assert!(result(&scene, "run") == whole);
+}
+
+#[test]
+fn the_number_of_threads_changes_no_byte() {
+    let scene = Scene::new();
+    for method in ["aeir --epochs 4", "dann --head saf --epochs 2"] {
+        let runs = ["1", "2"].map(|workers| {
+            let run = format!("{}-{workers}", &method[..4]);
+            // Features of its own for each: what is cached was computed with another number of threads.
+            let mut command = program();
+            let flags = format!("train {BOTH} --method {method} --workers {workers} --output {run}");
+            command.args(flags.split_whitespace()).env("AEIR_CACHE_DIR", scene.path(&format!("cache-{run}")));
+            scene.outcome(command).ok();
+            result(&scene, &run)
+        });
+        assert!(runs[0] == runs[1], "{method}");
+    }
+}
+
 #[test]
 fn a_killed_run_goes_on_as_if_nothing_had_been() {
     let scene = Scene::new();
     scene.write("config.toml", "checkpoint_every = 3\n");
     let flags = format!("train {BOTH} --config config.toml --epochs 12 --batch-size 4 --output");
     scene.run(&format!("{flags} whole")).ok();
-    let result = |run: &str| {
-        ["model.safetensors", "metrics.jsonl", "manifest.json", "config.toml"]
-            .map(|file| scene.read(&format!("{run}/{file}")))
-    };
+    let result = |run: &str| result(&scene, run);
     let whole = result("whole");
     // Before the first epoch and the first checkpoint, after one, after two.
     for (number, epochs) in [0, 1, 4, 7].into_iter().enumerate() {
@@ -111,7 +232,10 @@ fn a_killed_run_goes_on_as_if_nothing_had_been() {
                 "a refused resume changes nothing"
             );
             assert_eq!(other.code, Some(2), "{other:?}");
-            assert!(other.stderr.contains("was made with another configuration or other data"), "{other:?}");
+            assert!(
+                other.stderr.contains("was begun with other settings: `seed` was 1 and is 5"),
+                "{other:?}"
+            );
         }
         scene.run(&format!("{flags} {run} --resume latest")).ok();
         assert!(result(&run) == whole, "killed after epoch {epochs}");

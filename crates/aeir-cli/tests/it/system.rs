@@ -23,7 +23,7 @@ fn a_full_disk_while_training() {
     let told = run_on_a_small_disk(&scene, 2000, SHORT);
     insta::assert_snapshot!(told, @r"
     exit 1
-    error: could not write `run/checkpoints/epoch-00002/state.safetensors`: File too large (os error 27)
+    error: could not write `run/checkpoints/.unfinished.tmp/state.safetensors`: File too large (os error 27)
 
     hint: free some space there, or write to another disk
     ");
@@ -31,6 +31,40 @@ fn a_full_disk_while_training() {
     assert_eq!(scene.run("index --model run --images images.txt --output made").code, Some(4));
     scene.run(&format!("{SHORT} --resume latest")).ok();
     assert!(scene.read("run/model.safetensors") == scene.read("warm/model.safetensors"));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_keeps_the_last_checkpoint() {
+    let scene = Scene::new();
+    scene.write("config.toml", "checkpoint_every = 2\n");
+    let flags = format!("{} --config config.toml", SHORT.replace("--epochs 2", "--epochs 8"));
+    scene.run(&flags.replace("--output run", "--output warm")).ok();
+    // As a run that was killed after its second checkpoint.
+    let keep = ["config.toml", "config.sha256", "metrics.jsonl", "timing.jsonl", "skipped.jsonl"];
+    scene.run(&flags).ok();
+    for name in fs::read_dir(scene.path("run")).unwrap().map(|entry| entry.unwrap().path()) {
+        let file = name.file_name().unwrap().to_string_lossy().into_owned();
+        if name.is_file() && !keep.contains(&file.as_str()) {
+            fs::remove_file(name).unwrap();
+        }
+    }
+    fs::remove_dir_all(scene.path("run/checkpoints/step-00000008")).unwrap();
+    let checkpoints = || {
+        let names = fs::read_dir(scene.path("run/checkpoints")).unwrap();
+        let mut names: Vec<_> = names.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = checkpoints();
+    assert!(before.contains(&"step-00000006".into()), "{before:?}");
+    let told = run_on_a_small_disk(&scene, 2000, &format!("{flags} --resume latest"));
+    assert!(told.contains("resumed at step 6 of 8") && told.contains("File too large"), "{told}");
+    assert_eq!(checkpoints(), before, "the last good one is kept, and nothing else is left");
+    scene.run(&format!("{flags} --resume latest")).ok();
+    for file in ["model.safetensors", "metrics.jsonl"] {
+        assert!(scene.read(&format!("run/{file}")) == scene.read(&format!("warm/{file}")), "{file}");
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod dann;
 mod discrepancy;
 mod source_only;
 
+use std::collections::BTreeMap;
+
 use aeir_encoders::{DualEncoder, DualEncoderConfig, Encoded, ImageInput, Items, Mode, SentenceInput};
 use candle_core::Tensor;
 
@@ -179,6 +181,33 @@ pub trait Method: Send {
         0
     }
 
+    /// Called before each epoch's first step, with what may be looked at: no pair of the target is in it. Gives figures for
+    /// the log.
+    ///
+    /// # Errors
+    /// When a computation fails.
+    fn before_epoch(&self, moment: Moment, data: &PreparedData) -> Result<Vec<(&'static str, f64)>> {
+        let _ = (moment, data);
+        Ok(Vec::new())
+    }
+
+    /// What the method remembers beside parameters, for a checkpoint. It must be enough to go on in the middle of an epoch.
+    ///
+    /// # Errors
+    /// When a tensor can't be made.
+    fn state(&self) -> Result<BTreeMap<String, Tensor>> {
+        Ok(BTreeMap::new())
+    }
+
+    /// Takes what [`Method::state`] gave.
+    ///
+    /// # Errors
+    /// When it is not of this method.
+    fn restore(&self, state: &BTreeMap<String, Tensor>) -> Result<()> {
+        let _ = state;
+        Ok(())
+    }
+
     /// Called before each step.
     ///
     /// # Errors
@@ -311,8 +340,19 @@ fn encoder_config(config: &TrainConfig, inputs: Inputs) -> DualEncoderConfig {
 /// When a parameter can't be made, or the method can't work on such inputs.
 pub fn build(config: &TrainConfig, inputs: Inputs, store: &ParameterStore) -> Result<Box<dyn Method>> {
     let shape = encoder_config(config, inputs);
-    let make =
-        |prefix: &str| DualEncoder::new(shape, config.source_loss.temperature, store.builder().pp(prefix));
+    let precision = config.precision;
+    if !precision.is_supported(store.device()) {
+        return Err(TrainError::Setting {
+            key: "precision",
+            expected: "`fp32` on this device, which has no products in bfloat16".into(),
+            got: format!("`{}`", precision.as_str()),
+        });
+    }
+    let make = |prefix: &str| {
+        let builder = store.builder().pp(prefix);
+        let encoder = DualEncoder::new(shape, config.source_loss.temperature, builder)?;
+        Ok::<_, TrainError>(encoder.with_precision(precision))
+    };
     let encoder = make("encoder")?;
     Ok(match config.method {
         MethodName::SourceOnly
