@@ -298,11 +298,15 @@ def neighbour_divergence(own, cross, tau):
 
 
 def structure_loss(embeddings, settings):
-    """Both modalities: neighbours by one modality, compared with the other modality's partners of the same neighbours."""
+    """Both modalities: neighbours by one modality, compared with the other modality's partners of the same neighbours.
+
+    Of fewer source items than K all are neighbours; the released code ends there with an error.
+    """
     total = 0
     for modality, other in (("image", "text"), ("text", "image")):
         target = embeddings[f"target_{modality}"]
-        own, nearest = fragment_similarity(target, embeddings[f"source_{modality}"]).topk(settings.neighbours)
+        similarity = fragment_similarity(target, embeddings[f"source_{modality}"])
+        own, nearest = similarity.topk(min(settings.neighbours, similarity.shape[1]))
         cross = fragment_similarity(target, embeddings[f"source_{other}"]).gather(1, nearest)
         total = total + neighbour_divergence(own, cross, settings.tau)
     return total
@@ -627,7 +631,7 @@ def parser():
     parser.add_argument("--lambda", type=float, default=0.001, dest="structure_weight")
     parser.add_argument("--margin", type=float, default=0.2)
     parser.add_argument("--tau", type=float, default=3.0)
-    parser.add_argument("--k", type=int, default=3, dest="neighbours", help="at most --batch")
+    parser.add_argument("--k", type=int, default=3, dest="neighbours", help="neighbours; more than --batch count as --batch")
     parser.add_argument("--lr", type=float, default=1e-4, dest="learning_rate")
     parser.add_argument("--clip", type=float, default=2.0)
     return parser
@@ -639,8 +643,8 @@ def main():
     if arguments.check:
         results = [check(path) for path in arguments.check]
         sys.exit(0 if all(results) else 1)
-    if arguments.batch < 2 or arguments.neighbours > arguments.batch:
-        raise SystemExit("--batch must be at least 2 (BatchNorm) and at least --k")
+    if arguments.batch < 2:
+        raise SystemExit("--batch must be at least 2: the head's BatchNorm does not train on a single image")
     names = Settings.__dataclass_fields__
     record(arguments, Settings(**{name: value for name, value in vars(arguments).items() if name in names}))
 

@@ -59,8 +59,7 @@ pub enum ConditionalMap {
 /// The released procedure is not conditional.
 ///
 /// # Parity file
-/// None: the tests compare with products written out, and with [`DomainAdversarialLoss`](crate::DomainAdversarialLoss) where
-/// all weights are equal.
+/// `fixtures/parity/losses/conditional_adversarial.safetensors`
 ///
 /// # Example
 /// ```

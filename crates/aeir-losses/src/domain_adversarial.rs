@@ -42,7 +42,8 @@ const LOSS: &str = "DomainAdversarialLoss";
 /// do nothing; whether to do that is the caller's choice.
 ///
 /// # Parity file
-/// `fixtures/parity/aecr/{saf,sgr}.safetensors` (`train.loss.{discriminator,confusion}`)
+/// `fixtures/parity/losses/domain_adversarial.safetensors`, `fixtures/parity/aecr/{saf,sgr}.safetensors`
+/// (`train.loss.{discriminator,confusion}`)
 ///
 /// # Example
 /// ```

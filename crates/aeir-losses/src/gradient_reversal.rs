@@ -30,7 +30,7 @@ const LOSS: &str = "gradient_reversal";
 /// The released procedure has no gradient reversal.
 ///
 /// # Parity file
-/// None: the tests compare with the sign-changed gradient.
+/// `fixtures/parity/losses/domain_adversarial.safetensors` (`reversed.*`)
 ///
 /// # Example
 /// ```
@@ -76,7 +76,7 @@ pub fn gradient_reversal(x: &Tensor, strength: f64) -> Result<Tensor, LossError>
 /// The released procedure has no schedule.
 ///
 /// # Parity file
-/// None.
+/// `fixtures/parity/losses/domain_adversarial.safetensors` (`schedule`)
 ///
 /// # Example
 /// ```

@@ -124,7 +124,7 @@ pub fn sinkhorn_plan(
 /// The released procedure has no optimal transport.
 ///
 /// # Parity file
-/// `fixtures/parity/losses/sinkhorn.safetensors` holds the plan it is built on; the gradient is tested by finite differences.
+/// `fixtures/parity/losses/sinkhorn_divergence.safetensors`: the iterations differentiated by PyTorch as they ran.
 ///
 /// # Example
 /// ```

@@ -56,7 +56,8 @@ pub enum Divergence {
 /// None with the default values and [`fragment_similarity_released`](crate::fragment_similarity_released).
 ///
 /// # Parity file
-/// `fixtures/parity/aecr/{saf,sgr}.safetensors` (`train.loss.structure`, `train.grad.structure.*`)
+/// `fixtures/parity/losses/structure_transfer.safetensors`, `fixtures/parity/aecr/{saf,sgr}.safetensors`
+/// (`train.loss.structure`, `train.grad.structure.*`)
 ///
 /// # Example
 /// ```

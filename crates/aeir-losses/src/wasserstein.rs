@@ -44,7 +44,7 @@ const LOSS: &str = "WassersteinCriticLoss";
 /// The released procedure has the logarithmic losses alone.
 ///
 /// # Parity file
-/// None: the tests compare the input gradient with candle's own first derivative, and the penalty with finite differences.
+/// `fixtures/parity/losses/wasserstein.safetensors`: the penalty differentiated twice by PyTorch.
 ///
 /// # Example
 /// ```

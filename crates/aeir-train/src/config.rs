@@ -15,6 +15,9 @@ pub use optimization::{GroupConfig, OptimizerConfig, OptimizerKind, Schedule};
 /// The configuration format this version reads and writes.
 pub const CONFIG_VERSION: u32 = 1;
 
+/// `source_loss.all_negatives_share` of a cross-attentive head: docs/results.md has what it changes.
+const HEAD_ALL_NEGATIVES_SHARE: f64 = 0.6;
+
 /// Everything that decides what a run computes, the data apart.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -194,8 +197,10 @@ pub struct SourceLossConfig {
     /// Margin of the triplet ranking loss.
     pub margin: f64,
     /// Share of all steps in which the hardest-negative loss takes all negatives instead, as the hardest ones can
-    /// collapse a model that knows nothing yet.
-    pub all_negatives_share: f64,
+    /// collapse a model that knows nothing yet; where it is not given, 0.6 for cross-attentive heads, and 0 for the cosine and
+    /// the released procedure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub all_negatives_share: Option<f64>,
     /// Beside a cross-attentive head: weight of InfoNCE on the pooled vectors, which find the candidates that the head
     /// re-ranks; where it is not given, 1, and 0 for the published supervised models and the released procedure.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -358,7 +363,7 @@ impl Default for ModelConfig {
 
 impl Default for SourceLossConfig {
     fn default() -> Self {
-        Self { kind: None, temperature: 0.07, margin: 0.2, all_negatives_share: 0.0, pooled_weight: None }
+        Self { kind: None, temperature: 0.07, margin: 0.2, all_negatives_share: None, pooled_weight: None }
     }
 }
 
@@ -410,6 +415,12 @@ impl TrainConfig {
         let ranks = head.is_cross_attentive() || self.method.is_supervised_model() || self.is_released();
         let loss = if ranks { SourceLossKind::TripletHardest } else { SourceLossKind::InfoNce };
         config.source_loss.kind.get_or_insert(loss);
+        // Heads collapse on the hardest negatives from the start; the released procedure starts from a trained model.
+        let warms_up = config.source_loss.kind == Some(SourceLossKind::TripletHardest)
+            && head.is_cross_attentive()
+            && !self.is_released();
+        let share = if warms_up { HEAD_ALL_NEGATIVES_SHARE } else { 0.0 };
+        config.source_loss.all_negatives_share.get_or_insert(share);
         let published = self.method.is_supervised_model() || self.is_released();
         config.source_loss.pooled_weight.get_or_insert(if published { 0.0 } else { 1.0 });
         match self.method {
@@ -503,12 +514,8 @@ impl TrainConfig {
         let loss = self.source_loss;
         demand(positive(loss.temperature), "source_loss.temperature", "above 0", loss.temperature)?;
         demand(positive(loss.margin), "source_loss.margin", "above 0", loss.margin)?;
-        demand(
-            (0.0..=1.0).contains(&loss.all_negatives_share),
-            "source_loss.all_negatives_share",
-            "in 0 ..= 1",
-            loss.all_negatives_share,
-        )?;
+        let share = loss.all_negatives_share.unwrap_or(0.0);
+        demand((0.0..=1.0).contains(&share), "source_loss.all_negatives_share", "in 0 ..= 1", share)?;
         let pooled = loss.pooled_weight.unwrap_or(1.0);
         demand(weight(pooled), "source_loss.pooled_weight", "0 or more", pooled)?;
         let HeadOptions { similarity_dimension, graph_steps, dropout, .. } = self.model.head_options;

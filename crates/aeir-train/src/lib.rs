@@ -18,6 +18,7 @@ pub mod validate;
 mod checkpoint;
 mod critic_watch;
 mod error;
+mod ranking_watch;
 
 pub use config::{MethodName, TrainConfig};
 pub use data::{EvaluationPairs, SourceData, TargetData, TrainingData};

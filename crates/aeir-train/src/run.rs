@@ -37,6 +37,7 @@ const OWN_NAMES: [&str; 10] = [
     CHECKPOINT_FOLDER,
     MANIFEST_FILE,
     aeir_encoders::bundle::WEIGHTS_FILE,
+    aeir_encoders::VOCABULARY_FILE,
     "encoders",
     "README.md",
 ];

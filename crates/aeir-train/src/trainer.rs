@@ -18,6 +18,7 @@ use crate::error::{Result, TrainError};
 use crate::method::{self, Batch, Group, Moment, TargetBatch};
 use crate::observer::{EpochRecord, Observer};
 use crate::parameters::ParameterStore;
+use crate::ranking_watch::RankingWatch;
 use crate::run::{METRICS_FILE, RunFolder, TIMING_FILE};
 use crate::step::{Rates, Stepper};
 use crate::validate::{domain_distances, source_validation_rsum, target_figures};
@@ -101,7 +102,8 @@ struct Trainer<'a> {
     data: PreparedData,
     store: ParameterStore,
     stepper: Stepper,
-    watch: CriticWatch,
+    critics: CriticWatch,
+    ranking: RankingWatch,
     anchors: Option<(Items, Items)>,
     source: ShuffledSampler,
     target: Option<(ShuffledSampler, ShuffledSampler)>,
@@ -186,7 +188,8 @@ impl<'a> Trainer<'a> {
             count => Some(Self::first_pairs(&prepared, &source, count)?),
         };
         Ok(Self {
-            watch: CriticWatch::default(),
+            critics: CriticWatch::default(),
+            ranking: RankingWatch::new(config),
             anchors,
             identity: Identity { config: config.to_toml()?, data: data.digest() },
             config,
@@ -272,7 +275,7 @@ impl<'a> Trainer<'a> {
         self.chosen = checkpoint::under(tensors, "best.");
         for record in &progress.records {
             // What it says was said before the interruption.
-            self.watch.epoch(&record.means);
+            self.watched(record);
         }
         self.progress = progress;
         Ok(())
@@ -367,10 +370,15 @@ impl<'a> Trainer<'a> {
             record.domain_distances = domain_distances(self.stepper.method().encoder(), &self.data, target)?;
         }
         self.store.restore(&own)?;
-        if let Some(warning) = self.watch.epoch(&record.means) {
+        for warning in self.watched(&record).into_iter().flatten() {
             self.observer.warning(&warning);
         }
         Ok((record, score))
+    }
+
+    /// What the watches have to say of an epoch.
+    fn watched(&mut self, record: &EpochRecord) -> [Option<String>; 2] {
+        [self.critics.epoch(&record.means), self.ranking.epoch(&record.means)]
     }
 
     /// The record of an epoch's steps, not validated yet.

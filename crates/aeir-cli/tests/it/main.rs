@@ -13,6 +13,8 @@ mod data_commands;
 mod dry_run;
 mod embed;
 mod help;
+mod methods;
+mod odd_batches;
 mod resume;
 mod selection;
 mod system;

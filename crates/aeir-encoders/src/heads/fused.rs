@@ -11,6 +11,7 @@ pub(super) mod dense;
 mod filter;
 mod graph;
 mod pairs;
+pub(super) mod scan;
 
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};

@@ -235,6 +235,32 @@ fn fused_and_composed_forms_agree() {
     }
 }
 
+#[test]
+fn fused_and_composed_stacked_attention_agree_in_every_setting() {
+    let settings = [
+        ScanConfig { temperature: 4.0, pooling: ScanPooling::Mean, negative_slope: 0.1 },
+        ScanConfig {
+            temperature: 30.0,
+            pooling: ScanPooling::LogSumExp { lambda: 2.0 },
+            negative_slope: 1.0,
+        },
+    ];
+    for kind in [HeadKind::ScanT2i, HeadKind::ScanI2t] {
+        for scan in settings {
+            let config = HeadConfig { scan, ..HeadConfig::new(kind, 24, 9) };
+            let (images, words): (&[usize], &[usize]) = (&[9, 0, 5, 9], &[6, 1, 0, 6, 3]);
+            let single = Case::new(config.clone(), DType::F32, images, words);
+            compare(&single, &Case::new(config, DType::F64, images, words), true);
+        }
+        // Far beyond what e^x can hold without a maximum that is taken off.
+        let scan = ScanConfig { temperature: 1e4, ..ScanConfig::default() };
+        let config = HeadConfig { scan, ..HeadConfig::new(kind, 24, 9) };
+        let sharp = Case::new(config, DType::F32, &[9, 4], &[6, 1, 0]);
+        assert!(flat(&sharp.scores(true)).iter().all(|score| score.abs() <= 2.0));
+        assert!(sharp.gradients(true).iter().all(|(_, of)| of.iter().all(|value| value.is_finite())));
+    }
+}
+
 fn compare(single: &Case, double: &Case, training: bool) {
     let label = format!(
         "{:?} {:?} training {training} images {:?} words {:?}",

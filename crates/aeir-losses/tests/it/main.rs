@@ -4,6 +4,7 @@
 
 mod errors;
 mod gradients;
+mod parity_adversaries;
 mod parity_aecr;
 mod parity_losses;
 mod properties;

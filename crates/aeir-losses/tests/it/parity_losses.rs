@@ -1,8 +1,9 @@
 //! fixtures/parity/losses: value and gradient, f64 and f32; of fixtures/parity/metrics, canonical correlation.
 
 use aeir_losses::{
-    Bandwidths, CanonicalCorrelation, CoralLoss, DeepCcaLoss, Estimator, InfoNceLoss, MaximumMeanDiscrepancy,
-    Negatives, Reduction, Rows, SigLipLoss, TripletRankingLoss, sinkhorn_plan,
+    Bandwidths, CanonicalCorrelation, CoralLoss, DeepCcaLoss, Divergence, Estimator, InfoNceLoss,
+    MaximumMeanDiscrepancy, Negatives, Reduction, Rows, SigLipLoss, SinkhornDivergence,
+    StructureTransferLoss, TripletRankingLoss, sinkhorn_plan,
 };
 use candle_core::{DType, Device, Tensor};
 
@@ -184,6 +185,58 @@ fn sinkhorn_f32() {
             let found = sinkhorn_plan(&cost, &rows, &columns, epsilon, iterations).unwrap();
             let key = format!("eps_{text}.iterations_{iterations}.plan");
             assert_close(&key, &found.plan, &file.get(&key), tolerance(DType::F32));
+        }
+    }
+}
+
+#[test]
+fn sinkhorn_divergence() {
+    let file = Fixture::load("losses/sinkhorn_divergence.safetensors");
+    for dtype in TYPES {
+        let close = tolerance(dtype);
+        for epsilon in ["2.0", "1.0"] {
+            let key = |name: &str| format!("eps_{epsilon}.{name}");
+            let (source, target) = (var(&file.get("source"), dtype), var(&file.get("target"), dtype));
+            let loss = SinkhornDivergence { epsilon: epsilon.parse().unwrap(), iterations: 1000 };
+            let loss = loss.forward(&source, &target).unwrap();
+            assert_close(&key("loss"), &loss, &file.get(&key("loss")), close);
+            let gradients = loss.backward().unwrap();
+            for (name, of) in [("grad_source", &source), ("grad_target", &target)] {
+                assert_close(&key(name), gradients.get(of).unwrap(), &file.get(&key(name)), close);
+            }
+        }
+    }
+}
+
+#[test]
+fn structure_transfer() {
+    let file = Fixture::load("losses/structure_transfer.safetensors");
+    let kinds = [("kl", Divergence::KullbackLeibler), ("js", Divergence::JensenShannon)];
+    for dtype in TYPES {
+        let close = tolerance(dtype);
+        for (kind, divergence) in kinds {
+            for detach_reference in [false, true] {
+                let prefix = if detach_reference { format!("{kind}.detached") } else { kind.to_owned() };
+                let (own, cross) = (var(&file.get("own"), dtype), var(&file.get("cross"), dtype));
+                let loss = StructureTransferLoss {
+                    neighbours: file.setting("K") as usize,
+                    temperature: file.setting("tau"),
+                    divergence,
+                    detach_reference,
+                    reduction: Reduction::Sum,
+                };
+                let loss = loss.forward(&own, &cross).unwrap();
+                assert_close(&prefix, &loss, &file.get(&format!("{prefix}.loss")), close);
+                let gradients = loss.backward().unwrap();
+                let key = format!("{prefix}.grad_cross");
+                assert_close(&key, gradients.get(&cross).unwrap(), &file.get(&key), close);
+                match gradients.get(&own) {
+                    Some(found) => {
+                        assert_close("own", found, &file.get(&format!("{prefix}.grad_own")), close);
+                    }
+                    None => assert!(detach_reference, "{prefix}: no gradient"),
+                }
+            }
         }
     }
 }

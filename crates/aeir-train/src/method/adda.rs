@@ -2,7 +2,7 @@
 
 use aeir_encoders::{DualEncoder, Mode};
 
-use super::alignment::SourceAlignment;
+use super::alignment::{Aligned, SourceAlignment};
 use super::critics::{Critics, Sides, confusion_loss, critic_loss};
 use super::{
     Adaptation, Batch, Embeddings, Group, Method, Moment, PhaseOutcome, TargetEmbeddings, embed, no_target,
@@ -116,8 +116,7 @@ impl Method for Adda {
         mode: &mut Mode<'_>,
     ) -> Result<PhaseOutcome> {
         if !self.uses_target(moment) {
-            let loss = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
-            let logged = vec![("source_loss", value(&loss)?)];
+            let Aligned { loss, logged } = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
             return Ok(PhaseOutcome::encoder(loss, logged));
         }
         let [images, sentences] = Self::sides(embeddings, embeddings.target()?)?;

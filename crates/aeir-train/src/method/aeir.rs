@@ -7,7 +7,7 @@ use aeir_losses::{
 };
 use candle_core::{Device, Tensor};
 
-use super::alignment::SourceAlignment;
+use super::alignment::{Aligned, SourceAlignment};
 use super::critics::{Critics, Logits, Sides, confusion_loss, critic_loss, logged_sum};
 use super::{
     Adaptation, Embeddings, Group, Method, Moment, Objective, PhaseOutcome, TargetEmbeddings, value,
@@ -202,13 +202,12 @@ impl Aeir {
 
     fn encoder_phase(
         &self,
-        alignment: Tensor,
+        alignment: Aligned,
         embeddings: &Embeddings,
         target: &TargetEmbeddings,
         adaptation: f64,
     ) -> Result<PhaseOutcome> {
-        let mut logged = vec![("source_loss", value(&alignment)?)];
-        let mut loss = alignment;
+        let Aligned { mut loss, mut logged } = alignment;
         if let Some(structure) = self.weighted_structure(embeddings, target, &mut logged)? {
             loss = (loss + structure)?;
         }
@@ -222,7 +221,7 @@ impl Aeir {
 
     fn reversal_phase(
         &self,
-        alignment: Tensor,
+        alignment: Aligned,
         embeddings: &Embeddings,
         target: &TargetEmbeddings,
         adaptation: f64,
@@ -237,8 +236,8 @@ impl Aeir {
         let [images, sentences] = self.sides(embeddings, target)?;
         let (critic_loss, mut logged) =
             critic_loss(&self.critics.logits(&[reverse(images)?, reverse(sentences)?])?)?;
-        logged.push(("source_loss", value(&alignment)?));
-        let mut loss = alignment;
+        let Aligned { mut loss, logged: of_source } = alignment;
+        logged.extend(of_source);
         if let Some(structure) = self.weighted_structure(embeddings, target, &mut logged)? {
             loss = (loss + structure)?;
         }
@@ -252,7 +251,7 @@ impl Aeir {
     /// Both losses from one forward pass; the critics also take the gradient of the encoders' loss.
     fn released_phase(
         &self,
-        alignment: Tensor,
+        alignment: Aligned,
         embeddings: &Embeddings,
         target: &TargetEmbeddings,
     ) -> Result<PhaseOutcome> {
@@ -296,8 +295,7 @@ impl Method for Aeir {
     ) -> Result<PhaseOutcome> {
         let adaptation = self.adaptation.progress(moment);
         let (Some(adaptation), Some(target)) = (adaptation, &embeddings.target) else {
-            let loss = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
-            let logged = vec![("source_loss", value(&loss)?)];
+            let Aligned { loss, logged } = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
             return Ok(PhaseOutcome::encoder(loss, logged));
         };
         if self.phases(moment) == 2 && index == 0 {

@@ -4,9 +4,10 @@ use aeir_encoders::{DualEncoder, Encoded, Mode};
 use aeir_losses::{InfoNceLoss, Negatives, Reduction, TripletRankingLoss};
 use candle_core::Tensor;
 
-use super::{Embeddings, Moment};
+use super::{Embeddings, Moment, value};
 use crate::config::{SourceLossKind, TrainConfig};
 use crate::error::Result;
+use crate::ranking_watch::RANKING_LOSS;
 
 /// The source loss that the configuration names, on the head's scores, and beside a cross-attentive head InfoNCE on the
 /// pooled vectors.
@@ -15,6 +16,12 @@ pub(super) struct SourceAlignment {
     /// Until this share of the training all negatives count.
     all_negatives_share: f64,
     pooled_weight: f64,
+}
+
+/// The loss of a batch, and its lines for the log.
+pub(super) struct Aligned {
+    pub(super) loss: Tensor,
+    pub(super) logged: Vec<(&'static str, f64)>,
 }
 
 enum SourceLoss {
@@ -39,7 +46,7 @@ impl SourceAlignment {
         };
         Self {
             loss,
-            all_negatives_share: config.source_loss.all_negatives_share,
+            all_negatives_share: config.source_loss.all_negatives_share.unwrap_or(0.0),
             pooled_weight: config.source_loss.pooled_weight.unwrap_or(0.0),
         }
     }
@@ -52,24 +59,46 @@ impl SourceAlignment {
         embeddings: &Embeddings,
         moment: Moment,
         mode: &mut Mode<'_>,
-    ) -> Result<Tensor> {
+    ) -> Result<Aligned> {
         let Embeddings { source_images, source_sentences, .. } = embeddings;
-        let mut total: Option<Tensor> = None;
-        for scores in encoder.member_scores(source_images, source_sentences, mode)? {
-            let loss = self.of_scores(&scores, encoder, moment)?;
-            total = Some(match total {
-                Some(total) => (total + loss)?,
-                None => loss,
-            });
-        }
-        let total = total
-            .map_or_else(|| Tensor::zeros((), candle_core::DType::F32, &candle_core::Device::Cpu), Ok)?;
+        let scores = encoder.member_scores(source_images, source_sentences, mode)?;
+        let losses = scores
+            .iter()
+            .map(|scores| self.of_scores(scores, encoder, moment))
+            .collect::<Result<Vec<Tensor>>>()?;
+        let mut loss = Tensor::stack(&losses, 0)?.sum_all()?;
+        let pairs = scores.first().and_then(|scores| scores.dims().first()).copied().unwrap_or(0);
+        let ranking = value(&loss)? / losses.len() as f64 / self.terms(pairs, moment);
         if self.pooled_weight > 0.0 && encoder.config().head.is_cross_attentive() {
-            return Ok(
-                (total + (pooled_loss(encoder, source_images, source_sentences)? * self.pooled_weight)?)?
-            );
+            let pooled = pooled_loss(encoder, source_images, source_sentences)?;
+            loss = (loss + (pooled * self.pooled_weight)?)?;
         }
-        Ok(total)
+        let mut logged = vec![("source_loss", value(&loss)?)];
+        if matches!(self.loss, SourceLoss::Triplet(_)) {
+            logged.push((RANKING_LOSS, ranking));
+        }
+        Ok(Aligned { loss, logged })
+    }
+
+    /// How many pairs and negatives the loss of one member adds up, so that it can be compared between batches, reductions and
+    /// the negatives that count.
+    fn terms(&self, pairs: usize, moment: Moment) -> f64 {
+        let SourceLoss::Triplet(loss) = &self.loss else { return 1.0 };
+        let rows = if loss.reduction == Reduction::Sum { pairs } else { 1 };
+        let negatives = match self.at(*loss, moment).negatives {
+            Negatives::Hardest => 1,
+            Negatives::All => pairs.saturating_sub(1),
+        };
+        (rows * negatives).max(1) as f64
+    }
+
+    /// The ranking loss with the negatives that count at this moment.
+    fn at(&self, loss: TripletRankingLoss, moment: Moment) -> TripletRankingLoss {
+        let warm_up = (self.all_negatives_share * moment.steps as f64).round() as usize;
+        match loss.negatives {
+            Negatives::Hardest => loss.at_step(moment.step, warm_up),
+            Negatives::All => loss,
+        }
     }
 
     fn of_scores(&self, scores: &Tensor, encoder: &DualEncoder, moment: Moment) -> Result<Tensor> {
@@ -77,13 +106,7 @@ impl SourceAlignment {
             SourceLoss::InfoNce(loss) => {
                 loss.from_scores(&scores.broadcast_mul(&encoder.log_scale().exp()?)?)?
             }
-            SourceLoss::Triplet(loss) => {
-                let warm_up = (self.all_negatives_share * moment.steps as f64).round() as usize;
-                match loss.negatives {
-                    Negatives::Hardest => loss.at_step(moment.step, warm_up).from_scores(scores)?,
-                    Negatives::All => loss.from_scores(scores)?,
-                }
-            }
+            SourceLoss::Triplet(loss) => self.at(*loss, moment).from_scores(scores)?,
         })
     }
 }

@@ -5,7 +5,7 @@ use aeir_losses::{ConditionalAdversarialLoss, ConditionalMap};
 use candle_core::{D, Tensor};
 use candle_nn::Init;
 
-use super::alignment::SourceAlignment;
+use super::alignment::{Aligned, SourceAlignment};
 use super::critics::{Critics, Sides, logged_sum};
 use super::{Adaptation, Embeddings, Method, Moment, PhaseOutcome, value};
 use crate::config::{AdaptationConfig, TrainConfig};
@@ -149,19 +149,18 @@ impl Method for Cdan {
         mode: &mut Mode<'_>,
     ) -> Result<PhaseOutcome> {
         let Some(adaptation) = self.adaptation.progress(moment) else {
-            let loss = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
-            let logged = vec![("source_loss", value(&loss)?)];
+            let Aligned { loss, logged } = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
             return Ok(PhaseOutcome::encoder(loss, logged));
         };
         let modalities = self.conditioned(embeddings)?;
         if index == 0 {
             return self.critic_phase(&modalities);
         }
-        let alignment = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
+        let Aligned { loss, mut logged } = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
         let confusion = self.confusion(modalities)?;
-        let logged = vec![("source_loss", value(&alignment)?), ("confusion_loss", value(&confusion)?)];
+        logged.push(("confusion_loss", value(&confusion)?));
         let schedule = if self.config.warm_up { dann_schedule(adaptation) } else { 1.0 };
-        let loss = (alignment + (confusion * (self.config.weight * schedule))?)?;
+        let loss = (loss + (confusion * (self.config.weight * schedule))?)?;
         Ok(PhaseOutcome::encoder(loss, logged))
     }
 }

@@ -4,9 +4,9 @@ use aeir_encoders::{DualEncoder, Mode};
 use aeir_losses::{dann_schedule, gradient_reversal};
 use candle_core::Tensor;
 
-use super::alignment::SourceAlignment;
+use super::alignment::{Aligned, SourceAlignment};
 use super::critics::{Critics, Sides, critic_loss};
-use super::{Adaptation, Embeddings, Group, Method, Moment, Objective, PhaseOutcome, value};
+use super::{Adaptation, Embeddings, Group, Method, Moment, Objective, PhaseOutcome};
 use crate::config::{AdaptationConfig, TrainConfig};
 use crate::error::Result;
 use crate::parameters::ParameterStore;
@@ -61,10 +61,10 @@ impl Method for Dann {
         moment: Moment,
         mode: &mut Mode<'_>,
     ) -> Result<PhaseOutcome> {
-        let alignment = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
-        let source_loss = ("source_loss", value(&alignment)?);
+        let Aligned { loss, logged: of_source } =
+            self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
         let Some(adaptation) = self.adaptation.progress(moment) else {
-            return Ok(PhaseOutcome::encoder(alignment, vec![source_loss]));
+            return Ok(PhaseOutcome::encoder(loss, of_source));
         };
         let target = embeddings.target()?;
         let schedule = if self.config.warm_up { dann_schedule(adaptation) } else { 1.0 };
@@ -81,9 +81,9 @@ impl Method for Dann {
             },
         ];
         let (critic_loss, mut logged) = critic_loss(&self.critics.logits(&sides)?)?;
-        logged.push(source_loss);
+        logged.extend(of_source);
         let objectives = vec![
-            Objective { loss: alignment, reaches: vec![Group::Encoder] },
+            Objective { loss, reaches: vec![Group::Encoder] },
             Objective { loss: critic_loss, reaches: vec![Group::Encoder, Group::Critic] },
         ];
         Ok(PhaseOutcome { objectives, logged })

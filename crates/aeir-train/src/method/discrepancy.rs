@@ -4,7 +4,7 @@ use aeir_encoders::{DualEncoder, Mode};
 use aeir_losses::{CoralLoss, MaximumMeanDiscrepancy};
 use candle_core::Tensor;
 
-use super::alignment::SourceAlignment;
+use super::alignment::{Aligned, SourceAlignment};
 use super::{Adaptation, Embeddings, Method, Moment, PhaseOutcome, value};
 use crate::config::TrainConfig;
 use crate::error::Result;
@@ -70,17 +70,16 @@ impl Method for Discrepancy {
         moment: Moment,
         mode: &mut Mode<'_>,
     ) -> Result<PhaseOutcome> {
-        let alignment = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
-        let mut logged = vec![("source_loss", value(&alignment)?)];
+        let Aligned { loss, mut logged } = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
         if self.adaptation.progress(moment).is_none() {
-            return Ok(PhaseOutcome::encoder(alignment, logged));
+            return Ok(PhaseOutcome::encoder(loss, logged));
         }
         let target = embeddings.target()?;
         let images = self.distance(&embeddings.source_images.mean()?, &target.images.mean()?)?;
         let sentences = self.distance(&embeddings.source_sentences.mean()?, &target.sentences.mean()?)?;
         logged.push(("distance_images", value(&images)?));
         logged.push(("distance_sentences", value(&sentences)?));
-        let loss = (alignment + ((images + sentences)? * self.weight)?)?;
+        let loss = (loss + ((images + sentences)? * self.weight)?)?;
         Ok(PhaseOutcome::encoder(loss, logged))
     }
 }

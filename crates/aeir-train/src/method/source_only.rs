@@ -2,8 +2,8 @@
 
 use aeir_encoders::{DualEncoder, Mode};
 
-use super::alignment::SourceAlignment;
-use super::{Embeddings, Method, Moment, PhaseOutcome, value};
+use super::alignment::{Aligned, SourceAlignment};
+use super::{Embeddings, Method, Moment, PhaseOutcome};
 use crate::config::TrainConfig;
 use crate::error::Result;
 
@@ -41,8 +41,7 @@ impl Method for SourceOnly {
         moment: Moment,
         mode: &mut Mode<'_>,
     ) -> Result<PhaseOutcome> {
-        let loss = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
-        let logged = vec![("source_loss", value(&loss)?)];
+        let Aligned { loss, logged } = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
         Ok(PhaseOutcome::encoder(loss, logged))
     }
 }

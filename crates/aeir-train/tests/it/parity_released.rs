@@ -27,16 +27,19 @@ const CRITIC_LAYERS: [(usize, usize); 3] = [(0, 0), (1, 3), (2, 6)];
 /// A recorded run.
 struct Recording {
     name: String,
+    /// Whether it is one of the repository's own, whose terms all carry signal.
+    own: bool,
     tensors: HashMap<String, Tensor>,
     settings: HashMap<String, String>,
 }
 
 impl Recording {
-    fn load(path: &Path) -> Self {
+    fn load(path: &Path, own: bool) -> Self {
         let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         Self {
             name: path.display().to_string(),
+            own,
             tensors: candle_core::safetensors::load_buffer(&bytes, &DEVICE).unwrap(),
             settings: header.metadata().clone().unwrap(),
         }
@@ -53,8 +56,9 @@ impl Recording {
         paths.sort();
         assert!(paths.len() >= 2, "{paths:?}");
         let extra = std::env::var_os("AEIR_PARITY_EXTRA").unwrap_or_default();
-        paths.extend(std::env::split_paths(&extra).filter(|path| !path.as_os_str().is_empty()));
-        paths.iter().map(|path| Self::load(path)).collect()
+        let extra = std::env::split_paths(&extra).filter(|path| !path.as_os_str().is_empty());
+        let own = paths.iter().map(|path| Self::load(path, true));
+        own.chain(extra.map(|path| Self::load(&path, false))).collect()
     }
 
     fn get(&self, key: &str) -> &Tensor {
@@ -266,7 +270,10 @@ fn embeddings_and_similarities() {
 #[test]
 fn losses() {
     for file in Recording::all() {
-        let (_, method) = file.build(&file.config());
+        let mut config = file.config();
+        // A term without a weight is not computed.
+        config.aeir.structure_weight = 1.0;
+        let (_, method) = file.build(&config);
         let mut generator = random();
         let mode = &mut Mode::Training(&mut generator);
         let embeddings = method.embed(&file.batch(), MOMENT, mode).unwrap();
@@ -327,7 +334,8 @@ fn gradients_of_each_loss() {
                     expected = real.where_cond(&expected, &expected.zeros_like().unwrap()).unwrap();
                 }
                 file.close(&format!("{loss} {label}"), &found, &expected, 1e-4);
-                assert!(numbers(&expected).iter().any(|value| value.abs() > 1e-7), "{loss} {label}");
+                let signal = numbers(&expected).iter().any(|value| value.abs() > 1e-7);
+                assert!(signal || !file.own, "{} {loss} {label}", file.name);
             }
         }
     }
@@ -363,7 +371,7 @@ fn weights_after_three_steps() {
                 moved = moved.max((expected - start).abs());
             }
         }
-        assert!(moved > 1e-5, "{}: the recorded steps moved nothing", file.name);
+        assert!(moved > 0.1 * file.setting("lr"), "{}: the recorded steps moved nothing", file.name);
         assert!(
             outliers * 200 <= entries,
             "{}: {outliers} of {entries} differ by more than {near}",

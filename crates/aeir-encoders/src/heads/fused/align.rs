@@ -3,12 +3,15 @@
 use rayon::prelude::*;
 
 use super::attention::{Attended, attend, by_sentence};
-use super::dense::{Matrix, add_scaled, denominator, dot, multiply, transpose, unit_backward, vectorised};
+use super::dense::{Matrix, add_scaled, denominator, dot, multiply, unit_backward, vectorised};
 use super::pairs::Pairs;
+use crate::packed::{Packed, Strided};
 
-/// Words that are worked on together in the forward pass.
+/// Words that are worked on together in the forward pass: their rows stay in the second-level cache.
 const WORDS: usize = 96;
-/// Rows (words times images) of one product with the projection.
+/// Blocks of words that are compared with an image by one task, which packs the image once.
+const BLOCKS: usize = 6;
+/// Rows of one product with the projection of global vectors.
 const ROWS: usize = 192;
 /// Words that are worked on together in the backward pass.
 const BACKWARD_WORDS: usize = 192;
@@ -71,19 +74,42 @@ pub(super) struct AlignGradient {
     pub(super) global_bias: Vec<f32>,
 }
 
-/// Some sentences against some images, and where their vectors go.
+/// Some sentences against an image, and where their vectors go.
 struct Task<'a> {
-    block: &'a [usize],
+    blocks: &'a [Vec<usize>],
     image: usize,
-    images: usize,
-    /// For each sentence `[images, words, S]`.
+    /// For each sentence `[words, S]`.
     vectors: Vec<&'a mut [f32]>,
     denominators: Vec<&'a mut [f32]>,
+}
+
+/// The regions of one image, packed for both products with words.
+#[derive(Default)]
+struct PackedImage {
+    /// R outputs from D inputs: dot products with each region.
+    scores: Packed,
+    /// D outputs from R inputs: mixtures of the regions.
+    mixtures: Packed,
+}
+
+impl PackedImage {
+    fn fill(&mut self, features: &[f32], regions: usize, dimension: usize) {
+        self.scores.fill_transposed(features, dimension, regions, dimension);
+        self.mixtures.fill(features, dimension, dimension, regions);
+    }
+}
+
+/// `out = rows W^T`, rows without gaps.
+fn product(rows: &[f32], weight: &Packed, out: &mut [f32]) {
+    let (stride, outputs) = (weight.inputs(), weight.outputs());
+    let count = out.len() / outputs.max(1);
+    weight.multiply(Strided { values: rows, stride, count }, out, outputs);
 }
 
 /// Buffers of one thread.
 #[derive(Default)]
 struct Scratch {
+    image: PackedImage,
     scores: Vec<f32>,
     denominators: Vec<f32>,
     squares: Vec<f32>,
@@ -107,9 +133,8 @@ pub(super) fn align(pairs: &Pairs, input: &AlignInput<'_>, sentences: usize) -> 
         global: vec![0.0; images * sentences * similarity],
         global_denominators: vec![0.0; images * sentences],
     };
-    // The product reads the transposed weight without packing it each time.
-    let local = transpose(input.local.weight, dimension);
-    let global = transpose(input.global.weight, dimension);
+    let local = Packed::new(input.local.weight, Some(input.local.bias), dimension);
+    let global = Packed::new(input.global.weight, Some(input.global.bias), dimension);
     let blocks = pairs.blocks(0..sentences, WORDS);
     let tasks = tasks(pairs, &blocks, &mut vectors);
     tasks
@@ -128,37 +153,34 @@ pub(super) fn align(pairs: &Pairs, input: &AlignInput<'_>, sentences: usize) -> 
                 let sentence = &input.sentence_global[sentence * dimension..][..dimension];
                 vectorised(|| squared_difference(squares, image, sentence));
             }
-            project(squares, &global, dimension, out);
-            vectorised(|| finish(pairs, input.global.bias, out, denominators));
+            product(squares, &global, out);
+            vectorised(|| finish(pairs, out, denominators));
         });
     vectors
 }
 
-/// Cuts the output for the tasks: blocks of sentences times runs of images.
+/// Cuts the output for the tasks: runs of blocks of sentences, each against every image.
 fn tasks<'a>(pairs: &Pairs, blocks: &'a [Vec<usize>], vectors: &'a mut AlignmentVectors) -> Vec<Task<'a>> {
     let Pairs { images, similarity, .. } = *pairs;
     let mut tasks: Vec<Task<'a>> = Vec::new();
     let (mut rest, mut rest_denominators) =
         (vectors.local.as_mut_slice(), vectors.local_denominators.as_mut_slice());
-    for block in blocks {
-        let words: usize = block.iter().map(|sentence| pairs.sentences()[*sentence].words).sum();
-        let together = (ROWS / words).clamp(1, images);
+    for blocks in blocks.chunks(BLOCKS) {
         let first = tasks.len();
-        tasks.extend((0..images).step_by(together).map(|image| Task {
-            block,
+        let count = blocks.iter().map(Vec::len).sum();
+        let (vectors, denominators) = (|| Vec::with_capacity(count), || Vec::with_capacity(count));
+        tasks.extend((0..images).map(|image| Task {
+            blocks,
             image,
-            images: together.min(images - image),
-            vectors: Vec::with_capacity(block.len()),
-            denominators: Vec::with_capacity(block.len()),
+            vectors: vectors(),
+            denominators: denominators(),
         }));
-        for sentence in block {
+        for sentence in blocks.iter().flatten() {
             let words = pairs.sentences()[*sentence].words;
             let (own, others) = rest.split_at_mut(images * words * similarity);
             let (own_denominators, other_denominators) = rest_denominators.split_at_mut(images * words);
             (rest, rest_denominators) = (others, other_denominators);
-            let parts = own
-                .chunks_mut(together * words * similarity)
-                .zip(own_denominators.chunks_mut(together * words));
+            let parts = own.chunks_mut(words * similarity).zip(own_denominators.chunks_mut(words));
             for (task, (vectors, denominators)) in tasks.iter_mut().skip(first).zip(parts) {
                 task.vectors.push(vectors);
                 task.denominators.push(denominators);
@@ -169,31 +191,26 @@ fn tasks<'a>(pairs: &Pairs, blocks: &'a [Vec<usize>], vectors: &'a mut Alignment
 }
 
 impl Task<'_> {
-    fn run(mut self, pairs: &Pairs, input: &AlignInput<'_>, weight: &[f32], scratch: &mut Scratch) {
+    fn run(self, pairs: &Pairs, input: &AlignInput<'_>, weight: &Packed, scratch: &mut Scratch) {
         let Pairs { regions, dimension, similarity, norm, .. } = *pairs;
         let sentences = pairs.sentences();
-        let Some(first) = self.block.first().map(|sentence| sentences[*sentence].first) else { return };
-        let count: usize = self.block.iter().map(|sentence| sentences[*sentence].words).sum();
-        // The words of neighbouring sentences are neighbours.
-        let words = &input.words[first * dimension..][..count * dimension];
-        let width = self.images * regions;
-        let images = &input.images[self.image * regions * dimension..][..width * dimension];
-        let scores = sized(&mut scratch.scores, count * width);
-        let transposed = Matrix::new(images, width, dimension).transposed();
-        multiply(Matrix::new(words, count, dimension), transposed, scores, width, false);
-        let mask = pairs.region_mask(self.image..self.image + self.images);
-        let denominators = sized(&mut scratch.denominators, width);
-        for (_, rows) in by_sentence(self.block, sentences, width) {
-            vectorised(|| attend(norm, regions, mask, &mut scores[rows], denominators));
-        }
-        let squares = sized(&mut scratch.squares, self.images * count * dimension);
-        for (index, (squares, image)) in squares
-            .chunks_exact_mut(count * dimension)
-            .zip(images.chunks_exact(regions * dimension))
-            .enumerate()
-        {
-            let weights = Matrix::strided(&scores[index * regions..], count, regions, width);
-            multiply(weights, Matrix::new(image, regions, dimension), squares, dimension, false);
+        let features = &input.images[self.image * regions * dimension..][..regions * dimension];
+        scratch.image.fill(features, regions, dimension);
+        let mask = pairs.region_mask(self.image..self.image + 1);
+        let mut targets = self.vectors.into_iter().zip(self.denominators);
+        for block in self.blocks {
+            let Some(first) = block.first().map(|sentence| sentences[*sentence].first) else { continue };
+            let count: usize = block.iter().map(|sentence| sentences[*sentence].words).sum();
+            // The words of neighbouring sentences are neighbours.
+            let words = &input.words[first * dimension..][..count * dimension];
+            let scores = sized(&mut scratch.scores, count * regions);
+            product(words, &scratch.image.scores, scores);
+            let denominators = sized(&mut scratch.denominators, regions);
+            for (_, rows) in by_sentence(block, sentences, regions) {
+                vectorised(|| attend(norm, regions, mask, &mut scores[rows], denominators));
+            }
+            let squares = sized(&mut scratch.squares, count * dimension);
+            product(scores, &scratch.image.mixtures, squares);
             vectorised(|| {
                 for (row, word) in squares.chunks_exact_mut(dimension).zip(words.chunks_exact(dimension)) {
                     let scale = 1.0 / denominator(norm, dot(row, row));
@@ -203,29 +220,16 @@ impl Task<'_> {
                     }
                 }
             });
-        }
-        let projected = sized(&mut scratch.projected, self.images * count * similarity);
-        project(squares, weight, dimension, projected);
-        for (index, projected) in projected.chunks_exact_mut(count * similarity).enumerate() {
-            let by_sentence = by_sentence(self.block, sentences, similarity);
+            let projected = sized(&mut scratch.projected, count * similarity);
+            product(squares, weight, projected);
             for ((_, rows), (out, denominators)) in
-                by_sentence.zip(self.vectors.iter_mut().zip(self.denominators.iter_mut()))
+                by_sentence(block, sentences, similarity).zip(&mut targets)
             {
-                let words = rows.len() / similarity;
-                let out = &mut out[index * rows.len()..][..rows.len()];
                 out.copy_from_slice(&projected[rows]);
-                let denominators = &mut denominators[index * words..][..words];
-                vectorised(|| finish(pairs, input.local.bias, out, denominators));
+                vectorised(|| finish(pairs, out, denominators));
             }
         }
     }
-}
-
-/// `out = squares weight`, with `weight [D, S]`.
-fn project(squares: &[f32], weight: &[f32], dimension: usize, out: &mut [f32]) {
-    let (rows, similarity) = (squares.len() / dimension, weight.len() / dimension);
-    let weight = Matrix::new(weight, dimension, similarity);
-    multiply(Matrix::new(squares, rows, dimension), weight, out, similarity, false);
 }
 
 #[inline(always)]
@@ -235,11 +239,10 @@ fn squared_difference(out: &mut [f32], a: &[f32], b: &[f32]) {
     }
 }
 
-/// Adds the bias and scales to unit length.
+/// Scales to unit length.
 #[inline(always)]
-fn finish(pairs: &Pairs, bias: &[f32], rows: &mut [f32], denominators: &mut [f32]) {
+fn finish(pairs: &Pairs, rows: &mut [f32], denominators: &mut [f32]) {
     for (row, kept) in rows.chunks_exact_mut(pairs.similarity).zip(denominators) {
-        row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
         let denominator = denominator(pairs.norm, dot(row, row));
         *kept = denominator;
         let scale = 1.0 / denominator;
@@ -260,6 +263,7 @@ struct Part {
 
 #[derive(Default)]
 struct BackwardScratch {
+    image: PackedImage,
     words: Vec<f32>,
     word_gradient: Vec<f32>,
     scores: Vec<f32>,
@@ -285,7 +289,12 @@ pub(super) fn align_backward(
     let mut image_gradient = vec![0.0; input.images.len()];
     let mut image_global = vec![0.0; input.image_global.len()];
     let together = images.div_ceil(PARTS).max(1);
-    let backward = Backward { pairs, input, vectors, upstream };
+    let [local, global] = [input.local, input.global].map(|layer| {
+        let mut transposed = Packed::default();
+        transposed.fill(layer.weight, dimension, dimension, pairs.similarity);
+        transposed
+    });
+    let backward = Backward { pairs, input, vectors, upstream, local, global };
     let parts: Vec<Part> = image_gradient
         .par_chunks_mut(together * regions * dimension)
         .zip(image_global.par_chunks_mut(together * dimension))
@@ -349,6 +358,9 @@ struct Backward<'a, U> {
     input: &'a AlignInput<'a>,
     vectors: &'a AlignmentVectors,
     upstream: &'a U,
+    /// The transposed weights: D outputs from S inputs.
+    local: Packed,
+    global: Packed,
 }
 
 impl<U: VectorGradient> Backward<'_, U> {
@@ -358,11 +370,14 @@ impl<U: VectorGradient> Backward<'_, U> {
 
     /// The words of one image's active pairs.
     fn local(&self, image: usize, image_gradient: &mut [f32], part: &mut Part) {
+        let Pairs { regions, dimension, .. } = *self.pairs;
+        let features = &self.input.images[image * regions * dimension..][..regions * dimension];
+        part.scratch.image.fill(features, regions, dimension);
         for block in self.pairs.blocks(self.active(image), BACKWARD_WORDS) {
             let count = self.gather(&block, &mut part.scratch);
             self.attend_again(&block, image, count, &mut part.scratch);
             self.through_projection(&block, image, count, part);
-            self.through_attention(&block, image, count, image_gradient, part);
+            self.through_attention(&block, count, image_gradient, part);
         }
     }
 
@@ -381,11 +396,8 @@ impl<U: VectorGradient> Backward<'_, U> {
     /// Scores, attention and attended vectors once more.
     fn attend_again(&self, block: &[usize], image: usize, count: usize, scratch: &mut BackwardScratch) {
         let Pairs { regions, dimension, norm, .. } = *self.pairs;
-        let features = &self.input.images[image * regions * dimension..][..regions * dimension];
         let scores = sized(&mut scratch.scores, count * regions);
-        let words = Matrix::new(&scratch.words, count, dimension);
-        let features = Matrix::new(features, regions, dimension);
-        multiply(words, features.transposed(), scores, regions, false);
+        product(&scratch.words, &scratch.image.scores, scores);
         let weights = sized(&mut scratch.weights, count * regions);
         weights.copy_from_slice(scores);
         let mask = self.pairs.region_mask(image..image + 1);
@@ -395,7 +407,7 @@ impl<U: VectorGradient> Backward<'_, U> {
             vectorised(|| attend(norm, regions, mask, &mut weights[rows], denominators));
         }
         let attended = sized(&mut scratch.attended, count * dimension);
-        multiply(Matrix::new(weights, count, regions), features, attended, dimension, false);
+        product(weights, &scratch.image.mixtures, attended);
     }
 
     /// From the vectors back to the attended vectors (left in `gradient`) and the words.
@@ -430,7 +442,7 @@ impl<U: VectorGradient> Backward<'_, U> {
             }
         });
         let gradient = sized(&mut scratch.gradient, count * dimension);
-        through_linear(upstream, squares, self.input.local, gradient, &mut part.local_weight);
+        through_linear(upstream, squares, &self.local, gradient, &mut part.local_weight);
         let word_gradient = sized(&mut scratch.word_gradient, count * dimension);
         vectorised(|| {
             for ((gradient, attended), ((word, word_gradient), denominator)) in gradient
@@ -450,22 +462,13 @@ impl<U: VectorGradient> Backward<'_, U> {
     }
 
     /// From the attended vectors back to the regions and, through the scores, the words.
-    fn through_attention(
-        &self,
-        block: &[usize],
-        image: usize,
-        count: usize,
-        image_gradient: &mut [f32],
-        part: &mut Part,
-    ) {
+    fn through_attention(&self, block: &[usize], count: usize, image_gradient: &mut [f32], part: &mut Part) {
         let Pairs { regions, dimension, norm, .. } = *self.pairs;
         let scratch = &mut part.scratch;
-        let features = &self.input.images[image * regions * dimension..][..regions * dimension];
-        let features = Matrix::new(features, regions, dimension);
         let gradient = Matrix::new(&scratch.gradient, count, dimension);
         let weights = Matrix::new(&scratch.weights, count, regions);
         let weight_gradient = sized(&mut scratch.weight_gradient, count * regions);
-        multiply(gradient, features.transposed(), weight_gradient, regions, false);
+        product(&scratch.gradient, &scratch.image.scores, weight_gradient);
         multiply(weights.transposed(), gradient, image_gradient, dimension, true);
         let along = sized(&mut scratch.along, regions);
         let rows = by_sentence(block, self.pairs.sentences(), regions);
@@ -480,11 +483,14 @@ impl<U: VectorGradient> Backward<'_, U> {
         let score_gradient = Matrix::new(weight_gradient, count, regions);
         let words = Matrix::new(&scratch.words, count, dimension);
         multiply(score_gradient.transposed(), words, image_gradient, dimension, true);
-        multiply(score_gradient, features, &mut scratch.word_gradient, dimension, true);
+        // The attended vectors are not needed any more.
+        let through_scores = sized(&mut scratch.attended, count * dimension);
+        product(weight_gradient, &scratch.image.mixtures, through_scores);
         for (sentence, rows) in by_sentence(block, self.pairs.sentences(), dimension) {
             let first = self.pairs.sentences()[sentence].first * dimension;
             let out = &mut part.words[first..][..rows.len()];
-            vectorised(|| add_scaled(out, 1.0, &scratch.word_gradient[rows]));
+            let parts = scratch.word_gradient[rows.clone()].iter().zip(&through_scores[rows]);
+            vectorised(|| out.iter_mut().zip(parts).for_each(|(out, (a, b))| *out += a + b));
         }
     }
 
@@ -512,7 +518,7 @@ impl<U: VectorGradient> Backward<'_, U> {
                 });
             }
             let gradient = sized(&mut scratch.gradient, active.len() * dimension);
-            through_linear(upstream, squares, self.input.global, gradient, &mut part.global_weight);
+            through_linear(upstream, squares, &self.global, gradient, &mut part.global_weight);
             for (sentence, gradient) in active.iter().zip(gradient.chunks_exact(dimension)) {
                 let out = &mut part.sentence_global[sentence * dimension..][..dimension];
                 vectorised(|| {
@@ -548,11 +554,17 @@ fn normalised_backward(
     }
 }
 
-/// Through `x W^T`: `gradient = upstream W`, `weight += upstream^T x`.
-fn through_linear(upstream: &[f32], x: &[f32], layer: Affine<'_>, gradient: &mut [f32], weight: &mut [f32]) {
-    let outputs = layer.bias.len();
-    let (rows, inputs) = (upstream.len() / outputs, layer.weight.len() / outputs);
+/// Through `x W^T`: `gradient = upstream W`, `weight += upstream^T x`; `transposed` is the packed transpose of W.
+fn through_linear(
+    upstream: &[f32],
+    x: &[f32],
+    transposed: &Packed,
+    gradient: &mut [f32],
+    weight: &mut [f32],
+) {
+    let (inputs, outputs) = (transposed.outputs(), transposed.inputs());
+    let rows = upstream.len() / outputs.max(1);
+    product(upstream, transposed, gradient);
     let upstream = Matrix::new(upstream, rows, outputs);
     multiply(upstream.transposed(), Matrix::new(x, rows, inputs), weight, inputs, true);
-    multiply(upstream, Matrix::new(layer.weight, outputs, inputs), gradient, inputs, false);
 }

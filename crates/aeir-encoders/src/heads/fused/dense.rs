@@ -93,18 +93,6 @@ pub(in crate::heads) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     Arch::new().dispatch(body)
 }
 
-/// A transposed copy of `matrix [rows, columns]`.
-pub(super) fn transpose(matrix: &[f32], columns: usize) -> Vec<f32> {
-    let rows = matrix.len() / columns.max(1);
-    let mut out = vec![0.0; matrix.len()];
-    for (row, values) in matrix.chunks_exact(columns).enumerate() {
-        for (value, out) in values.iter().zip(out.iter_mut().skip(row).step_by(rows)) {
-            *out = *value;
-        }
-    }
-    out
-}
-
 #[inline(always)]
 pub(in crate::heads) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let (a, b) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
@@ -235,10 +223,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn transposes() {
-        assert_eq!(transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
     }
 }
