@@ -28,7 +28,7 @@ pub const CHECKPOINT_FOLDER: &str = "checkpoints";
 pub const CONFIG_HASH_FILE: &str = "config.sha256";
 
 /// Everything that a run writes; a folder with other names in it is not replaced.
-const OWN_NAMES: [&str; 10] = [
+const OWN_NAMES: [&str; 11] = [
     CONFIG_FILE,
     CONFIG_HASH_FILE,
     METRICS_FILE,
