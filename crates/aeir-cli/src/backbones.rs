@@ -1,12 +1,14 @@
 //! The encoders that a user names by folder or id, and what a model makes of images and sentences with them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aeir_encoders::hub::{Hub, ModelId};
 use aeir_encoders::{
     Bundle, ImageBackbone, ImageInput, SentenceInput, TextBackbone, Vocabulary, load_image_backbone,
     load_text_backbone,
 };
+use aeir_train::TunedEncoder;
 use aeir_train::features::{FeatureExtractor, ImageEncoder, SentenceEncoder};
 use candle_core::Device;
 
@@ -24,6 +26,8 @@ pub(crate) struct Backbones {
     pub(crate) sentence: Sentences,
     /// Whether the head needs grid cells and tokens.
     pub(crate) fragments: bool,
+    /// Those of them that are trained: of images, of sentences.
+    pub(crate) tuned: [Option<Arc<TunedEncoder>>; 2],
 }
 
 /// What becomes of sentences.
@@ -44,7 +48,24 @@ impl Backbones {
             image: Some(load_image(image, device, terminal)?),
             sentence: Sentences::Backbone(load_sentence(sentence, device, terminal)?),
             fragments: false,
+            tuned: [None, None],
         })
+    }
+
+    /// Puts trained encoders, as they are now, in the place of the frozen ones: written below `folder` and loaded again.
+    pub(crate) fn take_tuned(&mut self, folder: &Path, device: &Device) -> anyhow::Result<()> {
+        let [images, sentences] = &self.tuned;
+        if let Some(encoder) = images {
+            let folder = folder.join("image");
+            encoder.save(&folder)?;
+            self.image = Some(load_image_backbone(&folder, device)?);
+        }
+        if let Some(encoder) = sentences {
+            let folder = folder.join("sentence");
+            encoder.save(&folder)?;
+            self.sentence = Sentences::Backbone(load_text_backbone(&folder, device)?);
+        }
+        Ok(())
     }
 
     pub(crate) fn sentence_backbone(&self) -> Option<&dyn TextBackbone> {
@@ -73,7 +94,8 @@ impl Backbones {
             (Sentences::Backbone(backbone), false) => SentenceEncoder::Pooled(backbone.as_ref()),
             (Sentences::Backbone(backbone), true) => SentenceEncoder::Fragments(backbone.as_ref()),
         };
-        FeatureExtractor::new(image, sentence)
+        let [images, sentences] = self.tuned.clone();
+        FeatureExtractor::new(image, sentence).with_tuned(images, sentences)
     }
 }
 

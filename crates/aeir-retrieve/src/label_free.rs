@@ -167,10 +167,11 @@ fn posterior(scores: &Matrix, temperature: f64) -> Posterior {
 fn add_posterior(scores: &[f32], temperature: f64, sums: &mut [f64]) -> f64 {
     let most = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let logit = |score: &f32| f64::from(*score - most) / temperature;
-    let total: f64 = scores.iter().map(|score| logit(score).exp()).sum();
+    let weights: Vec<f64> = scores.iter().map(|score| logit(score).exp()).collect();
+    let total: f64 = weights.iter().sum();
     let mut entropy = total.ln();
-    for (score, sum) in scores.iter().zip(sums) {
-        let share = logit(score).exp() / total;
+    for ((score, weight), sum) in scores.iter().zip(weights).zip(sums) {
+        let share = weight / total;
         *sum += share;
         entropy -= share * logit(score);
     }

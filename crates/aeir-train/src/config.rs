@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
 
+mod backbone;
 pub mod layers;
 mod optimization;
 
+pub use backbone::{BackboneConfig, IMAGE_BACKBONE, TEXT_BACKBONE, Tuning};
 pub use layers::Difference;
 pub use optimization::{GroupConfig, OptimizerConfig, OptimizerKind, Schedule};
 
@@ -166,7 +168,7 @@ impl MethodName {
 }
 
 /// The trained towers and their head.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
     /// D of the joint space.
@@ -182,6 +184,10 @@ pub struct ModelConfig {
     pub head_options: HeadOptions,
     /// The word encoder, where sentences come as words.
     pub words: WordOptions,
+    /// What becomes of the pre-trained image encoder.
+    pub image_backbone: BackboneConfig,
+    /// What becomes of the pre-trained sentence encoder.
+    pub text_backbone: BackboneConfig,
 }
 
 /// The loss on the source pairs.
@@ -357,6 +363,8 @@ impl Default for ModelConfig {
             head: None,
             head_options: HeadOptions::default(),
             words: WordOptions::default(),
+            image_backbone: BackboneConfig::default(),
+            text_backbone: BackboneConfig::default(),
         }
     }
 }
@@ -412,6 +420,7 @@ impl TrainConfig {
             });
         }
         config.model.head = Some(head);
+        self.check_tuning(head)?;
         let ranks = head.is_cross_attentive() || self.method.is_supervised_model() || self.is_released();
         let loss = if ranks { SourceLossKind::TripletHardest } else { SourceLossKind::InfoNce };
         config.source_loss.kind.get_or_insert(loss);
@@ -447,6 +456,27 @@ impl TrainConfig {
     /// Whether features are taken as they are: the released procedure has no standardisation.
     pub(crate) fn raw_features(&self) -> bool {
         self.is_released()
+    }
+
+    /// The pre-trained encoders, each with how its parameters' names begin in the group of the encoders.
+    pub fn backbones(&self) -> [(&'static str, &BackboneConfig); 2] {
+        [(IMAGE_BACKBONE, &self.model.image_backbone), (TEXT_BACKBONE, &self.model.text_backbone)]
+    }
+
+    /// Encoders are trained for one vector an item, and by steps.
+    fn check_tuning(&self, head: Head) -> Result<()> {
+        let keys = ["model.image_backbone.train", "model.text_backbone.train"];
+        let what = match self.method {
+            MethodName::Adda => "method `adda`, which keeps an encoder as it was",
+            MethodName::Cca => "method `cca`, which takes no step",
+            _ if head.is_cross_attentive() => "a head that compares fragments",
+            _ => return Ok(()),
+        };
+        for (key, (_, backbone)) in keys.into_iter().zip(self.backbones()) {
+            let frozen = backbone.train == Tuning::Frozen;
+            demand(frozen, key, &format!("`frozen` with {what}"), format!("`{}`", backbone.train.as_str()))?;
+        }
+        Ok(())
     }
 
     /// How rows become unit vectors.
@@ -563,6 +593,8 @@ impl TrainConfig {
             "false with `aeir.fidelity = \"released\"`, which takes features as they are",
             self.standardise,
         )?;
+        self.model.image_backbone.check()?;
+        self.model.text_backbone.check()?;
         self.optimizer.check()
     }
 }

@@ -5,14 +5,17 @@ use std::collections::BTreeMap;
 use aeir_data::ShuffledSampler;
 use aeir_encoders::standardise::{DomainStatistics, Standardiser};
 use aeir_encoders::{Head, ImageInput, Standardisation};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
-use crate::config::TrainConfig;
+use crate::checkpoint;
+use crate::config::{IMAGE_BACKBONE, TEXT_BACKBONE, TrainConfig};
 use crate::error::{Result, TrainError};
 use crate::items::{ItemTable, PreparedItems};
-use crate::method::Inputs;
+use crate::method::{Group, Inputs};
+use crate::parameters::ParameterStore;
 use crate::plan::Sizes;
+use crate::tuned::TunedEncoder;
 
 /// Pairs to score with, never to train on: nothing makes a training batch of them.
 #[derive(Debug, Clone)]
@@ -64,6 +67,16 @@ pub const TARGET: &str = "target";
 pub const SOURCE: &str = "source";
 
 impl TrainingData {
+    /// The image encoder that is trained with the towers, where there is one.
+    pub fn tuned_images(&self) -> Option<&TunedEncoder> {
+        self.sources.first().and_then(|source| source.images.tuned())
+    }
+
+    /// The sentence encoder that is trained with the towers, where there is one.
+    pub fn tuned_sentences(&self) -> Option<&TunedEncoder> {
+        self.sources.first().and_then(|source| source.sentences.tuned())
+    }
+
     /// A hash of all features, their order, pairing and splits: what a checkpoint must agree with.
     pub fn digest(&self) -> String {
         fn numbers<'a>(hash: &mut Sha256, numbers: impl ExactSizeIterator<Item = &'a usize>) {
@@ -257,6 +270,37 @@ pub struct PreparedData {
 }
 
 impl PreparedData {
+    /// The encoders that are trained with the towers, each with how its parameters' names begin.
+    fn tuned(&self) -> impl Iterator<Item = (&'static str, &TunedEncoder)> {
+        let images = self.images.tuned().map(|encoder| (IMAGE_BACKBONE, encoder.as_ref()));
+        let sentences = self.sentences.tuned().map(|encoder| (TEXT_BACKBONE, encoder.as_ref()));
+        images.into_iter().chain(sentences)
+    }
+
+    /// Makes the parameters of trained encoders a part of the encoders in `store`, as they were when they were loaded.
+    ///
+    /// # Errors
+    /// When a copy fails on the device.
+    pub(crate) fn adopt_tuned(&self, store: &ParameterStore) -> Result<()> {
+        for (name, encoder) in self.tuned() {
+            encoder.reset()?;
+            store.adopt(&format!("{}{name}", Group::Encoder.prefix()), encoder.variables());
+        }
+        Ok(())
+    }
+
+    /// Sets trained encoders to the `chosen` parameters; gives those of the towers.
+    ///
+    /// # Errors
+    /// When a copy fails on the device.
+    pub(crate) fn set_tuned(&self, mut chosen: BTreeMap<String, Tensor>) -> Result<BTreeMap<String, Tensor>> {
+        for (name, encoder) in self.tuned() {
+            encoder.set(&checkpoint::under(&chosen, name))?;
+            chosen.retain(|parameter, _| !parameter.starts_with(name));
+        }
+        Ok(chosen)
+    }
+
     /// What the towers take.
     ///
     /// # Errors

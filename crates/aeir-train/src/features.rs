@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use crate::data::{EvaluationPairs, SourceData, TargetData};
 use crate::error::{Result, TrainError};
 use crate::items::{FeatureTable, FragmentTable, FragmentTableBuilder, ItemTable, WordTable};
+use crate::tuned::{RawItems, TunedEncoder, TunedTable};
 
 /// Images encoded at once.
 const IMAGE_BATCH: usize = 16;
@@ -53,6 +54,8 @@ pub struct FeatureExtractor<'a> {
     image_cache: Option<FeatureCache>,
     sentence_cache: Option<FeatureCache>,
     limits: ImageLimits,
+    tuned_images: Option<Arc<TunedEncoder>>,
+    tuned_sentences: Option<Arc<TunedEncoder>>,
     progress: Box<dyn FnMut(Progress<'_>) + Send + 'a>,
 }
 
@@ -95,6 +98,8 @@ impl<'a> FeatureExtractor<'a> {
             image_cache: None,
             sentence_cache: None,
             limits: ImageLimits::default(),
+            tuned_images: None,
+            tuned_sentences: None,
             progress: Box::new(|_| ()),
         }
     }
@@ -129,6 +134,16 @@ impl<'a> FeatureExtractor<'a> {
     /// Limits that an image is checked against before it is decoded.
     pub fn with_limits(mut self, limits: ImageLimits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// Keeps the items beside their vectors, for encoders that are trained: of images, of sentences.
+    pub fn with_tuned(
+        mut self,
+        images: Option<Arc<TunedEncoder>>,
+        sentences: Option<Arc<TunedEncoder>>,
+    ) -> Self {
+        (self.tuned_images, self.tuned_sentences) = (images, sentences);
         self
     }
 
@@ -241,7 +256,16 @@ impl<'a> FeatureExtractor<'a> {
                 Err(error) => rows.skip(Skipped::image(image, &error)),
             }
         }
-        rows.finish(what, "image")
+        let mut extracted = rows.finish(what, "image")?;
+        if let (Some(encoder), ItemTable::Pooled(initial)) = (&self.tuned_images, &extracted.table) {
+            let kept = extracted.kept().filter_map(|row| images.get(row).cloned()).collect();
+            extracted.table = ItemTable::Tuned(TunedTable {
+                initial: initial.clone(),
+                items: RawItems::Images(Arc::new(kept)),
+                encoder: Arc::clone(encoder),
+            });
+        }
+        Ok(extracted)
     }
 
     /// Images that come as features. All values are looked at once: one that is not finite would end the training later.
@@ -310,7 +334,14 @@ impl<'a> FeatureExtractor<'a> {
         }
         let mut rows = Rows::new(table);
         keys.iter().filter_map(|key| found.get(key)).for_each(|entry| rows.push(*entry));
-        Ok(rows.finish(what, "sentence")?.table)
+        Ok(match (rows.finish(what, "sentence")?.table, &self.tuned_sentences) {
+            (ItemTable::Pooled(initial), Some(encoder)) => ItemTable::Tuned(TunedTable {
+                initial,
+                items: RawItems::Sentences(Arc::new(sentences.to_vec())),
+                encoder: Arc::clone(encoder),
+            }),
+            (table, _) => table,
+        })
     }
 
     /// A source domain with its validation split. Images that can't be encoded take their sentences with them.

@@ -4,14 +4,15 @@ use std::sync::Arc;
 
 use aeir_data::{FeatureRow, RegionFeatures};
 use aeir_encoders::standardise::Standardiser;
-use aeir_encoders::{Fragments, Head, ImageInput, Items, WordBatch};
-use candle_core::{Device, Tensor};
+use aeir_encoders::{Fragments, Head, ImageInput, Items, Mode, WordBatch};
+use candle_core::{DType, Device, Tensor};
 use half::f16;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::error::{Result, TrainError};
 use crate::method::SentenceKind;
+use crate::tuned::{TunedEncoder, TunedTable};
 
 /// Rows of a mapped file that its digest reads: a 100 GB file can't be hashed at every start.
 const DIGEST_ROWS: usize = 1_024;
@@ -25,6 +26,8 @@ pub enum ItemTable {
     Fragments(FragmentTable),
     /// Words of a vocabulary.
     Words(WordTable),
+    /// Images or sentences of an encoder that is trained.
+    Tuned(TunedTable),
 }
 
 impl ItemTable {
@@ -34,6 +37,7 @@ impl ItemTable {
             Self::Pooled(table) => table.len(),
             Self::Fragments(table) => table.len(),
             Self::Words(table) => table.ids.len(),
+            Self::Tuned(table) => table.initial.len(),
         }
     }
 
@@ -48,6 +52,15 @@ impl ItemTable {
             Self::Pooled(table) => table.dimension,
             Self::Fragments(table) => table.dimension,
             Self::Words(table) => table.vocabulary_size,
+            Self::Tuned(table) => table.initial.dimension,
+        }
+    }
+
+    /// The encoder that is trained with the towers, where there is one.
+    pub(crate) fn tuned(&self) -> Option<&TunedEncoder> {
+        match self {
+            Self::Tuned(table) => Some(table.encoder.as_ref()),
+            _ => None,
         }
     }
 
@@ -57,7 +70,9 @@ impl ItemTable {
     /// When a mapped file can't be read.
     pub fn each_row(&self, visit: &mut dyn FnMut(&[f32])) -> Result<()> {
         match self {
-            Self::Pooled(table) => table.rows().for_each(visit),
+            Self::Pooled(table) | Self::Tuned(TunedTable { initial: table, .. }) => {
+                table.rows().for_each(visit);
+            }
             Self::Fragments(table) => {
                 let mut values = Vec::new();
                 for item in 0..table.len() {
@@ -84,6 +99,7 @@ impl ItemTable {
     pub(crate) fn bytes(&self) -> usize {
         match self {
             Self::Pooled(table) => 2 * size_of_val(table.values.as_slice()),
+            Self::Tuned(table) => size_of_val(table.initial.values.as_slice()),
             Self::Fragments(table) => match &table.storage {
                 Storage::Memory { values, .. } => size_of_val(values.as_slice()),
                 Storage::Mapped(_) => 0,
@@ -97,7 +113,7 @@ impl ItemTable {
             numbers.iter().for_each(|number| hash.update((*number as u64).to_le_bytes()));
         };
         match self {
-            Self::Pooled(table) => {
+            Self::Pooled(table) | Self::Tuned(TunedTable { initial: table, .. }) => {
                 numbers(&[0, table.len(), table.dimension]);
                 table.values.iter().for_each(|value| hash.update(value.to_le_bytes()));
             }
@@ -404,6 +420,15 @@ enum Parts {
         parts: Vec<Arc<Vec<Vec<u32>>>>,
         vocabulary_size: usize,
     },
+    /// A table a domain, encoded as batches are made.
+    Tuned(Vec<TunedPart>),
+}
+
+#[derive(Clone)]
+struct TunedPart {
+    table: TunedTable,
+    /// Mean and deviation.
+    statistics: Option<(Vec<f32>, Vec<f32>)>,
 }
 
 #[derive(Clone)]
@@ -420,7 +445,8 @@ impl PreparedItems {
     /// When the tables differ in kind or dimension, or the device has no room.
     pub fn new(tables: &[(&ItemTable, Option<&Standardiser>)], device: &Device) -> Result<Self> {
         let count = tables.iter().map(|(table, _)| table.len()).sum();
-        let (mut pooled, mut fragments, mut words) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut pooled, mut fragments, mut words, mut tuned) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (table, statistics) in tables {
             match table {
                 ItemTable::Pooled(table) => {
@@ -432,14 +458,19 @@ impl PreparedItems {
                     statistics: statistics.map(Standardiser::to_host).transpose()?,
                 }),
                 ItemTable::Words(table) => words.push(table.ids.clone()),
+                ItemTable::Tuned(table) => tuned.push(TunedPart {
+                    table: table.clone(),
+                    statistics: statistics.map(Standardiser::to_host).transpose()?,
+                }),
             }
         }
         let dimensions: Vec<usize> = tables.iter().map(|(table, _)| table.dimension()).collect();
         let alike = dimensions.windows(2).all(|pair| pair.first() == pair.last());
-        let parts = match (pooled.len(), fragments.len(), words.len()) {
-            (1.., 0, 0) if alike => Parts::Pooled(Tensor::cat(&pooled, 0)?),
-            (0, 1.., 0) if alike => Parts::Fragments(fragments),
-            (0, 0, 1..) if alike => {
+        let parts = match (pooled.len(), fragments.len(), words.len(), tuned.len()) {
+            (1.., 0, 0, 0) if alike => Parts::Pooled(Tensor::cat(&pooled, 0)?),
+            (0, 1.., 0, 0) if alike => Parts::Fragments(fragments),
+            (0, 0, 0, 1..) if alike => Parts::Tuned(tuned),
+            (0, 0, 1.., 0) if alike => {
                 Parts::Words { parts: words, vocabulary_size: dimensions.first().copied().unwrap_or(0) }
             }
             _ => {
@@ -481,13 +512,14 @@ impl PreparedItems {
             Parts::Pooled(features) => features.dim(1)?,
             Parts::Fragments(parts) => parts.first().map_or(0, |part| part.table.dimension),
             Parts::Words { vocabulary_size, .. } => *vocabulary_size,
+            Parts::Tuned(parts) => parts.first().map_or(0, |part| part.table.initial.dimension),
         })
     }
 
     /// What sentences come as.
     pub(crate) fn sentence_kind(&self) -> SentenceKind {
         match &self.parts {
-            Parts::Pooled(_) => SentenceKind::Pooled,
+            Parts::Pooled(_) | Parts::Tuned(_) => SentenceKind::Pooled,
             Parts::Fragments(_) => SentenceKind::Fragments,
             Parts::Words { .. } => SentenceKind::Words,
         }
@@ -523,14 +555,32 @@ impl PreparedItems {
         match &self.parts {
             Parts::Pooled(_) => 4_096,
             Parts::Fragments(_) | Parts::Words { .. } => 128,
+            Parts::Tuned(_) => 32,
         }
     }
 
-    /// The items of `rows` as a batch.
+    /// The encoder that is trained with the towers, where there is one.
+    pub fn tuned(&self) -> Option<&Arc<TunedEncoder>> {
+        match &self.parts {
+            Parts::Tuned(parts) => parts.first().map(|part| &part.table.encoder),
+            _ => None,
+        }
+    }
+
+    /// The items of `rows` as a batch, without a graph.
     ///
     /// # Errors
-    /// When a row isn't there, or a mapped file can't be read.
+    /// When a row isn't there, a mapped file can't be read or an image can't be decoded.
     pub fn select(&self, rows: &[usize]) -> Result<Items> {
+        self.select_in(rows, &mut Mode::Evaluation)
+    }
+
+    /// The items of `rows` as a batch. In training those of an encoder that is trained come with the graph that leads to its
+    /// parameters; others are as [`PreparedItems::select`] gives them.
+    ///
+    /// # Errors
+    /// As [`PreparedItems::select`].
+    pub fn select_in(&self, rows: &[usize], mode: &mut Mode<'_>) -> Result<Items> {
         if let Some(row) = rows.iter().find(|row| **row >= self.count) {
             return Err(TrainError::Data {
                 what: "rows of a batch".into(),
@@ -547,6 +597,7 @@ impl PreparedItems {
                 Ok(Items::Pooled(features.index_select(&Tensor::new(rows, &self.device)?, 0)?))
             }
             Parts::Fragments(parts) => Ok(Items::Fragments(self.gather(parts, rows)?)),
+            Parts::Tuned(parts) => Ok(Items::Pooled(self.encode(parts, rows, mode)?)),
             Parts::Words { parts, .. } => {
                 let find = |row: usize| {
                     let mut row = row;
@@ -562,6 +613,34 @@ impl PreparedItems {
                 Ok(Items::Words(WordBatch::new(&ids, &self.device)?))
             }
         }
+    }
+
+    /// Encodes items of several domains in one pass, each standardised with its domain's statistics.
+    fn encode(&self, parts: &[TunedPart], rows: &[usize], mode: &mut Mode<'_>) -> Result<Tensor> {
+        let (mut items, mut means, mut deviations) = (Vec::new(), Vec::new(), Vec::new());
+        for row in rows {
+            let mut row = *row;
+            let found = parts.iter().find_map(|part| match row.checked_sub(part.table.initial.len()) {
+                None => Some((part, part.table.items.get(row)?)),
+                Some(left) => {
+                    row = left;
+                    None
+                }
+            });
+            let Some((part, item)) = found else { continue };
+            items.push(item);
+            if let Some((mean, deviation)) = &part.statistics {
+                means.extend_from_slice(mean);
+                deviations.extend_from_slice(deviation);
+            }
+        }
+        let Some(part) = parts.first() else { return Ok(Tensor::zeros((0, 1), DType::F32, &self.device)?) };
+        let vectors = part.table.encoder.encode(&items, mode)?;
+        if part.statistics.is_none() {
+            return Ok(vectors);
+        }
+        let of_rows = |values: Vec<f32>| Tensor::from_vec(values, vectors.shape(), &self.device);
+        Ok(((&vectors - of_rows(means)?)? / of_rows(deviations)?)?)
     }
 
     fn gather(&self, parts: &[FragmentPart], rows: &[usize]) -> Result<Fragments> {

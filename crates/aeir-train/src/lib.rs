@@ -13,6 +13,7 @@ pub mod run;
 pub mod score;
 pub mod step;
 pub mod trainer;
+pub mod tuned;
 pub mod validate;
 
 mod checkpoint;
@@ -28,3 +29,4 @@ pub use observer::{EpochRecord, Observer, Silent};
 pub use parameters::ParameterStore;
 pub use plan::{Plan, plan};
 pub use trainer::{Trained, train};
+pub use tuned::TunedEncoder;

@@ -53,6 +53,12 @@ impl ParameterStore {
         VarBuilder::from_backend(Box::new(self.clone()), DType::F32, self.device.clone())
     }
 
+    /// Takes variables that a module already has, each name behind `prefix`; they go on being shared with it.
+    pub fn adopt<'a>(&self, prefix: &str, variables: impl IntoIterator<Item = (&'a String, &'a Var)>) {
+        let mut own = self.variables.lock().unwrap_or_else(PoisonError::into_inner);
+        own.extend(variables.into_iter().map(|(name, it)| (format!("{prefix}{name}"), it.clone())));
+    }
+
     /// All parameters whose name starts with `prefix`, sorted by name.
     pub fn with_prefix(&self, prefix: &str) -> Vec<(String, Var)> {
         let variables = self.variables.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,7 +13,7 @@ use crate::data::{PreparedData, TrainingData};
 use crate::error::{Result, TrainError};
 use crate::method::{self, Batch, Group, Moment, TargetBatch};
 use crate::parameters::ParameterStore;
-use crate::step::{Rates, Stepper};
+use crate::step::{Rates, Stepper, rate_of};
 use crate::trainer::{Length, on_large_stack};
 
 /// A trial step that takes longer than this is not repeated.
@@ -110,6 +110,7 @@ fn look_ahead(config: &TrainConfig, sample: &TrainingData, sizes: Sizes, device:
     let store = ParameterStore::new(config.seed, device);
     let inputs = prepared.inputs(config.model.head.unwrap_or_default())?;
     let method = method::build(config, inputs, &store)?;
+    prepared.adopt_tuned(&store)?;
     let mut stepper = Stepper::new(method, &store, config)?;
     let (steps, per_epoch) = (length.steps(), length.steps_per_epoch());
     let adapts = |stepper: &Stepper, step| stepper.method().uses_target(Moment { step, steps });
@@ -117,12 +118,11 @@ fn look_ahead(config: &TrainConfig, sample: &TrainingData, sizes: Sizes, device:
         (0..length.epochs).filter(|epoch| adapts(&stepper, epoch * per_epoch)).count() * per_epoch;
     let memory = memory(config, &store, sample.bytes_of(sizes));
     let groups = groups(config, &store);
-    let batch = trial_batch(config, &prepared, stepper.method().anchors())?;
     let mut seconds = [None; 2];
     for (place, step) in [(0, 0), (1, steps.saturating_sub(1))] {
         // The first step may adapt already, and the last one may not.
         if adapts(&stepper, step) == (place == 1) {
-            let time = timed(config, &mut stepper, &batch, Moment { step, steps })?;
+            let time = timed(config, &mut stepper, &prepared, Moment { step, steps })?;
             if let Some(slot) = seconds.get_mut(place) {
                 *slot = Some(time.as_secs_f64() * config.optimizer.accumulate as f64);
             }
@@ -131,7 +131,12 @@ fn look_ahead(config: &TrainConfig, sample: &TrainingData, sizes: Sizes, device:
     Ok(Plan { groups, steps_per_epoch: per_epoch, steps, adapting_steps, seconds, memory })
 }
 
-fn timed(config: &TrainConfig, stepper: &mut Stepper, batch: &Batch, moment: Moment) -> Result<Duration> {
+fn timed(
+    config: &TrainConfig,
+    stepper: &mut Stepper,
+    data: &PreparedData,
+    moment: Moment,
+) -> Result<Duration> {
     let rates = Rates {
         encoder: config.optimizer.learning_rate_at(moment.step, moment.steps, config.epochs),
         critic: config.adaptation.critic_learning_rate,
@@ -139,7 +144,9 @@ fn timed(config: &TrainConfig, stepper: &mut Stepper, batch: &Batch, moment: Mom
     let mut step = || {
         let started = Instant::now();
         let mut random = ChaCha8Rng::seed_from_u64(config.seed);
-        stepper.step(batch, moment, rates, &mut Mode::Training(&mut random))?;
+        let mode = &mut Mode::Training(&mut random);
+        let batch = trial_batch(config, data, stepper.method().anchors(), mode)?;
+        stepper.step(&batch, moment, rates, mode)?;
         Ok::<_, TrainError>(started.elapsed())
     };
     let first = step()?;
@@ -148,46 +155,59 @@ fn timed(config: &TrainConfig, stepper: &mut Stepper, batch: &Batch, moment: Mom
 }
 
 /// As many rows as a batch has, those of the sample again and again.
-fn trial_batch(config: &TrainConfig, data: &PreparedData, anchors: usize) -> Result<Batch> {
+fn trial_batch(
+    config: &TrainConfig,
+    data: &PreparedData,
+    anchors: usize,
+    mode: &mut Mode<'_>,
+) -> Result<Batch> {
     let pairs = data.sentences_of.len();
     let rows = |count: usize, of: usize| (0..count).map(move |row| row % of.max(1)).collect::<Vec<_>>();
     let sentence = |pair: &usize| data.sentences_of.get(*pair).and_then(|rows| rows.first().copied());
-    let pick = |count: usize| {
+    let mut pick = |count: usize| {
         let chosen = rows(count, pairs);
         let sentences: Vec<usize> = chosen.iter().filter_map(sentence).collect();
-        Ok::<_, TrainError>((data.images.select(&chosen)?, data.sentences.select(&sentences)?))
+        Ok::<_, TrainError>((
+            data.images.select_in(&chosen, mode)?,
+            data.sentences.select_in(&sentences, mode)?,
+        ))
     };
     let (source_images, source_sentences) = pick(config.batch_size)?;
+    let anchors = if anchors > 0 { Some(pick(anchors)?) } else { None };
     let target = match &data.target {
         Some(target) if config.method.adapts() => Some(TargetBatch {
-            images: target.images.select(&rows(config.target_batch_size, target.images.len()))?,
-            sentences: target.sentences.select(&rows(config.target_batch_size, target.sentences.len()))?,
+            images: target.images.select_in(&rows(config.target_batch_size, target.images.len()), mode)?,
+            sentences: target
+                .sentences
+                .select_in(&rows(config.target_batch_size, target.sentences.len()), mode)?,
         }),
         _ => None,
     };
-    let anchors = if anchors > 0 { Some(pick(anchors)?) } else { None };
     Ok(Batch { source_images, source_sentences, target, anchors })
 }
 
 fn groups(config: &TrainConfig, store: &ParameterStore) -> Vec<PlannedGroup> {
     let own = &config.optimizer.groups;
-    let mut found: BTreeMap<(bool, Option<usize>), Vec<NamedShape>> = BTreeMap::new();
+    // Alike are those of the same optimiser, pattern and pre-trained encoder.
+    let mut found: BTreeMap<(bool, Option<usize>, Option<usize>), Vec<NamedShape>> = BTreeMap::new();
     for group in [Group::Encoder, Group::Critic] {
         for (name, variable) in store.trainable(group.prefix()) {
             let place = own.iter().position(|own| own.matches(&name));
+            let inner = name.strip_prefix(group.prefix()).unwrap_or_default();
+            let backbone = config.backbones().iter().position(|(prefix, _)| inner.starts_with(prefix));
             let shape = variable.dims().to_vec();
-            found.entry((group == Group::Critic, place)).or_default().push((name, shape));
+            found.entry((group == Group::Critic, place, backbone)).or_default().push((name, shape));
         }
     }
-    let described = |((critics, place), parameters): ((bool, Option<usize>), _)| {
+    let described = |((critics, place, _), parameters): ((bool, Option<usize>, _), Vec<NamedShape>)| {
         let own = place.and_then(|place| own.get(place));
         let base =
             if critics { config.adaptation.critic_learning_rate } else { config.optimizer.learning_rate };
-        let rate = own.and_then(|own| own.learning_rate).unwrap_or(base);
+        let name = parameters.first().map_or("", |(name, _)| name);
         PlannedGroup {
             pattern: own.map(|own| own.pattern.clone()),
             critics,
-            learning_rate: (!own.is_some_and(|own| own.frozen)).then_some(rate),
+            learning_rate: (!own.is_some_and(|own| own.frozen)).then_some(rate_of(config, own, name, base)),
             weight_decay: own.and_then(|own| own.weight_decay).unwrap_or(config.optimizer.weight_decay),
             parameters,
         }

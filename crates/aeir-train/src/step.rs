@@ -4,7 +4,7 @@ use candle_core::{Tensor, Var};
 
 use aeir_encoders::{Fragments, Items, Mode};
 
-use crate::config::{OptimizerConfig, TrainConfig};
+use crate::config::{GroupConfig, OptimizerConfig, TrainConfig};
 use crate::error::{Result, TrainError};
 use crate::method::{Batch, Embeddings, Group, Method, Moment, PhaseOutcome};
 use crate::optimizer::{Gradients, Optimizer, Parameter, clip_factor};
@@ -216,11 +216,21 @@ fn trained(store: &ParameterStore, group: Group, config: &TrainConfig) -> Vec<Pa
         if own.is_some_and(|own| own.frozen) {
             return None;
         }
-        let rate = own.and_then(|own| own.learning_rate).unwrap_or(base);
+        let rate = rate_of(config, own, &name, base);
         let decay = own.and_then(|own| own.weight_decay).unwrap_or(*weight_decay);
         Some(Parameter { name, variable, rate_scale: rate / base, weight_decay: decay })
     };
     store.trainable(group.prefix()).into_iter().filter_map(of).collect()
+}
+
+/// The peak learning rate of a parameter: its group's, its encoder's, or that of the others.
+pub(crate) fn rate_of(config: &TrainConfig, own: Option<&GroupConfig>, name: &str, base: f64) -> f64 {
+    let of_backbone = config
+        .backbones()
+        .into_iter()
+        .find(|(prefix, _)| name.starts_with(&format!("{}{prefix}", Group::Encoder.prefix())))
+        .map(|(_, backbone)| backbone.learning_rate);
+    own.and_then(|own| own.learning_rate).or(of_backbone).unwrap_or(base)
 }
 
 /// A pattern that fits nothing is a mistake that would otherwise show only in the result.

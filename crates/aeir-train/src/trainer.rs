@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use aeir_data::ShuffledSampler;
-use aeir_encoders::{DualEncoderConfig, Items, Mode, Standardisation};
+use aeir_encoders::{DualEncoderConfig, Mode, Standardisation};
 use candle_core::{Device, Tensor};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -104,7 +104,8 @@ struct Trainer<'a> {
     stepper: Stepper,
     critics: CriticWatch,
     ranking: RankingWatch,
-    anchors: Option<(Items, Items)>,
+    /// Rows of images and of their sentences.
+    anchors: Option<(Vec<usize>, Vec<usize>)>,
     source: ShuffledSampler,
     target: Option<(ShuffledSampler, ShuffledSampler)>,
     length: Length,
@@ -169,6 +170,7 @@ impl<'a> Trainer<'a> {
         let inputs = prepared.inputs(config.model.head.unwrap_or_default())?;
         let method = method::build(config, inputs, &store)?;
         let anchors = method.anchors();
+        prepared.adopt_tuned(&store)?;
         let stepper = Stepper::new(method, &store, config)?;
         if config.optimizer.ema_decay > 0.0 {
             store.copy(Group::Encoder.prefix(), AVERAGE)?;
@@ -208,7 +210,11 @@ impl<'a> Trainer<'a> {
     }
 
     /// The first pairs of a shuffled order, each with its first sentence.
-    fn first_pairs(data: &PreparedData, source: &ShuffledSampler, count: usize) -> Result<(Items, Items)> {
+    fn first_pairs(
+        data: &PreparedData,
+        source: &ShuffledSampler,
+        count: usize,
+    ) -> Result<(Vec<usize>, Vec<usize>)> {
         let pairs: Vec<usize> = source.epoch_order(0).iter().take(count).copied().collect();
         if pairs.len() < count {
             return Err(TrainError::Data {
@@ -219,7 +225,7 @@ impl<'a> Trainer<'a> {
         }
         let first = |pair: &usize| data.sentences_of.get(*pair).and_then(|rows| rows.first().copied());
         let sentences: Vec<usize> = pairs.iter().filter_map(first).collect();
-        Ok((data.images.select(&pairs)?, data.sentences.select(&sentences)?))
+        Ok((pairs, sentences))
     }
 
     fn run(mut self) -> Result<Trained> {
@@ -229,9 +235,10 @@ impl<'a> Trainer<'a> {
             self.epoch()?;
         }
         let epoch = self.progress.best.map_or(self.progress.records.len(), |(epoch, _)| epoch);
+        let parameters = self.data.set_tuned(self.chosen)?;
         Ok(Trained {
             encoder: *self.stepper.method().encoder().config(),
-            parameters: self.chosen,
+            parameters,
             standardisation: self.data.standardisation,
             epoch,
             score: self.progress.best.map(|(_, score)| score),
@@ -440,14 +447,15 @@ impl<'a> Trainer<'a> {
         if step.is_multiple_of(self.length.steps_per_epoch()) {
             logged = self.stepper.method().before_epoch(moment, &self.data)?;
         }
-        let batches =
-            self.length.batches_of(step).map(|batch| self.batch(batch)).collect::<Result<Vec<_>>>()?;
         // Dropout is a function of seed and step: nothing of it has to be saved.
         let mut random = ChaCha8Rng::seed_from_u64(self.config.seed);
         random.set_stream(step as u64);
+        let mode = &mut Mode::Training(&mut random);
+        let batches =
+            self.length.batches_of(step).map(|batch| self.batch(batch, mode)).collect::<Result<Vec<_>>>()?;
         let rates =
             Rates { encoder: self.learning_rate(step), critic: self.config.adaptation.critic_learning_rate };
-        let outcome = self.stepper.step_all(&batches, moment, rates, &mut Mode::Training(&mut random))?;
+        let outcome = self.stepper.step_all(&batches, moment, rates, mode)?;
         self.progress.step += 1;
         let decay = self.config.optimizer.ema_decay;
         if decay > 0.0 {
@@ -467,7 +475,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// The batch of that number, counted over all epochs.
-    fn batch(&self, number: usize) -> Result<Batch> {
+    fn batch(&self, number: usize, mode: &mut Mode<'_>) -> Result<Batch> {
         let number = number as u64;
         let pairs = self.source.batch(number, self.config.batch_size);
         let epoch = self.source.epoch_of(number, self.config.batch_size);
@@ -483,17 +491,24 @@ impl<'a> Trainer<'a> {
             (Some((images, sentences)), Some(features)) => {
                 let size = self.config.target_batch_size;
                 Some(TargetBatch {
-                    images: features.images.select(&images.batch(number, size))?,
-                    sentences: features.sentences.select(&sentences.batch(number, size))?,
+                    images: features.images.select_in(&images.batch(number, size), mode)?,
+                    sentences: features.sentences.select_in(&sentences.batch(number, size), mode)?,
                 })
             }
             _ => None,
         };
+        let Self { data, anchors, .. } = self;
+        let anchors = match anchors {
+            Some((images, sentences)) => {
+                Some((data.images.select_in(images, mode)?, data.sentences.select_in(sentences, mode)?))
+            }
+            None => None,
+        };
         Ok(Batch {
-            source_images: self.data.images.select(&pairs)?,
-            source_sentences: self.data.sentences.select(&sentences)?,
+            source_images: data.images.select_in(&pairs, mode)?,
+            source_sentences: data.sentences.select_in(&sentences, mode)?,
             target,
-            anchors: self.anchors.clone(),
+            anchors,
         })
     }
 }
@@ -514,6 +529,7 @@ mod tests {
     use crate::observer::Silent;
     use crate::optimizer::Gradients;
     use crate::run::{Existing, Opened};
+    use aeir_encoders::Items;
 
     fn small(method: MethodName) -> TrainConfig {
         let mut config = TrainConfig {
@@ -656,7 +672,7 @@ mod tests {
             config.adaptation.source_share = 0.0;
             let mut silent = Silent;
             let trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
-            let batch = trainer.batch(0).unwrap();
+            let batch = trainer.batch(0, &mut Mode::Evaluation).unwrap();
             let mut reached = Vec::new();
             let mut random = ChaCha8Rng::seed_from_u64(1);
             let mode = &mut Mode::Training(&mut random);
@@ -912,7 +928,10 @@ mod tests {
         let start = trainer.store.snapshot("").unwrap();
         let before = weight(&trainer);
         let (moment, rates) = (Moment { step: 0, steps: 10 }, Rates { encoder: 0.1, critic: 0.1 });
-        let batches = [trainer.batch(0).unwrap(), trainer.batch(1).unwrap()];
+        let batches = [
+            trainer.batch(0, &mut Mode::Evaluation).unwrap(),
+            trainer.batch(1, &mut Mode::Evaluation).unwrap(),
+        ];
         let mut moved = Vec::new();
         for chosen in [&batches[..1], &batches[1..], &batches[..]] {
             trainer.store.restore(&start).unwrap();
@@ -1187,7 +1206,7 @@ mod tests {
             );
         };
 
-        let mut batch = trainer.batch(5).unwrap();
+        let mut batch = trainer.batch(5, &mut Mode::Evaluation).unwrap();
         let Items::Pooled(features) = &batch.source_images else { panic!("not pooled") };
         batch.source_images = Items::Pooled((features * f64::NAN).unwrap());
         let mut random = ChaCha8Rng::seed_from_u64(1);
@@ -1201,7 +1220,7 @@ mod tests {
         let (_, before) = kept();
         let (_, weight) = trainer.store.with_prefix("encoder.sentence.projection.weight").remove(0);
         weight.set(&(weight.as_detached_tensor() * f64::NAN).unwrap()).unwrap();
-        let batch = trainer.batch(5).unwrap();
+        let batch = trainer.batch(5, &mut Mode::Evaluation).unwrap();
         named(
             trainer.stepper.step(&batch, moment, rates, mode).unwrap_err(),
             "embeddings of the source sentences",

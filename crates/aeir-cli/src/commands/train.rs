@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use aeir_data::{
     FeatureRow, ImageLimits, ImageSource, ParallelDomain, Skipped, TargetImages, TargetSentences,
@@ -9,22 +10,25 @@ use aeir_data::{
 };
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::{DEFAULT_MINIMUM_COUNT, Vocabulary, write_atomically};
-use aeir_train::config::Selection;
+use aeir_train::config::{Selection, Tuning};
 use aeir_train::plan::Sizes;
 use aeir_train::run::{Existing, Opened, RunFolder, SKIPPED_FILE, settings_that_differ};
-use aeir_train::{TrainConfig, Trained, TrainingData, train};
+use aeir_train::{TrainConfig, Trained, TrainingData, TunedEncoder, train};
 use anyhow::Context;
 use candle_core::Device;
 
 use super::dry_run::dry_run;
 use super::{print, tell_skipped};
-use crate::backbones::{Backbones, Sentences, WORDS, load_image, load_sentence};
+use crate::backbones::{Backbones, Sentences, WORDS, find, load_image, load_sentence};
 use crate::failure::CliError;
 use crate::flags::TrainFlags;
 use crate::interrupt::Interrupt;
 use crate::place::feature_cache;
 use crate::progress::{TrainingBar, extraction};
 use crate::terminal::Terminal;
+
+/// Holds trained encoders until the model has a copy of them.
+const TUNED_FOLDER: &str = ".encoders.tmp";
 
 /// Trains a model into the output folder.
 pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()> {
@@ -36,7 +40,7 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
     let device = flags.device.device.open(terminal)?;
     let inputs = Inputs::read(flags, &config)?;
 
-    let backbones = inputs.backbones(flags, &config, terminal, &device)?;
+    let mut backbones = inputs.backbones(flags, &config, terminal, &device)?;
     let existing = match (flags.overwrite, flags.resume) {
         (true, _) => Existing::Overwrite,
         (false, Some(_)) => Existing::Resume,
@@ -65,8 +69,13 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
     let name = format!("training {}", config.method.as_str());
     let mut bar = TrainingBar::new(terminal, &name).stopping_at(&interrupt);
     let trained = train(&config, &data, Some(&run), &device, &mut bar)?;
+    let tuned = run.path().join(TUNED_FOLDER);
+    backbones.take_tuned(&tuned, &device)?;
     write_card(run.path(), &config, &data, &trained)?;
     save_bundle(run.path(), &config, &trained, &backbones, BackbonePlacement::Copied)?;
+    if tuned.exists() {
+        fs::remove_dir_all(&tuned).with_context(|| format!("could not remove `{}`", tuned.display()))?;
+    }
 
     tell_skipped(terminal, &skipped, Some(&run.path().join(SKIPPED_FILE)));
     print(&summary(run.path(), &config, &trained))
@@ -156,7 +165,41 @@ impl Inputs {
             Sentences::Backbone(load_sentence(&flags.text_encoder, device, terminal)?)
         };
         let fragments = config.model.head.unwrap_or_default().is_cross_attentive();
-        Ok(Backbones { image, sentence, fragments })
+        let tuned = self.tuned(flags, config, terminal, device)?;
+        Ok(Backbones { image, sentence, fragments, tuned })
+    }
+
+    /// The pre-trained encoders that are trained as well.
+    fn tuned(
+        &self,
+        flags: &TrainFlags,
+        config: &TrainConfig,
+        terminal: &Terminal,
+        device: &Device,
+    ) -> anyhow::Result<[Option<Arc<TunedEncoder>>; 2]> {
+        let refuse = |key: &str, what: &str| CliError::Usage {
+            message: format!("`{key}` asks to train an encoder, and {what}"),
+            hint: "leave it `frozen`".into(),
+        };
+        let (mut images, mut sentences) = (None, None);
+        let settings = &config.model.image_backbone;
+        if settings.train != Tuning::Frozen {
+            if self.regions {
+                return Err(refuse("model.image_backbone.train", "the images come as features").into());
+            }
+            let folder = find(&flags.image_encoder, "--image-encoder", terminal)?;
+            let limits = flags.loading.limits();
+            images = Some(TunedEncoder::images(&folder, device, settings, config.seed, limits)?);
+        }
+        let settings = &config.model.text_backbone;
+        if settings.train != Tuning::Frozen {
+            if flags.text_encoder == WORDS {
+                return Err(refuse("model.text_backbone.train", "words have an encoder of their own").into());
+            }
+            let folder = find(&flags.text_encoder, "--text-encoder", terminal)?;
+            sentences = Some(TunedEncoder::sentences(&folder, device, settings, config.seed)?);
+        }
+        Ok([images.map(Arc::new), sentences.map(Arc::new)])
     }
 
     /// Of both domains; never validation or test sentences.

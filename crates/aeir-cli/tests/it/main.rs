@@ -18,6 +18,7 @@ mod odd_batches;
 mod resume;
 mod selection;
 mod system;
+mod tuned_encoders;
 mod workflow;
 
 use std::fs;

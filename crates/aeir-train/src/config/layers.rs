@@ -55,6 +55,7 @@ impl TrainConfig {
         let mut config = Self::default();
         config.model.head = Some(Head::Cosine);
         config.source_loss.kind = Some(SourceLossKind::InfoNce);
+        config.source_loss.all_negatives_share = Some(0.0);
         config.source_loss.pooled_weight = Some(1.0);
         config.optimizer.groups = vec![GroupConfig::default()];
         let mut keys = Vec::new();
@@ -182,10 +183,11 @@ fn nearest<'a>(unknown: &str, known: &'a [String]) -> Option<&'a str> {
     };
     known
         .iter()
-        .map(|key| (distance(key), key.as_str()))
+        // Of equally near ones that in the fewest sections.
+        .map(|key| (distance(key), key.matches('.').count(), key.as_str()))
         .min()
-        .filter(|(distance, _)| *distance <= unknown.len() / 2)
-        .map(|(_, key)| key)
+        .filter(|(distance, ..)| *distance <= unknown.len() / 2)
+        .map(|(.., key)| key)
 }
 
 /// The known key nearest to the unknown one of a parser's message.

@@ -5,3 +5,4 @@ mod killed;
 mod parity_optimizers;
 mod parity_released;
 mod real_data;
+mod tuned;
