@@ -65,6 +65,8 @@ pub struct PartReport {
     pub words: Option<Spread>,
     /// Characters a sentence.
     pub characters: Option<Spread>,
+    /// Whether the images come as features.
+    pub features: bool,
     /// Pixels; of features the number of regions.
     pub width: Option<Spread>,
     /// Pixels; of features the length of a vector.
@@ -210,6 +212,7 @@ fn part_of(data: &Dataset, split: Split, items: &[&Item]) -> PartReport {
         captions_per_image: Spread::of(with_image().map(|item| item.sentences.len()).collect()),
         words: Spread::of(sentences.iter().map(|text| text.split_whitespace().count()).collect()),
         characters: Spread::of(sentences.iter().map(|text| text.chars().count()).collect()),
+        features: false,
         width: None,
         height: None,
         missing: Finding::default(),
@@ -240,7 +243,11 @@ fn look_at_images(
     let look = |index: usize, decoded: Result<crate::decode::DecodedImage, DataError>| {
         let value = match sources.get(index).and_then(ImageSource::features) {
             Some(row) => {
-                Ok(Seen { width: row.features.regions(), height: row.features.dimension(), hash: None })
+                Ok(Seen {
+                    width: row.features.regions_of(row.image),
+                    height: row.features.dimension(),
+                    hash: None,
+                })
             }
             None => decoded.map(|decoded| Seen {
                 width: decoded.image.width() as usize,
@@ -267,6 +274,7 @@ fn look_at_images(
             (_, Some(reason)) => part.broken.add(|| format!("{}: {reason}", image.source)),
             (Ok(seen), None) => {
                 part.usable_images += 1;
+                part.features |= image.source.features().is_some();
                 sizes.0.push(seen.width);
                 sizes.1.push(seen.height);
                 if let Some(hash) = seen.hash {

@@ -175,8 +175,8 @@ fn part(part: &PartReport) -> String {
         ("sentences an image", part.captions_per_image),
         ("words a sentence", part.words),
         ("characters", part.characters),
-        ("width", part.width),
-        ("height", part.height),
+        (if part.features { "regions" } else { "width" }, part.width),
+        (if part.features { "values a region" } else { "height" }, part.height),
     ];
     for (name, spread) in rows {
         if let Some(Spread { min, median, mean, max }) = spread {
