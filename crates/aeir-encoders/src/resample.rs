@@ -37,6 +37,11 @@ pub(crate) fn resample(rgb: &[u8], source: Size, window: &Window, filter: Filter
     let passes = Passes::new(rgb, source, window, filter);
     // Integer products are quick only with newer instructions than the baseline of x86-64.
     #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        // SAFETY: the instructions are there.
+        return unsafe { run_wide(&passes) };
+    }
+    #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
         return simd.vectorize(Run { passes, sums: simd });
     }
@@ -171,6 +176,43 @@ impl ColumnSums for pulp::x86::V3 {
         let bytes: u8x32 = self.pack_with_unsigned_saturation_i16x16(words, words);
         let [zero_two, _, one_three, _]: [[u32; 2]; 4] = cast(bytes);
         cast([zero_two[0], one_three[0], zero_two[1], one_three[1]])
+    }
+}
+
+/// Both passes with registers of 16 lanes.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx2,bmi2,fma")]
+fn run_wide(passes: &Passes<'_>) -> Vec<u8> {
+    passes.run(Wide(()))
+}
+
+/// AVX-512: a column of all lanes is one register. Only made in [`run_wide`].
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+struct Wide(());
+
+#[cfg(target_arch = "x86_64")]
+impl ColumnSums for Wide {
+    #[inline(always)]
+    fn weighted(self, columns: &[[u8; LANES]], weights: &[i32]) -> [u8; LANES] {
+        use std::arch::x86_64::{
+            __m128i, _mm_loadu_si128, _mm_storeu_si128, _mm512_add_epi32, _mm512_cvtepu8_epi32,
+            _mm512_cvtusepi32_epi8, _mm512_max_epi32, _mm512_mullo_epi32, _mm512_set1_epi32,
+            _mm512_setzero_si512, _mm512_srai_epi32,
+        };
+        // SAFETY: `run_wide` is only called where the instructions are there; loads and stores are of 16 bytes, which the
+        // arrays have.
+        unsafe {
+            let mut sums = _mm512_set1_epi32(HALF);
+            for (lanes, weight) in columns.iter().zip(weights) {
+                let values = _mm512_cvtepu8_epi32(_mm_loadu_si128(lanes.as_ptr().cast::<__m128i>()));
+                sums = _mm512_add_epi32(sums, _mm512_mullo_epi32(values, _mm512_set1_epi32(*weight)));
+            }
+            let sums = _mm512_max_epi32(_mm512_srai_epi32::<PRECISION>(sums), _mm512_setzero_si512());
+            let mut bytes = [0; LANES];
+            _mm_storeu_si128(bytes.as_mut_ptr().cast::<__m128i>(), _mm512_cvtusepi32_epi8(sums));
+            bytes
+        }
     }
 }
 
@@ -403,6 +445,12 @@ mod tests {
                     );
                     let passes = Passes::new(&rgb, source, &window, filter);
                     assert!(passes.run(Plain) == expected, "{source:?} to {target:?} {filter:?}, plain");
+                    // Where there is something newer, nothing else runs it.
+                    #[cfg(target_arch = "x86_64")]
+                    if let Some(simd) = pulp::x86::V3::try_new() {
+                        let bytes = simd.vectorize(Run { passes, sums: simd });
+                        assert!(bytes == expected, "{source:?} to {target:?} {filter:?}, 8 lanes");
+                    }
                 }
             }
         }

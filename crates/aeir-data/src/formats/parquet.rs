@@ -5,6 +5,7 @@
 //! is not UTF-8, and `arrow` would be eleven crates more to compile for lists of texts. The sentences are read at once; an image
 //! is read from its page when it is wanted.
 
+mod image_readers;
 mod vectors;
 mod zstd;
 
@@ -24,6 +25,7 @@ use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::file::serialized_reader::SerializedPageReader;
 use ::parquet::schema::types::ColumnDescriptor;
 
+use self::image_readers::ImageReaders;
 pub(crate) use self::vectors::VectorColumn;
 use self::vectors::is_vectors;
 use self::zstd::ZstdPages;
@@ -58,6 +60,7 @@ struct OpenFile {
     metadata: ParquetMetaData,
     /// The leaf column with the encoded images.
     images: usize,
+    readers: Arc<ImageReaders>,
 }
 
 // The metadata is never changed once it is read: a panic elsewhere leaves nothing half-done in it.
@@ -98,22 +101,11 @@ impl ParquetCell {
 
     /// The encoded image.
     pub(crate) fn read(&self) -> Result<Vec<u8>, DataError> {
-        let read = || -> Result<Option<Vec<u8>>, ParquetError> {
-            let mut reader = column_reader::<ByteArrayType>(
-                &self.file.path,
-                &self.file.metadata,
-                self.row_group,
-                self.file.images,
-            )?;
-            if reader.skip_records(self.row_in_group)? != self.row_in_group {
-                return Ok(None);
-            }
-            let (mut levels, mut values) = (Vec::new(), Vec::new());
-            reader.read_records(1, Some(&mut levels), None, &mut values)?;
-            Ok(values.first().map(|value: &ByteArray| value.data().to_vec()))
-        };
-        let name = || Some(PathBuf::from(format!("{}#{}", self.file.path.display(), self.row)));
-        guarded(&self.file.path, read)?.ok_or_else(|| DataError::ImageEmpty { path: name() })
+        let OpenFile { path, metadata, images, readers } = &*self.file;
+        let open = || column_reader::<ByteArrayType>(path, metadata, self.row_group, *images);
+        let read = || readers.read(path, self.row_group, self.row_in_group, open);
+        let name = || Some(PathBuf::from(format!("{}#{}", path.display(), self.row)));
+        guarded(path, read)?.ok_or_else(|| DataError::ImageEmpty { path: name() })
     }
 }
 
@@ -170,13 +162,19 @@ struct Leaves {
 /// [`DataError::Malformed`] for a file that is none, or has other columns; [`DataError::Io`]; [`DataError::NothingUsable`].
 pub(crate) fn read(path: &Path, files: &[PathBuf], options: &ReadOptions) -> Result<Dataset, DataError> {
     let mut collector = Collector::default();
+    let readers = Arc::new(ImageReaders::default());
     for file in files {
-        read_file(file, options, &mut collector)?;
+        read_file(file, options, &readers, &mut collector)?;
     }
     collector.finish(path, Format::Parquet, "row")
 }
 
-fn read_file(file: &Path, options: &ReadOptions, collector: &mut Collector) -> Result<(), DataError> {
+fn read_file(
+    file: &Path,
+    options: &ReadOptions,
+    readers: &Arc<ImageReaders>,
+    collector: &mut Collector,
+) -> Result<(), DataError> {
     let (handle, length) = durable::open_regular(file)?;
     if length == 0 {
         return Err(DataError::EmptyFile { path: file.to_path_buf(), expected: "a Parquet file" });
@@ -203,9 +201,10 @@ fn read_file(file: &Path, options: &ReadOptions, collector: &mut Collector) -> R
     if leaves.split.is_none() && !options.wants(of_file) {
         return Ok(());
     }
-    let open = leaves
-        .bytes
-        .map(|images| Arc::new(OpenFile { path: file.to_path_buf(), metadata: metadata.clone(), images }));
+    let open = leaves.bytes.map(|images| {
+        let (path, metadata, readers) = (file.to_path_buf(), metadata.clone(), Arc::clone(readers));
+        Arc::new(OpenFile { path, metadata, images, readers })
+    });
     let vectors = match leaves.vectors {
         Some(column) => {
             let column = VectorColumn::read(file, &metadata, column)?;

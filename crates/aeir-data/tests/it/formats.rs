@@ -268,6 +268,21 @@ fn parquet_files() {
     }
 }
 
+/// Readers stand where they read last: whatever the order, and with several threads, each row gives its own image.
+#[cfg(feature = "parquet")]
+#[test]
+fn images_of_a_parquet_file_come_in_any_order() {
+    use rayon::prelude::*;
+    for name in ["parquet/flickr30k", "parquet/zstd-2.parquet"] {
+        let images = open(&formats(name)).unwrap().images();
+        let colour = |row: &usize| check_image(&images[*row], ITEMS[*row].1);
+        for order in [[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 3, 0], [2, 0, 3, 3]] {
+            order.iter().for_each(colour);
+        }
+        (0..200_usize).into_par_iter().for_each(|at| colour(&(at * 7 % 4)));
+    }
+}
+
 #[cfg(feature = "parquet")]
 #[test]
 fn vectors_in_parquet_files() {
