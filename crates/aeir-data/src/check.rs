@@ -242,13 +242,11 @@ fn look_at_images(
     let mut seen: Vec<Result<Seen, DataError>> = Vec::with_capacity(images.len());
     let look = |index: usize, decoded: Result<crate::decode::DecodedImage, DataError>| {
         let value = match sources.get(index).and_then(ImageSource::features) {
-            Some(row) => {
-                Ok(Seen {
-                    width: row.features.regions_of(row.image),
-                    height: row.features.dimension(),
-                    hash: None,
-                })
-            }
+            Some(row) => Ok(Seen {
+                width: row.features.regions_of(row.image),
+                height: row.features.dimension(),
+                hash: None,
+            }),
             None => decoded.map(|decoded| Seen {
                 width: decoded.image.width() as usize,
                 height: decoded.image.height() as usize,

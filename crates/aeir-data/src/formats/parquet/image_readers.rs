@@ -65,8 +65,7 @@ impl ImageReaders {
         let fits = |it: &Standing| {
             it.row_group == row_group && (it.next..it.next + PASSED_OVER).contains(&row) && it.path == path
         };
-        let (place, _) =
-            kept.iter().enumerate().filter(|(_, it)| fits(it)).max_by_key(|(_, it)| it.next)?;
+        let (place, _) = kept.iter().enumerate().filter(|(_, it)| fits(it)).max_by_key(|(_, it)| it.next)?;
         Some(kept.remove(place))
     }
 
