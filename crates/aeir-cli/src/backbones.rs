@@ -189,7 +189,7 @@ pub(crate) fn find(name: &str, flag: &str, terminal: &Terminal) -> anyhow::Resul
 #[cfg(feature = "hub")]
 fn from_hub(id: &ModelId, terminal: &Terminal) -> anyhow::Result<PathBuf> {
     let hub = Hub::new(hub_config()?);
-    Ok(hub.fetch(id, &mut crate::progress::download(terminal))?)
+    Ok(hub.fetch(id, &mut crate::progress::transfer(terminal, "fetching"))?)
 }
 
 /// The folder of a model of the hub, if it is in the cache: this build has no downloads.

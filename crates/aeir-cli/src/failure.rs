@@ -14,13 +14,16 @@ use crate::place::cache_folder;
 use crate::terminal::say;
 
 /// Something general failed.
-const FAILED: u8 = 1;
+pub(crate) const FAILED: u8 = 1;
 /// Flags or configuration.
 const USAGE: u8 = 2;
 /// The data can't be used.
 const BAD_DATA: u8 = 3;
 /// A model, index or encoder is missing or unusable.
 const NO_MODEL: u8 = 4;
+
+/// A signal asked to end.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// A failure that the command line itself finds.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +37,12 @@ pub(crate) enum CliError {
     /// Data without anything usable.
     #[error("{message}")]
     Data { message: String, hint: String },
+    /// A signal asked to end.
+    #[error("interrupted")]
+    Interrupted { hint: String },
+    /// Another run of this program failed, and has said why.
+    #[error("`{command}` failed")]
+    Child { command: String, code: u8 },
 }
 
 impl CliError {
@@ -42,6 +51,8 @@ impl CliError {
             Self::Usage { hint, .. } => (USAGE, hint),
             Self::Missing { hint, .. } => (NO_MODEL, hint),
             Self::Data { hint, .. } => (BAD_DATA, hint),
+            Self::Interrupted { hint } => (INTERRUPTED, hint),
+            Self::Child { code, .. } => return (*code, None),
         };
         (code, Some(hint.as_str()).filter(|hint| !hint.is_empty()))
     }
@@ -190,6 +201,12 @@ fn of_encoder(error: &EncoderError) -> (u8, Option<String>) {
             NO_MODEL,
             Some("without network, give a folder with the files in place of the id; HF_ENDPOINT names a mirror".into()),
         ),
+        EncoderError::HubPush { source, .. } => (NO_MODEL, hint_of_push(source)),
+        EncoderError::HubToken { .. } => (
+            USAGE,
+            Some("set HF_TOKEN to a token that may write, or log in once with Hugging Face's own tool".into()),
+        ),
+        EncoderError::HubOffline { .. } => (USAGE, Some("unset HF_HUB_OFFLINE".into())),
         EncoderError::HubReply { .. } | EncoderError::HubHash { .. } | EncoderError::ModelId { .. } => {
             (NO_MODEL, None)
         }
@@ -226,6 +243,32 @@ fn hint_of_status(status: u16) -> Option<String> {
         }
         404 => "look at the id and the revision: `org/name` or `org/name@revision`",
         429 => "the hub is asked too often: wait, or set HF_TOKEN",
+        _ => return None,
+    };
+    Some(hint.to_owned())
+}
+
+/// What to do about a push that a hub did not take.
+fn hint_of_push(error: &EncoderError) -> Option<String> {
+    let hint = match error {
+        EncoderError::HubStatus { status: 401, .. } => "the hub does not know this token: set HF_TOKEN to one that is valid",
+        EncoderError::HubStatus { status: 403, .. } => {
+            "this token may not write there: it needs the right to write, and you a part in that organisation"
+        }
+        EncoderError::HubStatus { status: 404, .. } => "look at owner, name and --revision",
+        EncoderError::HubStatus { status: 409 | 412, .. } => {
+            "others commit to this branch at the same time: push again in a while"
+        }
+        EncoderError::HubStatus { status: 413, .. } => "a file is larger than the hub takes",
+        EncoderError::HubStatus { status: 429, .. } => {
+            "the hub is asked too often: push again later; what was sent is kept"
+        }
+        EncoderError::HubStatus { .. } | EncoderError::HubTransport { .. } => {
+            "push again: what was sent whole is not sent again"
+        }
+        EncoderError::HubReply { got, .. } if got == "a public one" => {
+            "name another repository, or leave --private out"
+        }
         _ => return None,
     };
     Some(hint.to_owned())

@@ -1,6 +1,7 @@
 //! Every command and flag. Each flag can also be given as an environment variable, `AEIR_` and its name.
 
 pub(crate) mod data;
+pub(crate) mod runs;
 
 use std::path::PathBuf;
 
@@ -53,6 +54,12 @@ pub(crate) enum Command {
     Index(IndexFlags),
     /// Find images by a sentence or by an image
     Search(SearchFlags),
+    /// Train every combination of listed settings and seeds, one after another, and set the results side by side
+    Sweep(runs::SweepFlags),
+    /// Show a run, or several side by side, as a page: curves, settings, recall, warnings
+    Report(runs::ReportFlags),
+    /// Put a trained model with its card onto the Hugging Face hub
+    Push(runs::PushFlags),
     /// Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
     Convert(ConvertFlags),
     /// Check, split, convert and unpair data sets
@@ -616,6 +623,15 @@ impl Rerank {
     }
 }
 
+impl std::fmt::Display for Rerank {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::First(count) => write!(formatter, "{count}"),
+            Self::All => formatter.write_str("all"),
+        }
+    }
+}
+
 impl std::str::FromStr for Rerank {
     type Err = String;
 
@@ -699,6 +715,16 @@ impl SplitFlag {
             Self::Val => Split::Validation,
             Self::Test => Split::Test,
         }
+    }
+
+    /// As it is typed.
+    pub(crate) fn name(self) -> String {
+        match self {
+            Self::Train => "train",
+            Self::Val => "val",
+            Self::Test => "test",
+        }
+        .to_owned()
     }
 }
 

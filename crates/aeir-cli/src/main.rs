@@ -12,6 +12,7 @@ mod limits;
 mod place;
 mod progress;
 mod report;
+mod run_files;
 mod shard;
 mod terminal;
 
@@ -75,6 +76,9 @@ fn main() -> ExitCode {
         Command::Eval(flags) => commands::eval::run(&flags, &terminal),
         Command::Index(flags) => commands::index::run(&flags, &terminal),
         Command::Search(flags) => commands::search::run(&flags, &terminal),
+        Command::Push(flags) => commands::push::run(&flags, &terminal),
+        Command::Sweep(flags) => commands::sweep::run(&flags, &terminal),
+        Command::Report(flags) => commands::report::run(&flags, &terminal),
         Command::Data(flags) => commands::data::run(&flags, &terminal),
         Command::Embed(flags) => commands::embed::run(&flags, &terminal),
         Command::Bench(flags) => commands::bench::run(&flags, &terminal),

@@ -21,6 +21,11 @@ impl Terminal {
         Self { bars: MultiProgress::with_draw_target(target), quiet }
     }
 
+    /// Whether nothing but warnings and errors is wanted.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// A line that tells what is going on.
     pub(crate) fn note(&self, message: &str) {
         if !self.quiet {
@@ -39,11 +44,18 @@ impl Terminal {
 
     /// A bar with a name, a count and the time left.
     pub(crate) fn bar(&self, name: &str, total: usize) -> ProgressBar {
+        self.styled_bar(name, total, "{prefix:32} {bar:30.cyan/dim} {pos:>6}/{len:<6} {eta:>4} {msg}")
+    }
+
+    /// A bar of a training: what it tells beside the count needs room.
+    pub(crate) fn training_bar(&self, name: &str) -> ProgressBar {
+        self.styled_bar(name, 0, "{prefix} {bar:16.cyan/dim} {pos}/{len} {eta} left  {msg}")
+    }
+
+    fn styled_bar(&self, name: &str, total: usize, template: &str) -> ProgressBar {
         let bar = self.bars.add(ProgressBar::new(total as u64));
-        // The template is constant: a typing error in it would show in every test that draws a bar.
-        if let Ok(style) =
-            ProgressStyle::with_template("{prefix:32} {bar:30.cyan/dim} {pos:>6}/{len:<6} {eta:>4} {msg}")
-        {
+        // The templates are constant: a typing error in one would show in every test that draws a bar.
+        if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("━╸─"));
         }
         bar.set_prefix(name.to_owned());

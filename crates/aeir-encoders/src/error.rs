@@ -257,6 +257,26 @@ pub enum EncoderError {
         /// What came.
         got: String,
     },
+    /// Something that changes a hub was refused or cut off.
+    #[error("could not {what}")]
+    HubPush {
+        /// What was tried.
+        what: String,
+        /// What came in the way.
+        source: Box<EncoderError>,
+    },
+    /// A hub takes nothing from someone it does not know.
+    #[error("`{id}` can't be put on the hub without a token")]
+    HubToken {
+        /// The model.
+        id: String,
+    },
+    /// The hub is not to be used.
+    #[error("`{id}` can't be put on the hub: offline was asked for")]
+    HubOffline {
+        /// The model.
+        id: String,
+    },
     /// A file from a hub is not what the hub says that it is.
     #[error("`{url}` is damaged: expected hash {expected}, got {got}")]
     HubHash {

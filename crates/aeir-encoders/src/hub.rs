@@ -19,6 +19,8 @@ mod client;
 #[cfg(feature = "hub")]
 mod download;
 mod needed_files;
+#[cfg(feature = "hub")]
+mod upload;
 
 use std::fmt;
 use std::fs;
@@ -28,6 +30,10 @@ use std::time::Duration;
 
 use crate::error::{EncoderError, Result};
 use needed_files::missing_files;
+#[cfg(feature = "hub")]
+use download::git_blob_hash;
+#[cfg(feature = "hub")]
+pub use upload::{Push, PushFile, Pushed};
 
 /// The public hub.
 pub const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -196,12 +202,12 @@ impl fmt::Debug for HubConfig {
     }
 }
 
-/// How far a download is.
+/// How far a file is on its way from the hub, or to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HubProgress<'a> {
     /// The file, as the model calls it.
     pub file: &'a str,
-    /// Bytes that are there.
+    /// Bytes that are there, or were sent.
     pub done: u64,
     /// Bytes that it has.
     pub total: u64,
@@ -267,6 +273,26 @@ impl Hub {
             }
             found => found,
         }
+    }
+
+    /// Puts files onto the hub as one commit, making the model and the branch where they are missing.
+    ///
+    /// Files that are there already are not sent again: after an interruption the same push goes on. A large file goes to the
+    /// hub's object storage, in parts where the hub asks for them; a part that fails is repeated alone. A commit whose answer was
+    /// lost is not made twice. Files on the hub that `push` does not name stay.
+    ///
+    /// # Errors
+    /// [`EncoderError::HubToken`] without a token, [`EncoderError::HubOffline`] when offline; [`EncoderError::HubPush`] around what
+    /// the hub said; [`EncoderError::Read`] for a file.
+    #[cfg(feature = "hub")]
+    pub fn push(&self, push: &Push, progress: &mut dyn FnMut(HubProgress<'_>)) -> Result<Pushed> {
+        if self.config.offline {
+            return Err(EncoderError::HubOffline { id: push.id.to_string() });
+        }
+        if self.config.token.is_none() {
+            return Err(EncoderError::HubToken { id: push.id.to_string() });
+        }
+        upload::Upload::new(&self.config, push)?.run(progress)
     }
 }
 

@@ -8,6 +8,7 @@ mod index;
 mod label_free;
 mod matrix;
 mod metrics;
+mod rank_correlation;
 mod relevance;
 mod rerank;
 mod scores;
@@ -32,6 +33,7 @@ pub use metrics::{
     evaluate_embeddings, evaluate_embeddings_folds, evaluate_folds, five_fold_1k, rank_embeddings,
     rank_scores,
 };
+pub use rank_correlation::spearman;
 pub use relevance::Relevance;
 pub use rerank::{
     Query, RerankError, RerankedHit, Reranker, evaluate_two_stage, rank_two_stage, rank_two_stage_embeddings,

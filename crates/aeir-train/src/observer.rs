@@ -79,11 +79,31 @@ pub struct DomainDistances {
     pub sentences: f64,
 }
 
+/// What one step measured.
+#[derive(Debug, Clone, Copy)]
+pub struct StepRecord<'a> {
+    /// Steps done, this one included.
+    pub step: usize,
+    /// Source pairs in its batch.
+    pub pairs: usize,
+    /// Learning rate of the encoders.
+    pub learning_rate: f64,
+    /// Global gradient norm of the encoders before clipping.
+    pub gradient_norm: f64,
+    /// Losses and critic accuracies by name.
+    pub logged: &'a [(&'static str, f64)],
+}
+
 /// Hears what a run does. All methods have empty defaults.
 pub trait Observer {
     /// Before the first step, or after a resume: `step` of `steps` are done.
     fn started(&mut self, step: usize, steps: usize) {
         let _ = (step, steps);
+    }
+
+    /// After each step, with what it measured.
+    fn measured(&mut self, record: &StepRecord<'_>) {
+        let _ = record;
     }
 
     /// After each step.
@@ -112,6 +132,31 @@ pub trait Observer {
 pub struct Silent;
 
 impl Observer for Silent {}
+
+/// Tells each of its observers, in order.
+pub struct All<'a>(pub Vec<&'a mut (dyn Observer + Send)>);
+
+impl Observer for All<'_> {
+    fn started(&mut self, step: usize, steps: usize) {
+        self.0.iter_mut().for_each(|observer| observer.started(step, steps));
+    }
+
+    fn measured(&mut self, record: &StepRecord<'_>) {
+        self.0.iter_mut().for_each(|observer| observer.measured(record));
+    }
+
+    fn stepped(&mut self, step: usize) {
+        self.0.iter_mut().for_each(|observer| observer.stepped(step));
+    }
+
+    fn epoch(&mut self, record: &EpochRecord) {
+        self.0.iter_mut().for_each(|observer| observer.epoch(record));
+    }
+
+    fn warning(&mut self, message: &str) {
+        self.0.iter_mut().for_each(|observer| observer.warning(message));
+    }
+}
 
 /// The figures of a scored model, as `eval --json` prints them.
 pub type Scores = RetrievalMetrics;

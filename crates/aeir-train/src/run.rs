@@ -21,6 +21,20 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 pub const TIMING_FILE: &str = "timing.jsonl";
 /// Items that were left out, with the reason.
 pub const SKIPPED_FILE: &str = "skipped.jsonl";
+/// What the guards said, a line a warning.
+pub const WARNINGS_FILE: &str = "warnings.jsonl";
+/// TensorBoard's event files.
+pub const EVENT_FOLDER: &str = "tensorboard";
+/// The epoch that became the model, and by what.
+pub const SELECTION_FILE: &str = "selection.json";
+/// The figures of all epochs as a table.
+pub const TABLE_FILE: &str = "metrics.csv";
+/// The figures of all epochs as pictures.
+pub const PLOT_FOLDER: &str = "plots";
+/// The run as a page.
+pub const REPORT_FILE: &str = "report.html";
+/// What `aeir eval` measured, a line a call.
+pub const EVALUATIONS_FILE: &str = "evaluations.jsonl";
 /// Holds the checkpoints.
 pub const CHECKPOINT_FOLDER: &str = "checkpoints";
 
@@ -28,18 +42,40 @@ pub const CHECKPOINT_FOLDER: &str = "checkpoints";
 pub const CONFIG_HASH_FILE: &str = "config.sha256";
 
 /// Everything that a run writes; a folder with other names in it is not replaced.
-const OWN_NAMES: [&str; 11] = [
+const OWN_NAMES: [&str; 18] = [
     CONFIG_FILE,
     CONFIG_HASH_FILE,
     METRICS_FILE,
     TIMING_FILE,
     SKIPPED_FILE,
+    WARNINGS_FILE,
+    EVENT_FOLDER,
+    SELECTION_FILE,
+    TABLE_FILE,
+    PLOT_FOLDER,
+    REPORT_FILE,
+    EVALUATIONS_FILE,
     CHECKPOINT_FOLDER,
     MANIFEST_FILE,
     aeir_encoders::bundle::WEIGHTS_FILE,
     aeir_encoders::VOCABULARY_FILE,
     "encoders",
     "README.md",
+];
+
+/// What a run that starts afresh clears away.
+const OF_A_RUN: [&str; 11] = [
+    METRICS_FILE,
+    TIMING_FILE,
+    SKIPPED_FILE,
+    WARNINGS_FILE,
+    EVENT_FOLDER,
+    SELECTION_FILE,
+    TABLE_FILE,
+    PLOT_FOLDER,
+    REPORT_FILE,
+    EVALUATIONS_FILE,
+    CHECKPOINT_FOLDER,
 ];
 
 /// What to do where the output folder holds something already.
@@ -117,10 +153,10 @@ impl RunFolder {
         let resume = existing == Existing::Resume;
         if occupied && !resume {
             // The manifest goes first: without it nothing here passes for a model.
-            for name in [MANIFEST_FILE, METRICS_FILE, TIMING_FILE, SKIPPED_FILE] {
+            remove(&path.join(MANIFEST_FILE))?;
+            for name in OF_A_RUN {
                 remove(&path.join(name))?;
             }
-            remove(&path.join(CHECKPOINT_FOLDER))?;
         }
         Ok(Opened::Ready(Self { path: path.to_owned(), resume, _lock: lock }))
     }

@@ -15,8 +15,9 @@ use crate::config::TrainConfig;
 use crate::critic_watch::CriticWatch;
 use crate::data::{PreparedData, TrainingData};
 use crate::error::{Result, TrainError};
+use crate::gradient_watch::GradientWatch;
 use crate::method::{self, Batch, Group, Moment, TargetBatch};
-use crate::observer::{EpochRecord, Observer};
+use crate::observer::{EpochRecord, Observer, StepRecord};
 use crate::parameters::ParameterStore;
 use crate::ranking_watch::RankingWatch;
 use crate::run::{METRICS_FILE, RunFolder, TIMING_FILE};
@@ -104,6 +105,7 @@ struct Trainer<'a> {
     stepper: Stepper,
     critics: CriticWatch,
     ranking: RankingWatch,
+    gradients: GradientWatch,
     /// Rows of images and of their sentences.
     anchors: Option<(Vec<usize>, Vec<usize>)>,
     source: ShuffledSampler,
@@ -192,6 +194,7 @@ impl<'a> Trainer<'a> {
         Ok(Self {
             critics: CriticWatch::default(),
             ranking: RankingWatch::new(config),
+            gradients: GradientWatch::new(config.optimizer.clip_norm),
             anchors,
             identity: Identity { config: config.to_toml()?, data: data.digest() },
             config,
@@ -461,8 +464,19 @@ impl<'a> Trainer<'a> {
         if decay > 0.0 {
             self.store.blend(Group::Encoder.prefix(), AVERAGE, average_keeps(decay, step))?;
         }
-        let sums = &mut self.progress.sums;
         logged.extend(outcome.logged);
+        if let Some(warning) = self.gradients.step(step + 1, outcome.encoder_norm) {
+            self.observer.warning(&warning);
+        }
+        let counts = batches.iter().map(|batch| batch.source_images.count());
+        self.observer.measured(&StepRecord {
+            step: step + 1,
+            pairs: counts.sum::<std::result::Result<_, _>>()?,
+            learning_rate: rates.encoder,
+            gradient_norm: outcome.encoder_norm,
+            logged: &logged,
+        });
+        let sums = &mut self.progress.sums;
         for (name, value) in logged {
             let (sum, count) = sums.figures.entry(name.to_owned()).or_default();
             *sum += value;

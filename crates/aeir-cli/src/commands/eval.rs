@@ -14,6 +14,8 @@ use crate::backbones::extractor_of;
 use crate::flags::{EvalFlags, Rerank};
 use crate::place::feature_cache;
 use crate::progress::extraction;
+use crate::report::runs::Evaluation;
+use crate::run_files::add_evaluation;
 use crate::terminal::Terminal;
 
 /// Scores a model on test pairs.
@@ -32,6 +34,7 @@ pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> 
     let rerank = Rerank::of_model(flags.rerank, bundle.encoder().config(), terminal);
     let metrics = score_with_head(&bundle, &test, rerank, terminal)?;
     tell_skipped(terminal, &skipped, None);
+    remember(flags, &bundle, rerank, &metrics, terminal)?;
     if flags.json {
         return print_json(&metrics);
     }
@@ -44,6 +47,27 @@ pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> 
         (head, Rerank::All) => format!("all pairs scored by head {}\n", head.as_str()),
     };
     print(&format!("{how}{}", table(&metrics)))
+}
+
+/// Leaves the figures in the model's folder, where `aeir report` finds them.
+fn remember(
+    flags: &EvalFlags,
+    bundle: &Bundle,
+    rerank: Rerank,
+    metrics: &RetrievalMetrics,
+    terminal: &Terminal,
+) -> anyhow::Result<()> {
+    let has_head = bundle.encoder().config().head.is_cross_attentive();
+    let evaluation = Evaluation {
+        data: std::path::absolute(&flags.data)?,
+        split: flags.split.map(crate::flags::SplitFlag::name),
+        rerank: has_head.then(|| rerank.to_string()),
+        metrics: *metrics,
+    };
+    if let Err(error) = add_evaluation(&flags.model, &evaluation) {
+        terminal.warn(&format!("the result is not left in `{}` for `aeir report`: {error}", flags.model.display()));
+    }
+    Ok(())
 }
 
 /// The metrics of a model's pooled vectors on features of test pairs.

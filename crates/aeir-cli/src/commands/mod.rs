@@ -9,7 +9,10 @@ mod dry_run;
 pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod index;
+pub(crate) mod push;
+pub(crate) mod report;
 pub(crate) mod search;
+pub(crate) mod sweep;
 pub(crate) mod train;
 
 use std::io::Write;

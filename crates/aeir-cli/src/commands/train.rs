@@ -11,9 +11,10 @@ use aeir_data::{
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::{DEFAULT_MINIMUM_COUNT, Vocabulary, write_atomically};
 use aeir_train::config::{Selection, Tuning};
+use aeir_train::observer::All;
 use aeir_train::plan::Sizes;
 use aeir_train::run::{Existing, Opened, RunFolder, SKIPPED_FILE, settings_that_differ};
-use aeir_train::{TrainConfig, Trained, TrainingData, TunedEncoder, train};
+use aeir_train::{Recorder, TrainConfig, Trained, TrainingData, TunedEncoder, train};
 use anyhow::Context;
 use candle_core::Device;
 
@@ -25,6 +26,7 @@ use crate::flags::TrainFlags;
 use crate::interrupt::Interrupt;
 use crate::place::feature_cache;
 use crate::progress::{TrainingBar, extraction};
+use crate::run_files;
 use crate::terminal::Terminal;
 
 /// Holds trained encoders until the model has a copy of them.
@@ -68,7 +70,12 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
     let interrupt = Interrupt::listen()?;
     let name = format!("training {}", config.method.as_str());
     let mut bar = TrainingBar::new(terminal, &name).stopping_at(&interrupt);
-    let trained = train(&config, &data, Some(&run), &device, &mut bar)?;
+    let mut recorder = Recorder::new(&run);
+    let trained = train(&config, &data, Some(&run), &device, &mut All(vec![&mut bar, &mut recorder]))?;
+    if let Err(error) = recorder.finish() {
+        terminal.warn(&format!("what was recorded beside the metrics is not whole: {error}"));
+    }
+    run_files::finish(run.path(), &config, &trained)?;
     let tuned = run.path().join(TUNED_FOLDER);
     backbones.take_tuned(&tuned, &device)?;
     write_card(run.path(), &config, &data, &trained)?;
@@ -259,6 +266,11 @@ impl Inputs {
         }
         Ok((data, skipped))
     }
+}
+
+/// Whether the target flags are those that the settings need.
+pub(crate) fn check_target_flags(flags: &TrainFlags, config: &TrainConfig) -> anyhow::Result<()> {
+    target_files(flags, config).map(drop)
 }
 
 /// The two target flags: both, or none where none is needed.

@@ -681,3 +681,18 @@ fn bench_encode() {
       -h, --help                    Print help
     ");
 }
+
+#[test]
+fn report() {
+    insta::assert_snapshot!(help("report"), @"");
+}
+
+#[test]
+fn sweep() {
+    insta::assert_snapshot!(help("sweep"), @"");
+}
+
+#[test]
+fn push() {
+    insta::assert_snapshot!(help("push"), @"");
+}

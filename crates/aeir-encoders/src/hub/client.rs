@@ -14,6 +14,8 @@ const MAX_REDIRECTS: usize = 8;
 /// A server that asks for a longer wait is told to the user in place of waited for.
 const MAX_WAIT: Duration = Duration::from_secs(120);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// More than any reason for a refusal.
+const MAX_REFUSAL_BYTES: u64 = 1 << 16;
 /// More than the description of any model.
 const MAX_REPLY_BYTES: u64 = 32 << 20;
 
@@ -36,12 +38,25 @@ impl Failure {
     pub(super) fn last(error: EncoderError) -> Self {
         Self { error: Box::new(error), again: Again::Never }
     }
+
+    /// The same, to be tried again.
+    pub(super) fn later(self) -> Self {
+        Self { again: Again::Later, ..self }
+    }
 }
 
 /// Asks the hub.
 pub(super) struct Client<'a> {
     config: &'a HubConfig,
     agent: Agent,
+}
+
+/// What is sent.
+pub(super) struct Sent<'s> {
+    pub(super) headers: &'s [(&'s str, &'s str)],
+    pub(super) body: &'s mut dyn Read,
+    /// Of the body, in bytes: storage takes none of unknown length.
+    pub(super) length: u64,
 }
 
 /// What is asked for.
@@ -72,6 +87,7 @@ impl<'a> Client<'a> {
             .timeout_connect(Some(config.timeout))
             .timeout_recv_response(Some(config.timeout))
             .timeout_per_read(Some(config.timeout))
+            .timeout_per_write(Some(config.timeout))
             .build()
             .new_agent();
         Ok(Self { config, agent })
@@ -164,23 +180,70 @@ impl<'a> Client<'a> {
         if let Request::Get(start @ 1..) = request {
             builder = builder.header("Range", format!("bytes={start}-"));
         }
-        if let Some(token) = &self.config.token
-            && origin(url).is_some_and(|asked| Some(asked) == origin(&self.config.endpoint))
-        {
-            builder = builder.header("Authorization", format!("Bearer {token}"));
+        if let Some(authorization) = self.authorization(url) {
+            builder = builder.header("Authorization", authorization);
         }
-        builder.call().map_err(|error| {
-            // Where nothing answers, repeating only delays the message.
-            let again = match &error {
-                ureq::Error::Timeout(_) | ureq::Error::Protocol(_) => Again::Later,
-                ureq::Error::Io(error) if error.kind() != std::io::ErrorKind::ConnectionRefused => {
-                    Again::Later
-                }
-                _ => Again::Never,
-            };
-            Failure { error: Box::new(transport_error(url, error)), again }
-        })
+        builder.call().map_err(|error| not_sent(url, error))
     }
+
+    /// The token, where it is the endpoint that is asked.
+    fn authorization(&self, url: &str) -> Option<String> {
+        let token = self.config.token.as_ref()?;
+        (origin(url)? == origin(&self.config.endpoint)?).then(|| format!("Bearer {token}"))
+    }
+
+    /// Sends a body and gives the text of the answer.
+    pub(super) fn post(&self, url: &str, headers: &[(&str, &str)], body: &[u8]) -> Result<String, Failure> {
+        let mut reader = body;
+        let sent = Sent { headers, body: &mut reader, length: body.len() as u64 };
+        let response = self.send(self.agent.post(url), url, sent)?;
+        let mut text = String::new();
+        let read = response.into_body().into_reader().take(MAX_REPLY_BYTES).read_to_string(&mut text);
+        read.map_err(|error| interrupted(url, error))?;
+        Ok(text)
+    }
+
+    /// Sends a body to where the hub said, and gives the answer's ETag.
+    pub(super) fn put(&self, url: &str, sent: Sent<'_>) -> Result<Option<String>, Failure> {
+        let response = self.send(self.agent.put(url), url, sent)?;
+        Ok(header(response.headers(), "etag").map(str::to_owned))
+    }
+
+    fn send(
+        &self,
+        mut builder: ureq::RequestBuilder<ureq::typestate::WithBody>,
+        url: &str,
+        sent: Sent<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let open = self.config.endpoint.starts_with("https://") && !url.starts_with("https://");
+        if open || !(url.starts_with("https://") || url.starts_with("http://")) {
+            return Err(Failure::last(reply_error(url, "an encrypted place to send to (`https://...`)", url)));
+        }
+        for (name, value) in sent.headers {
+            builder = builder.header(*name, *value);
+        }
+        if let Some(authorization) = self.authorization(url) {
+            builder = builder.header("Authorization", authorization);
+        }
+        let builder = builder.header("Content-Length", sent.length.to_string());
+        let response =
+            builder.send(ureq::SendBody::from_reader(sent.body)).map_err(|error| not_sent(url, error))?;
+        if response.status().is_redirection() {
+            let location = header(response.headers(), "location").unwrap_or_default();
+            return Err(Failure::last(reply_error(url, "an answer, not a redirect", location)));
+        }
+        checked(url, response)
+    }
+}
+
+/// A request without an answer. Where nothing listens, repeating only delays the message.
+fn not_sent(url: &str, error: ureq::Error) -> Failure {
+    let again = match &error {
+        ureq::Error::Timeout(_) | ureq::Error::Protocol(_) => Again::Later,
+        ureq::Error::Io(error) if error.kind() != std::io::ErrorKind::ConnectionRefused => Again::Later,
+        _ => Again::Never,
+    };
+    Failure { error: Box::new(transport_error(url, error)), again }
 }
 
 /// The response, unless it says that there is none.
@@ -202,7 +265,11 @@ fn checked(url: &str, response: Response<Body>) -> Result<Response<Body>, Failur
         }
         _ => Again::Never,
     };
-    let message: String = header(headers, "x-error-message").unwrap_or_default().chars().take(300).collect();
+    let message = match header(headers, "x-error-message") {
+        Some(message) => message.to_owned(),
+        None => message_in(response),
+    };
+    let message: String = message.chars().take(300).collect();
     Err(Failure {
         error: Box::new(EncoderError::HubStatus {
             url: without_query(url).to_owned(),
@@ -211,6 +278,19 @@ fn checked(url: &str, response: Response<Body>) -> Result<Response<Body>, Failur
         }),
         again,
     })
+}
+
+/// What the body of a refusal says: `{"error": ".."}`, or `{"message": ".."}` of Git LFS.
+fn message_in(response: Response<Body>) -> String {
+    #[derive(Default, serde::Deserialize)]
+    struct Refusal {
+        #[serde(alias = "message", default)]
+        error: String,
+    }
+    let mut text = String::new();
+    // A refusal without a readable reason is one all the same.
+    let _ = response.into_body().into_reader().take(MAX_REFUSAL_BYTES).read_to_string(&mut text);
+    serde_json::from_str::<Refusal>(&text).unwrap_or_default().error
 }
 
 /// A connection that ended in the middle.

@@ -278,20 +278,23 @@ impl Hash {
     fn of(&self, path: &Path, size: u64) -> io::Result<String> {
         match self {
             Self::Sha256(_) => sha256_file(path),
-            Self::Git(_) => {
-                let mut hash = Sha1::new();
-                hash.update(format!("blob {size}\0"));
-                let mut file = File::open(path)?;
-                let mut buffer = vec![0; BUFFER_BYTES];
-                loop {
-                    let count = file.read(&mut buffer)?;
-                    if count == 0 {
-                        return Ok(hex(&hash.finalize()));
-                    }
-                    hash.update(buffer.get(..count).unwrap_or_default());
-                }
-            }
+            Self::Git(_) => git_blob_hash(path, size),
         }
+    }
+}
+
+/// What git calls a file's content.
+pub(super) fn git_blob_hash(path: &Path, size: u64) -> io::Result<String> {
+    let mut hash = Sha1::new();
+    hash.update(format!("blob {size}\0"));
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            return Ok(hex(&hash.finalize()));
+        }
+        hash.update(buffer.get(..count).unwrap_or_default());
     }
 }
 

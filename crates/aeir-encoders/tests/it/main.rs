@@ -19,6 +19,8 @@ mod heads;
 #[cfg(feature = "hub")]
 mod hub;
 #[cfg(feature = "hub")]
+mod hub_push;
+#[cfg(feature = "hub")]
 mod hub_server;
 mod images;
 mod mutation;
@@ -32,6 +34,8 @@ mod parity_text;
 mod parity_vision;
 mod parity_words;
 mod properties;
+#[cfg(feature = "hub")]
+mod push_server;
 mod sentences;
 mod tiny_models;
 mod torch_checkpoints;

@@ -5,12 +5,12 @@ use std::path::Path;
 use aeir_train::EpochRecord;
 use anyhow::Context;
 use base64::Engine;
-use maud::{DOCTYPE, Markup, PreEscaped, html};
+use maud::{Markup, html};
 
-use super::chart::{Series, line_chart};
+use super::super::chart::{Chart, Series, Stroke};
+use super::super::layout::{self, Cell, Column, Line};
 use super::{Example, Found, Gallery, Query, RECALLS, Report, Row};
 
-const STYLE: &str = include_str!("style.css");
 /// One colour a row, told apart also without colour vision.
 const COLOURS: [&str; 5] = ["#7b8794", "#9b72b0", "#d1495b", "#2a7f9e", "#e0a030"];
 
@@ -18,43 +18,28 @@ pub(super) fn html(report: &Report) -> anyhow::Result<String> {
     let charts = charts(report)?;
     let searches = report.searches.iter().map(example).collect::<anyhow::Result<Vec<_>>>()?;
     let galleries = report.galleries.iter().map(gallery).collect::<anyhow::Result<Vec<_>>>()?;
-    let page = html! {
-        (DOCTYPE)
-        html lang="en" {
-            head {
-                meta charset="utf-8";
-                meta name="viewport" content="width=device-width, initial-scale=1";
-                title { "aeir demo" }
-                style { (PreEscaped(STYLE)) }
-            }
-            body { main {
-                (introduction(report))
-                (table(report))
-                section {
-                    h2 { "Search" }
-                    p { "An index of all target images, asked with three sentences and an image. \
-                         The model is that of “" (report.shown) "”, seed 1." }
-                    @for search in &searches { (search) }
-                }
-                section {
-                    h2 { "Right and wrong" }
-                    p { "Test queries to the same model, each group spread evenly over the test set, nothing picked by hand." }
-                    @for gallery in &galleries { (gallery) }
-                }
-                section {
-                    h2 { "Training" }
-                    p.legend {
-                        @for (row, colour) in report.rows.iter().zip(COLOURS) {
-                            span { i style={ "background:" (colour) } {} (row.title) }
-                        }
-                    }
-                    div.charts { @for chart in &charts { (chart) } }
-                }
-                (reproduction(report))
-            } }
+    let content = html! {
+        (introduction(report))
+        (table(report))
+        section {
+            h2 { "Search" }
+            p { "An index of all target images, asked with three sentences and an image. \
+                 The model is that of “" (report.shown) "”, seed 1." }
+            @for search in &searches { (search) }
         }
+        section {
+            h2 { "Right and wrong" }
+            p { "Test queries to the same model, each group spread evenly over the test set, nothing picked by hand." }
+            @for gallery in &galleries { (gallery) }
+        }
+        section {
+            h2 { "Training" }
+            p { (layout::legend(&row_series(report, |_| None))) }
+            div.charts { @for chart in &charts { (chart) } }
+        }
+        (reproduction(report))
     };
-    Ok(page.into_string())
+    Ok(layout::page("aeir demo", &content))
 }
 
 fn introduction(report: &Report) -> Markup {
@@ -76,79 +61,88 @@ fn introduction(report: &Report) -> Markup {
 fn table(report: &Report) -> Markup {
     let seeds = report.rows.first().map_or(0, |row| row.runs.len());
     let most = report.rows.iter().map(|row| row.rsum().mean).fold(report.chance.rsum, f64::max).max(1.0);
-    let bar = |rsum: f64, colour: &str| {
-        html! {
-            div.bar { div style={ "width:" (format!("{:.1}", 100.0 * rsum / most)) "%;background:" (colour) } {} }
-        }
-    };
+    let mut columns: Vec<Column> = ["image to text", "text to image"]
+        .into_iter()
+        .flat_map(|direction| ["R@1", "R@5", "R@10"].map(|label| Column::grouped(direction, label)))
+        .collect();
+    columns.extend(["rSum", "", "gap closed"].map(Column::new));
+    let one_decimal = |value: f64| format!("{value:.1}");
+    let mut chance: Vec<Cell> =
+        RECALLS.iter().map(|recall| Cell::new(one_decimal(recall(&report.chance)))).collect();
+    chance.extend([
+        Cell::new(one_decimal(report.chance.rsum)).with_class("sum"),
+        Cell::new(layout::bar(report.chance.rsum, most, "#c3c8cf")).with_class("wide"),
+        Cell::new("–"),
+    ]);
+    let head = html! { "Chance" span { "a random order, expected" } };
+    let mut lines = vec![Line { head, cells: chance, faint: true }];
+    for (row, colour) in report.rows.iter().zip(COLOURS) {
+        let recall = |recall: &fn(&_) -> f64| {
+            let summary = row.summary(recall);
+            Cell::new(html! { span title=(summary.text()) { (one_decimal(summary.mean)) } })
+        };
+        let mut cells: Vec<Cell> = RECALLS.iter().map(recall).collect();
+        let gap = report.gap_closed(row).map_or_else(|| "–".to_owned(), |gap| format!("{gap:.0} %"));
+        cells.extend([
+            Cell::new(row.rsum().text()).with_class("sum"),
+            Cell::new(layout::bar(row.rsum().mean, most, colour)).with_class("wide"),
+            Cell::new(gap),
+        ]);
+        lines.push(Line { head: html! { (row.title) span { (row.what) } }, cells, faint: false });
+    }
     html! {
         section {
             h2 { "Retrieval in the target domain" }
-            div.scroll { table {
-                thead {
-                    tr { th {} th colspan="3" { "image to text" } th colspan="3" { "text to image" } th {} th {} th {} }
-                    tr {
-                        th {} @for _ in 0..2 { th { "R@1" } th { "R@5" } th { "R@10" } }
-                        th { "rSum" } th {} th { "gap closed" }
-                    }
-                }
-                tbody {
-                    tr.faint {
-                        th { "Chance" span { "a random order, expected" } }
-                        @for recall in RECALLS { td { (format!("{:.1}", recall(&report.chance))) } }
-                        td.sum { (format!("{:.1}", report.chance.rsum)) }
-                        td { (bar(report.chance.rsum, "#c3c8cf")) } td { "–" }
-                    }
-                    @for (row, colour) in report.rows.iter().zip(COLOURS) {
-                        tr {
-                            th { (row.title) span { (row.what) } }
-                            @for recall in RECALLS {
-                                td title=(row.summary(recall).text()) { (format!("{:.1}", row.summary(recall).mean)) }
-                            }
-                            td.sum { (row.rsum().text()) }
-                            td { (bar(row.rsum().mean, colour)) }
-                            td { (report.gap_closed(row).map_or_else(|| "–".to_owned(), |gap| format!("{gap:.0} %"))) }
-                        }
-                    }
-                }
-            } }
+            (layout::table("", &columns, &lines))
             p.note {
                 "Mean of " (seeds) " seeds, ± sample standard deviation. R@K: per cent of queries with at least one right item "
                 "in the first K; of items with equal scores the wrong ones count first. rSum: the six recalls added. Gap closed: "
                 "(method − source only) / (oracle − source only). The model of a run is its best epoch on the "
                 b { "source" } " validation split; no target label is used for training or choosing, the oracle's training apart."
             }
-            details {
-                summary { "Every run" }
-                div.scroll { table {
-                    thead { tr { th { "row" } th { "seed" } th { "epoch" } th { "rSum" } th { "median rank i2t" } th { "median rank t2i" } } }
-                    tbody { @for row in &report.rows { @for run in &row.runs { tr {
-                        th { (row.title) } td { (run.seed) } td { (run.epoch) } td { (format!("{:.1}", run.metrics.rsum)) }
-                        td { (run.metrics.i2t.medr) } td { (run.metrics.t2i.medr) }
-                    } } } }
-                } }
-            }
+            details { summary { "Every run" } (every_run(report)) }
         }
     }
 }
 
+fn every_run(report: &Report) -> Markup {
+    let columns = ["seed", "epoch", "rSum", "median rank i2t", "median rank t2i"].map(Column::new);
+    let lines: Vec<Line> = report
+        .rows
+        .iter()
+        .flat_map(|row| row.runs.iter().map(move |run| (row.title, run)))
+        .map(|(title, run)| Line {
+            head: html! { (title) },
+            cells: vec![
+                Cell::new(run.seed),
+                Cell::new(run.epoch),
+                Cell::new(format!("{:.1}", run.metrics.rsum)),
+                Cell::new(run.metrics.i2t.medr.to_string()),
+                Cell::new(run.metrics.t2i.medr.to_string()),
+            ],
+            faint: false,
+        })
+        .collect();
+    layout::table("row", &columns, &lines)
+}
+
+/// A line a row of the table, the mean over its seeds.
+fn row_series(report: &Report, value: fn(&EpochRecord) -> Option<f64>) -> Vec<Series> {
+    let rows = report.rows.iter().zip(COLOURS);
+    rows.map(|(row, colour)| mean_over_seeds(row, row.title, colour, value)).collect()
+}
+
 fn charts(report: &Report) -> anyhow::Result<Vec<Markup>> {
-    let of_rows = |value: fn(&EpochRecord) -> Option<f64>| -> Vec<Series> {
-        report
-            .rows
-            .iter()
-            .zip(COLOURS)
-            .map(|(row, colour)| mean_over_seeds(row, row.title, colour, value))
-            .collect()
-    };
     let mean = |name: &'static str| move |record: &EpochRecord| record.means.get(name).copied();
-    let accuracy = |key: &str, images: &'static str, sentences: &'static str| -> Vec<Series> {
+    let accuracy = |key: &str| -> Vec<Series> {
         let Some(row) = report.row(key) else { return Vec::new() };
-        vec![
-            mean_over_seeds(row, images, COLOURS[2], mean("critic_accuracy_images")),
-            mean_over_seeds(row, sentences, COLOURS[3], mean("critic_accuracy_sentences")),
-        ]
+        let mut sentences =
+            mean_over_seeds(row, "sentences", COLOURS[3], mean("critic_accuracy_sentences"));
+        sentences.stroke = Stroke::Dashed;
+        vec![mean_over_seeds(row, "images", COLOURS[2], mean("critic_accuracy_images")), sentences]
     };
+    let unit = Some((0.0, 1.0));
+    let of_rows = |value| row_series(report, value);
     let plots = [
         ("Source loss", "loss", None, of_rows(|record| record.means.get("source_loss").copied())),
         ("Source validation", "rSum", None, of_rows(|record| record.source_validation_rsum)),
@@ -161,29 +155,15 @@ fn charts(report: &Report) -> anyhow::Result<Vec<Markup>> {
         (
             "Critic accuracy, AEIR (0.5: the critic can't tell the domains apart)",
             "accuracy",
-            Some((0.0, 1.0)),
-            accuracy("aeir", "images", "sentences"),
+            unit,
+            accuracy("aeir"),
         ),
-        (
-            "Critic accuracy, AEIR, standardised",
-            "accuracy",
-            Some((0.0, 1.0)),
-            accuracy("aeir-standardised", "images", "sentences"),
-        ),
+        ("Critic accuracy, AEIR, standardised", "accuracy", unit, accuracy("aeir-standardised")),
     ];
     let mut charts = Vec::new();
-    for (title, y_label, range, series) in plots {
-        if let Some(svg) = line_chart("epoch", y_label, range, &series)? {
-            let critic = title.starts_with("Critic");
-            charts.push(html! {
-                figure {
-                    figcaption { (title) @if critic { span.legend {
-                        @for line in &series { span { i style={ "background:" (line.colour) } {} (line.name) } }
-                    } } }
-                    (PreEscaped(svg))
-                }
-            });
-        }
+    for (title, y_label, range, series) in &plots {
+        let chart = Chart { title, x_label: "epoch", y_label, range: *range, series };
+        charts.extend(layout::figure(&chart, range.is_some())?);
     }
     Ok(charts)
 }
@@ -201,7 +181,8 @@ fn mean_over_seeds(
         let values = values.filter(|values| !values.is_empty())?;
         Some((epoch as f64 + 1.0, values.iter().sum::<f64>() / values.len() as f64))
     });
-    Series { name: name.to_owned(), colour, points: points.collect() }
+    let points = points.collect();
+    Series { name: name.to_owned(), colour, points, stroke: Stroke::Solid, marked: None }
 }
 
 fn gallery(gallery: &Gallery) -> anyhow::Result<Markup> {

@@ -1,0 +1,48 @@
+//! `aeir report`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use aeir_encoders::write_atomically;
+use aeir_train::run::REPORT_FILE;
+use anyhow::Context;
+use serde::Serialize;
+
+use super::{print, print_json};
+use crate::failure::CliError;
+use crate::flags::runs::ReportFlags;
+use crate::report::is_ours;
+use crate::report::runs::{RunRecord, html};
+use crate::terminal::Terminal;
+
+#[derive(Serialize)]
+struct Written {
+    report: PathBuf,
+    runs: Vec<RunRecord>,
+}
+
+/// Writes a page about runs.
+pub(crate) fn run(flags: &ReportFlags, _terminal: &Terminal) -> anyhow::Result<()> {
+    let runs = RunRecord::read_all(&flags.runs)?;
+    let report = flags.output.clone().unwrap_or_else(|| match flags.runs.as_slice() {
+        [run] => run.join(REPORT_FILE),
+        _ => PathBuf::from(REPORT_FILE),
+    });
+    write_page(&report, &html(&runs)?)?;
+    if flags.json {
+        return print_json(&Written { report, runs });
+    }
+    print(&format!("report  {}\n", report.display()))
+}
+
+/// Writes a page; one of our own is replaced, another file is not.
+pub(crate) fn write_page(file: &Path, page: &str) -> anyhow::Result<()> {
+    if file.exists() && !fs::read_to_string(file).is_ok_and(|text| is_ours(&text)) {
+        return Err(CliError::Usage {
+            message: format!("`{}` is there already and is not a report", file.display()),
+            hint: "name another file with --output".into(),
+        }
+        .into());
+    }
+    write_atomically(file, page.as_bytes()).with_context(|| format!("could not write `{}`", file.display()))
+}
