@@ -277,7 +277,7 @@ impl Draft<'_> {
 }
 
 fn usage(message: String) -> anyhow::Error {
-    CliError::Usage { message, hint: "docs/training.md shows a sweep's file".into() }.into()
+    CliError::Usage { message, hint: "docs/observing.md shows a sweep's file".into() }.into()
 }
 
 fn check_seeds(seeds: &[u64]) -> Result<(), String> {
