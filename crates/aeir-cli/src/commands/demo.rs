@@ -31,6 +31,7 @@ use crate::failure::CliError;
 use crate::flags::DemoFlags;
 use crate::place::feature_cache;
 use crate::progress::extraction;
+use crate::run_files;
 use crate::report::{self, Example, Gallery, Report, Row, RunResult};
 use crate::terminal::Terminal;
 
@@ -322,6 +323,7 @@ impl Jobs<'_> {
         let mut share = Share { bar, steps: 1, done: 0 };
         let trained = train(&config, data, Some(&run), self.device, &mut share)?;
         write_card(&folder, &config, data, &trained)?;
+        run_files::finish(&folder, &config, &trained)?;
         let shared = format!("../../{SHARED_ENCODERS}");
         save_bundle(&folder, &config, &trained, self.backbones, BackbonePlacement::Shared(&shared))?;
         // Scored as a user would: from the folder.
