@@ -22,9 +22,6 @@ const BAD_DATA: u8 = 3;
 /// A model, index or encoder is missing or unusable.
 const NO_MODEL: u8 = 4;
 
-/// A signal asked to end.
-pub(crate) const INTERRUPTED: u8 = 130;
-
 /// A failure that the command line itself finds.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {

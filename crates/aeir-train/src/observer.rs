@@ -153,6 +153,10 @@ impl Observer for All<'_> {
         self.0.iter_mut().for_each(|observer| observer.epoch(record));
     }
 
+    fn interrupts(&mut self) -> bool {
+        self.0.iter_mut().any(|observer| observer.interrupts())
+    }
+
     fn warning(&mut self, message: &str) {
         self.0.iter_mut().for_each(|observer| observer.warning(message));
     }

@@ -200,8 +200,7 @@ mod tests {
             gradient_norm: 1.0,
             means: BTreeMap::from([("source_loss".to_owned(), 1.0 / step as f64)]),
             source_validation_rsum: Some(step as f64),
-            target_mutual_similarity: None,
-            domain_distances: None,
+            ..EpochRecord::default()
         }
     }
 
@@ -246,7 +245,7 @@ mod tests {
         drop(recorder);
 
         // Killed at step 17, after the checkpoint at 10.
-        run.truncate_records(1).unwrap();
+        run.restore_records(&[epoch(10)]).unwrap();
         let mut recorder = Recorder::new(&run);
         recorder.warning("a damaged checkpoint");
         go(&mut recorder, &run, 10, 24);
@@ -256,7 +255,7 @@ mod tests {
         recorder.finish().unwrap();
 
         // Killed at step 24, before the first checkpoint: from the start.
-        run.truncate_records(0).unwrap();
+        run.restore_records(&[]).unwrap();
         let mut recorder = Recorder::new(&run);
         go(&mut recorder, &run, 0, 12);
         assert_eq!(steps_of(folder.path(), STEP), (1..=12).collect::<Vec<_>>());

@@ -53,7 +53,7 @@ fn every_combination_is_trained_once_and_scored() {
     scene.write("lr.toml", FILE.replace("version = 1", "version = 1\nconfig = \"base.toml\""));
     scene.write("base.toml", "checkpoint_every = 7\n");
     let refused = scene.run("sweep lr.toml").failure();
-    assert!(refused.contains("`checkpoint_every` 10, now 7"), "{refused}");
+    assert!(refused.contains("was trained with other settings") && refused.contains("checkpoint_every"), "{refused}");
     scene.write("lr.toml", FILE.replace("epochs = 2", "epochs = 3"));
     assert!(scene.run("sweep lr.toml").failure().contains("other flags under [train]"));
 }

@@ -2,16 +2,13 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
 
 use crate::failure::CliError;
+use crate::interrupt::{INTERRUPTED, Interrupt};
 use crate::terminal::Terminal;
 
 /// Between looks at the child.
@@ -29,18 +26,14 @@ pub(super) enum Ended {
 pub(super) struct Children<'a> {
     program: PathBuf,
     terminal: &'a Terminal,
-    stop: Arc<AtomicBool>,
+    interrupt: Interrupt,
 }
 
 impl<'a> Children<'a> {
     /// From now on a signal to end is passed on: nothing goes on training behind the user's back.
     pub(super) fn new(terminal: &'a Terminal) -> anyhow::Result<Self> {
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            flag::register(signal, Arc::clone(&stop)).context("could not listen for signals")?;
-        }
         let program = std::env::current_exe().context("could not find this program's own file")?;
-        Ok(Self { program, terminal, stop })
+        Ok(Self { program, terminal, interrupt: Interrupt::listen()? })
     }
 
     /// Runs `aeir COMMAND FLAGS`. What it prints to stdout is not shown; its stderr is this one's.
@@ -50,19 +43,22 @@ impl<'a> Children<'a> {
         if self.terminal.is_quiet() {
             child.arg("--quiet");
         }
+        // In a group of its own a terminal's Ctrl-C does not reach it: it hears of it from here, once. Twice would end it at once.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut child, 0);
         let mut child = child.spawn().with_context(|| format!("could not start `{}`", self.program.display()))?;
         let mut told = false;
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
-            if self.stop.load(Ordering::Relaxed) && !told {
+            if self.interrupt.asked() && !told {
                 told = true;
                 ask_to_end(&mut child);
             }
             thread::sleep(PAUSE);
         };
-        if self.stop.load(Ordering::Relaxed) || status.code() == Some(i32::from(crate::failure::INTERRUPTED)) {
+        if self.interrupt.asked() || status.code() == Some(i32::from(INTERRUPTED)) {
             return Err(CliError::Interrupted { hint: "the same `aeir sweep` goes on where it stopped".into() }.into());
         }
         Ok(match status.code() {
@@ -73,7 +69,7 @@ impl<'a> Children<'a> {
     }
 }
 
-/// A training saves what it has before it ends. From a terminal it has heard of Ctrl-C already; twice does no harm.
+/// A training saves what it has before it ends.
 fn ask_to_end(child: &mut Child) {
     #[cfg(unix)]
     if let Ok(process) = libc::pid_t::try_from(child.id()) {

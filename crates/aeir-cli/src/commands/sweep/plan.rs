@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use aeir_train::TrainConfig;
-use aeir_train::run::CONFIG_FILE;
+use aeir_train::run::settings_that_differ;
 use anyhow::Context;
 use clap::Parser;
 use serde::{Deserialize, Serialize};
@@ -22,7 +22,7 @@ const VERSION: u32 = 1;
 /// Longest name of a setting's folder.
 const LONGEST_NAME: usize = 80;
 /// Flags that a sweep gives its runs itself.
-const OWN_FLAGS: [&str; 6] = ["config", "output", "overwrite", "resume", "seed", "json"];
+const OWN_FLAGS: [&str; 7] = ["config", "dry-run", "output", "overwrite", "resume", "seed", "json"];
 /// The sweep's file as it was run last; marks the folder as a sweep's.
 pub(super) const PLAN_FILE: &str = "sweep.toml";
 /// The settings of every run.
@@ -175,25 +175,9 @@ impl Cell {
 
     /// Refuses a run of other settings in its place: as finished it would be taken for this one.
     fn check_earlier(&self) -> anyhow::Result<()> {
-        let file = self.folder.join(CONFIG_FILE);
-        let Ok(found) = fs::read_to_string(&file) else { return Ok(()) };
-        let flat = |text: &str| -> anyhow::Result<BTreeMap<String, String>> {
-            let mut settings = BTreeMap::new();
-            flatten_settings("", &Value::Table(text.parse()?), &mut settings);
-            Ok(settings)
-        };
-        let (found, expected) = (flat(&found).with_context(|| format!("could not read `{}`", file.display()))?, flat(&self.resolved.to_toml()?)?);
-        let differing: Vec<String> = expected
-            .iter()
-            .filter(|(key, value)| found.get(*key) != Some(*value))
-            .map(|(key, value)| format!("`{key}` {}, now {value}", found.get(key).map_or("not set", String::as_str)))
-            .chain(found.keys().filter(|key| !expected.contains_key(*key)).map(|key| format!("`{key}`")))
-            .collect();
-        if differing.is_empty() {
-            return Ok(());
-        }
+        let Some(differences) = settings_that_differ(&self.folder, &self.resolved)? else { return Ok(()) };
         Err(CliError::Usage {
-            message: format!("`{}` holds a run with other settings: {}", self.folder.display(), differing.join("; ")),
+            message: format!("`{}` was trained with {differences}", self.folder.display()),
             hint: "name another folder with --output, or remove that run".into(),
         }
         .into())
@@ -237,7 +221,7 @@ impl Draft<'_> {
         {
             exists("train", flag, path).map_err(usage)?;
         }
-        let resolved = parsed.apply(TrainConfig::from_toml(&settings, "its settings")?).resolved()?;
+        let resolved = parsed.apply(TrainConfig::from_toml(&settings, "its settings")?.with(&parsed.set)?).resolved()?;
         check_target_flags(&parsed, &resolved)?;
         let cell = Cell {
             values: self.values.iter().map(plain).collect(),
