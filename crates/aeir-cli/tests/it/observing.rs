@@ -75,7 +75,12 @@ fn an_unfinished_run_has_a_page_too() {
 fn what_is_no_run_and_what_is_no_page_is_refused() {
     let scene = Scene::new();
     scene.write("notes.html", "my notes");
-    insta::assert_snapshot!(scene.run("report .").failure(), @"");
+    insta::assert_snapshot!(scene.run("report .").failure(), @"
+    exit 4
+    error: `.` is not a run: no `config.toml` in it
+
+    hint: name the --output folder of an `aeir train`
+    ");
     scene.run(SHORT).ok();
     insta::assert_snapshot!(scene.run("report run --output notes.html").failure(), @"");
     assert_eq!(scene.read("notes.html"), b"my notes");

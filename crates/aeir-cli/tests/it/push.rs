@@ -24,7 +24,12 @@ fn a_dry_run_lists_the_model_and_nothing_of_this_machine() {
 fn bad_input_is_refused() {
     let scene = Scene::new();
     scene.copy("model", "mine");
-    insta::assert_snapshot!(scene.run("push mine model --dry-run").failure(), @"");
+    insta::assert_snapshot!(scene.run("push mine model --dry-run").failure(), @"
+    exit 2
+    error: model id: expected `org/name` or `org/name@revision`, got `model`
+
+    hint: owner and name are letters, digits, `-`, `_` and `.`, as in `my-name/my-model`
+    ");
     insta::assert_snapshot!(scene.run("push mine me/model@a --revision b --dry-run").failure(), @"");
     insta::assert_snapshot!(scene.run("push nowhere me/model").failure(), @"");
     if cfg!(not(feature = "hub")) {
