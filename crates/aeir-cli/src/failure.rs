@@ -248,7 +248,9 @@ fn hint_of_status(status: u16) -> Option<String> {
 /// What to do about a push that a hub did not take.
 fn hint_of_push(error: &EncoderError) -> Option<String> {
     let hint = match error {
-        EncoderError::HubStatus { status: 401, .. } => "the hub does not know this token: set HF_TOKEN to one that is valid",
+        EncoderError::HubStatus { status: 401, .. } => {
+            "the hub does not know this token: set HF_TOKEN to one that is valid"
+        }
         EncoderError::HubStatus { status: 403, .. } => {
             "this token may not write there: it needs the right to write, and you a part in that organisation"
         }

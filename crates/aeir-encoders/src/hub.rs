@@ -29,9 +29,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::{EncoderError, Result};
-use needed_files::missing_files;
 #[cfg(feature = "hub")]
 use download::git_blob_hash;
+use needed_files::missing_files;
 #[cfg(feature = "hub")]
 pub use upload::{Push, PushFile, Pushed};
 

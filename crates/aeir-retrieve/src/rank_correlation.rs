@@ -23,11 +23,7 @@ use crate::error::{Error, Result};
 /// ```
 pub fn spearman(a: &[f64], b: &[f64]) -> Result<Option<f64>> {
     if a.len() != b.len() {
-        return Err(Error::Shape {
-            what: "values to correlate",
-            expected: a.len(),
-            got: b.len(),
-        });
+        return Err(Error::Shape { what: "values to correlate", expected: a.len(), got: b.len() });
     }
     let (a, b) = (ranks(a)?, ranks(b)?);
     Ok(pearson(&a, &b))

@@ -56,8 +56,7 @@ impl GradientWatch {
             self.first_median = median;
         }
         let usual = median.filter(|median| norm > FACTOR * median && norm > self.ceiling);
-        let drifted =
-            self.first_median.filter(|first| median.is_some_and(|median| median > DRIFT * first));
+        let drifted = self.first_median.filter(|first| median.is_some_and(|median| median > DRIFT * first));
         self.remember(norm);
         if usual.is_none() && drifted.is_none() {
             if self.first_median.is_none() {
@@ -81,7 +80,10 @@ impl GradientWatch {
     fn message(&self, step: usize, norm: f64, usual: Option<f64>, drifted: Option<f64>) -> String {
         let compared = match (usual, drifted) {
             (None, Some(first)) => {
-                format!("{:.0} times what it was in the run's first {WINDOW} steps ({first:.3})", norm / first)
+                format!(
+                    "{:.0} times what it was in the run's first {WINDOW} steps ({first:.3})",
+                    norm / first
+                )
             }
             (usual, _) => {
                 let median = usual.unwrap_or(norm);
@@ -146,7 +148,10 @@ mod tests {
         let mut watch = GradientWatch::new(2.0);
         let told = warnings(&mut watch, (0..800).map(|step| 1.01_f64.powi(step)));
         assert_eq!(told.len(), 1, "{told:?}");
-        assert!(told[0].contains("first 100 steps") && told[0].contains("`optimizer.clip_norm` = 2"), "{told:?}");
+        assert!(
+            told[0].contains("first 100 steps") && told[0].contains("`optimizer.clip_norm` = 2"),
+            "{told:?}"
+        );
     }
 
     #[test]

@@ -71,8 +71,7 @@ impl<'a> Recorder<'a> {
             self.run.append(WARNINGS_FILE, &Warning { step, message })?;
         }
         let folder = self.run.path().join(EVENT_FOLDER);
-        let (writer, kept) =
-            EventWriter::resume(&folder, step as u64).map_err(TrainError::write(&folder))?;
+        let (writer, kept) = EventWriter::resume(&folder, step as u64).map_err(TrainError::write(&folder))?;
         let recorded = kept.iter().filter(|event| is_epoch(event)).map(|event| event.step).max();
         self.events = Some(writer);
         for record in records(&self.run.path().join(METRICS_FILE))? {

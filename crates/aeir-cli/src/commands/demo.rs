@@ -31,8 +31,8 @@ use crate::failure::CliError;
 use crate::flags::DemoFlags;
 use crate::place::feature_cache;
 use crate::progress::extraction;
-use crate::run_files;
 use crate::report::{self, Example, Gallery, Report, Row, RunResult};
+use crate::run_files;
 use crate::terminal::Terminal;
 
 /// The configuration as resolved for all rows; each run has its own beside its metrics.

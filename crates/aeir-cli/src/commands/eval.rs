@@ -65,7 +65,10 @@ fn remember(
         metrics: *metrics,
     };
     if let Err(error) = add_evaluation(&flags.model, &evaluation) {
-        terminal.warn(&format!("the result is not left in `{}` for `aeir report`: {error}", flags.model.display()));
+        terminal.warn(&format!(
+            "the result is not left in `{}` for `aeir report`: {error}",
+            flags.model.display()
+        ));
     }
     Ok(())
 }

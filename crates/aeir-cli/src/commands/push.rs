@@ -64,7 +64,10 @@ fn model_id(flags: &PushFlags) -> anyhow::Result<ModelId> {
     let text = match &flags.revision {
         Some(revision) if flags.repository.contains('@') => {
             return Err(CliError::Usage {
-                message: format!("`{}` names a revision, and --revision {revision} another", flags.repository),
+                message: format!(
+                    "`{}` names a revision, and --revision {revision} another",
+                    flags.repository
+                ),
                 hint: "leave one of them out".into(),
             }
             .into());
@@ -171,11 +174,10 @@ fn list(id: &ModelId, files: &[Listed], json: bool) -> anyhow::Result<()> {
 fn send(flags: &PushFlags, id: &ModelId, files: &[Listed], terminal: &Terminal) -> anyhow::Result<()> {
     use aeir_encoders::hub::{Hub, Push, PushFile};
 
-    let message = flags
-        .message
-        .clone()
-        .unwrap_or_else(|| format!("A model of aeir {}", env!("CARGO_PKG_VERSION")));
-    let files = files.iter().map(|file| PushFile { name: file.name.clone(), path: file.path.clone() }).collect();
+    let message =
+        flags.message.clone().unwrap_or_else(|| format!("A model of aeir {}", env!("CARGO_PKG_VERSION")));
+    let files =
+        files.iter().map(|file| PushFile { name: file.name.clone(), path: file.path.clone() }).collect();
     let push = Push { id: id.clone(), private: flags.private, message, files };
     let pushed = Hub::new(hub_config()?).push(&push, &mut crate::progress::transfer(terminal, "sending"))?;
     for name in &pushed.ignored {
@@ -185,7 +187,9 @@ fn send(flags: &PushFlags, id: &ModelId, files: &[Listed], terminal: &Terminal) 
         return print_json(&pushed);
     }
     let what = match &pushed.commit {
-        Some(commit) => format!("commit  {commit}, {} files, {} unchanged\n", pushed.sent.len(), pushed.unchanged.len()),
+        Some(commit) => {
+            format!("commit  {commit}, {} files, {} unchanged\n", pushed.sent.len(), pushed.unchanged.len())
+        }
         None => format!("commit  none: all {} files are there already\n", pushed.unchanged.len()),
     };
     print(&format!("model   {}\n{what}", pushed.url))

@@ -100,7 +100,11 @@ fn failure(command: &str, code: i32) -> anyhow::Result<Option<String>> {
     if code == i32::from(crate::failure::FAILED) {
         return Ok(Some(format!("`{command}` says why above")));
     }
-    Err(CliError::Child { command: command.to_owned(), code: u8::try_from(code).unwrap_or(crate::failure::FAILED) }.into())
+    Err(CliError::Child {
+        command: command.to_owned(),
+        code: u8::try_from(code).unwrap_or(crate::failure::FAILED),
+    }
+    .into())
 }
 
 fn list(plan: &Plan, json: bool) -> anyhow::Result<()> {

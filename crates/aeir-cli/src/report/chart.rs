@@ -134,11 +134,14 @@ impl Chart<'_> {
                     Stroke::Solid => chart.draw_series(LineSeries::new(points, style)),
                     Stroke::Dashed => chart.draw_series(dashes(points, 7, 5, style)),
                     Stroke::Dotted => chart.draw_series(dashes(points, 2, 4, style)),
-                    Stroke::Points => chart.draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled()))),
+                    Stroke::Points => chart
+                        .draw_series(points.into_iter().map(|point| Circle::new(point, 4, colour.filled()))),
                 }
                 .map_err(|error| text(&error))?;
                 if alone {
-                    drawn.label(series.name.clone()).legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
+                    drawn
+                        .label(series.name.clone())
+                        .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
                 }
                 // A line of one point would not be seen.
                 let single = (series.points.len() == 1).then(|| series.points.first()).flatten();
@@ -201,7 +204,13 @@ mod tests {
     use super::*;
 
     fn series(points: &[(f64, f64)], stroke: Stroke) -> Series {
-        Series { name: "a <run>".into(), colour: COLOURS[0], points: points.to_vec(), stroke, marked: Some(2.0) }
+        Series {
+            name: "a <run>".into(),
+            colour: COLOURS[0],
+            points: points.to_vec(),
+            stroke,
+            marked: Some(2.0),
+        }
     }
 
     fn chart(series: &[Series]) -> Chart<'_> {

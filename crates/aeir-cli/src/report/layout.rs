@@ -81,8 +81,10 @@ impl Cell {
 /// A table that becomes a list of cards on a narrow screen: each cell then carries its heading. The roles are written out, as
 /// browsers forget them where a table is laid out otherwise.
 pub(crate) fn table(corner: &str, columns: &[Column], lines: &[Line]) -> Markup {
-    let groups: Vec<(&str, usize)> =
-        columns.chunk_by(|a, b| a.group == b.group).filter_map(|run| Some((run.first()?.group.as_str(), run.len()))).collect();
+    let groups: Vec<(&str, usize)> = columns
+        .chunk_by(|a, b| a.group == b.group)
+        .filter_map(|run| Some((run.first()?.group.as_str(), run.len())))
+        .collect();
     html! {
         div.scroll { table.fold role="table" {
             thead role="rowgroup" {

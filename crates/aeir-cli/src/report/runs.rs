@@ -109,10 +109,9 @@ impl RunRecord {
             .transpose()
             .with_context(|| format!("could not read `{}`", folder.join(SELECTION_FILE).display()))?;
         Ok(Self {
-            name: folder.file_name().map_or_else(
-                || folder.display().to_string(),
-                |name| name.to_string_lossy().into_owned(),
-            ),
+            name: folder
+                .file_name()
+                .map_or_else(|| folder.display().to_string(), |name| name.to_string_lossy().into_owned()),
             folder: folder.to_owned(),
             finished: folder.join(MANIFEST_FILE).is_file(),
             seconds: timing.iter().map(|line| line.get("seconds").copied()).sum(),
@@ -184,7 +183,8 @@ pub(crate) fn figure_names(runs: &[RunRecord]) -> Vec<String> {
     let mut names: Vec<String> =
         recorded.into_iter().filter(|name| !matches!(name.as_str(), "epoch" | "step")).cloned().collect();
     names.sort_by_key(|name| {
-        let first = ["means.source_loss", "source_validation_rsum", "target_mutual_similarity"];
+        let first =
+            ["means.source_loss", "source_validation_rsum", "target_mutual_similarity", "gradient_norm"];
         first.iter().position(|known| known == name).unwrap_or(first.len())
     });
     names
@@ -244,7 +244,13 @@ fn lines<T: DeserializeOwned>(file: &Path) -> anyhow::Result<Vec<T>> {
         .map(|(index, line)| {
             serde_json::from_str(line).map_err(|error| {
                 CliError::Data {
-                    message: format!("`{}`:{}: {error}", file.display(), index + 1),
+                    // It counts lines within this one.
+                    message: format!(
+                        "`{}`:{}: {}",
+                        file.display(),
+                        index + 1,
+                        error.to_string().replace(" at line 1", " at")
+                    ),
                     hint: "the file was changed: remove that line, or train the run again".into(),
                 }
                 .into()
@@ -295,10 +301,7 @@ mod tests {
         );
         write(TIMING_FILE, "{\"epoch\":1,\"seconds\":2.5}\n{\"epoch\":2,\"seconds\":1.5}\n");
         write(WARNINGS_FILE, "{\"step\":7,\"message\":\"<b>a critic</b> is stuck\"}\n");
-        write(
-            SELECTION_FILE,
-            "{\"criterion\":\"source-validation\",\"epoch\":2,\"score\":110.5}",
-        );
+        write(SELECTION_FILE, "{\"criterion\":\"source-validation\",\"epoch\":2,\"score\":110.5}");
         run
     }
 
@@ -333,7 +336,10 @@ mod tests {
         assert_eq!(differing_settings(&runs), ["optimizer.learning_rate"]);
         let page = html(&runs).unwrap();
         assert!(page.contains("optimizer.learning_rate") && page.contains("0.2"));
-        assert!(page.contains("&lt;b&gt;a critic") && !page.contains("<b>a critic"), "what is quoted is escaped");
+        assert!(
+            page.contains("&lt;b&gt;a critic") && !page.contains("<b>a critic"),
+            "what is quoted is escaped"
+        );
         assert!(page.contains("role=\"img\"") && !page.contains("<script") && !page.contains("src=\"http"));
         let single = html(&runs[..1]).unwrap();
         assert!(single.contains("source-validation") && !single.contains("Settings that differ"));

@@ -24,7 +24,12 @@ pub(crate) struct CriterionPlot {
 }
 
 /// The page.
-pub(crate) fn html(criteria: &[String], rows: &[Row], verdicts: &[String], plots: &[CriterionPlot]) -> anyhow::Result<String> {
+pub(crate) fn html(
+    criteria: &[String],
+    rows: &[Row],
+    verdicts: &[String],
+    plots: &[CriterionPlot],
+) -> anyhow::Result<String> {
     let plots = plots.iter().map(plot).collect::<anyhow::Result<Vec<_>>>()?;
     let plots: Vec<Markup> = plots.into_iter().flatten().collect();
     let content = html! {
@@ -66,8 +71,13 @@ fn table(criteria: &[String], rows: &[Row]) -> Markup {
             let mut cells = vec![Cell::new(row.seeds)];
             cells.extend(row.criteria.iter().map(|value| Cell::new(value.as_deref().unwrap_or("–"))));
             if tested {
-                cells.push(Cell::new(row.test.map_or_else(|| "–".to_owned(), Summary::text)).with_class("sum"));
-                cells.push(Cell::new(layout::bar(row.test.map_or(0.0, |it| it.mean), most, COLOURS[0])).with_class("wide"));
+                cells.push(
+                    Cell::new(row.test.map_or_else(|| "–".to_owned(), Summary::text)).with_class("sum"),
+                );
+                cells.push(
+                    Cell::new(layout::bar(row.test.map_or(0.0, |it| it.mean), most, COLOURS[0]))
+                        .with_class("wide"),
+                );
             }
             Line { head: html! { (row.name) }, cells, faint: false }
         })
@@ -89,6 +99,12 @@ fn plot(plot: &CriterionPlot) -> anyhow::Result<Option<Markup>> {
         })
         .collect();
     let heading = format!("Test rSum by {}", plot.criterion);
-    let chart = Chart { title: &heading, x_label: &plot.criterion, y_label: "test rSum", range: None, series: &series };
+    let chart = Chart {
+        title: &heading,
+        x_label: &plot.criterion,
+        y_label: "test rSum",
+        range: None,
+        series: &series,
+    };
     layout::figure(&chart, series.len() > 1)
 }

@@ -32,6 +32,10 @@ fn aeir() {
       eval     Score a model on test pairs, both ways
       index    Embed images with a model and store them for search
       search   Find images by a sentence or by an image
+      sweep    Train every combination of listed settings and seeds, one after another, and set the
+               results side by side
+      report   Show a run, or several side by side, as a page: curves, settings, recall, warnings
+      push     Put a trained model with its card onto the Hugging Face hub
       convert  Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
       data     Check, split, convert and unpair data sets
       embed    Embed a data set into `.npy`, safetensors or Parquet files, in parts on many machines if
@@ -684,15 +688,95 @@ fn bench_encode() {
 
 #[test]
 fn report() {
-    insta::assert_snapshot!(help("report"), @"");
+    insta::assert_snapshot!(help("report"), @"
+    Show a run, or several side by side, as a page: curves, settings, recall, warnings
+
+    Usage: aeir report [OPTIONS] <RUN>...
+
+    Arguments:
+      <RUN>...  Folders of runs, finished or not; several are set side by side
+
+    Options:
+      -o, --output <FILE>  The page to write [default: report.html in the run; of several runs in the
+                           working folder] [env: AEIR_OUTPUT=]
+          --json           Print one JSON object with all figures [env: AEIR_JSON=]
+      -q, --quiet          No progress and no notes on stderr; warnings and errors stay [env:
+                           AEIR_QUIET=]
+      -h, --help           Print help
+
+    Examples:
+      aeir report runs/one
+      aeir report runs/one runs/two runs/three --output compared.html
+    ");
 }
 
 #[test]
 fn sweep() {
-    insta::assert_snapshot!(help("sweep"), @"");
+    insta::assert_snapshot!(help("sweep"), @r#"
+    Train every combination of listed settings and seeds, one after another, and set the results side by
+    side
+
+    Usage: aeir sweep [OPTIONS] <SWEEP.toml>
+
+    Arguments:
+      <SWEEP.toml>  What to train, in TOML
+
+    Options:
+      -o, --output <DIR>  Folder for all runs and the table; finished runs in it are kept, an
+                          interrupted one goes on [default: `output` of the file, else runs/ and the
+                          file's name] [env: AEIR_OUTPUT=]
+          --dry-run       Check everything, list the runs and train nothing [env: AEIR_DRY_RUN=]
+          --json          Print the results as one JSON object [env: AEIR_JSON=]
+      -q, --quiet         No progress and no notes on stderr; warnings and errors stay [env:
+                          AEIR_QUIET=]
+      -h, --help          Print help
+
+    A sweep's file:
+      version = 1
+      seeds = [1, 2, 3]
+      config = "configs/demo.toml"       # what is not varied; may be left out
+
+      [values]                           # every combination is trained
+      method = ["source-only", "aeir"]
+      optimizer.learning_rate = [0.001, 0.002]
+
+      [train]                            # flags of `aeir train`
+      source = "pairs.jsonl"
+      target-images = "photos"
+      target-sentences = "lines.txt"
+
+      [eval]                             # flags of `aeir eval`; without test pairs leave it out
+      data = "test.jsonl"
+    "#);
 }
 
 #[test]
 fn push() {
-    insta::assert_snapshot!(help("push"), @"");
+    insta::assert_snapshot!(help("push"), @"
+    Put a trained model with its card onto the Hugging Face hub
+
+    Usage: aeir push [OPTIONS] <RUN> <OWNER/NAME>
+
+    Arguments:
+      <RUN>         Folder of a trained model
+      <OWNER/NAME>  Where to put it: `owner/name` on the hub, made where it is missing; HF_ENDPOINT
+                    names another hub. The token is that of HF_TOKEN, or the one that Hugging Face's own
+                    tools have stored
+
+    Options:
+          --revision <BRANCH>  Branch to commit to, made where it is missing [default: main] [env:
+                               AEIR_REVISION=]
+          --private            Make the repository private where it is made; one that is public already
+                               is refused [env: AEIR_PRIVATE=]
+          --message <TEXT>     First line of the commit [env: AEIR_MESSAGE=]
+          --dry-run            List the files and send nothing [env: AEIR_DRY_RUN=]
+          --json               Print one JSON object [env: AEIR_JSON=]
+      -q, --quiet              No progress and no notes on stderr; warnings and errors stay [env:
+                               AEIR_QUIET=]
+      -h, --help               Print help
+
+    Examples:
+      aeir push runs/one my-name/my-model --dry-run
+      HF_TOKEN=hf_... aeir push runs/one my-name/my-model --private
+    ");
 }

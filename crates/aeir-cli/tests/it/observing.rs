@@ -20,7 +20,10 @@ fn a_run_leaves_a_table_pictures_events_and_its_choice() {
     assert_eq!(cells[3].parse::<f64>().unwrap(), last["means"]["critic_accuracy_images"].as_f64().unwrap());
 
     let selection: serde_json::Value = serde_json::from_slice(&scene.read("run/selection.json")).unwrap();
-    assert_eq!((selection["criterion"].as_str(), selection["epoch"].as_u64()), (Some("source-validation"), Some(4)));
+    assert_eq!(
+        (selection["criterion"].as_str(), selection["epoch"].as_u64()),
+        (Some("source-validation"), Some(4))
+    );
     for name in ["means.source_loss", "source_validation_rsum", "target_mutual_similarity", "gradient_norm"] {
         let svg = String::from_utf8(scene.read(&format!("run/plots/{name}.svg"))).unwrap();
         assert!(svg.starts_with("<svg") && svg.contains("epoch"), "{name}");
@@ -58,7 +61,10 @@ fn a_page_about_a_run_and_about_several() {
     assert_eq!(both["runs"][0]["evaluations"][0]["metrics"]["n_images"], 20);
     let page = String::from_utf8(scene.read("pages.html")).unwrap();
     assert!(page.contains("Settings that differ") && page.contains("optimizer.learning_rate"));
-    assert!(!page.contains("http://") || page.matches("http://").count() == page.matches("http://www.w3.org").count());
+    assert!(
+        !page.contains("http://")
+            || page.matches("http://").count() == page.matches("http://www.w3.org").count()
+    );
 }
 
 #[test]
@@ -68,7 +74,9 @@ fn an_unfinished_run_has_a_page_too() {
     fs::remove_file(scene.path("run/manifest.json")).unwrap();
     fs::remove_file(scene.path("run/selection.json")).unwrap();
     scene.run("report run").ok();
-    assert!(String::from_utf8(scene.read("run/report.html")).unwrap().contains("Not finished: 2 of 2 epochs"));
+    assert!(
+        String::from_utf8(scene.read("run/report.html")).unwrap().contains("Not finished: 2 of 2 epochs")
+    );
 }
 
 #[test]
@@ -82,8 +90,18 @@ fn what_is_no_run_and_what_is_no_page_is_refused() {
     hint: name the --output folder of an `aeir train`
     ");
     scene.run(SHORT).ok();
-    insta::assert_snapshot!(scene.run("report run --output notes.html").failure(), @"");
+    insta::assert_snapshot!(scene.run("report run --output notes.html").failure(), @"
+    exit 2
+    error: `notes.html` is there already and is not a report
+
+    hint: name another file with --output
+    ");
     assert_eq!(scene.read("notes.html"), b"my notes");
     scene.write("run/metrics.jsonl", "{\"epoch\": 1}\nnonsense\n");
-    insta::assert_snapshot!(scene.run("report run").failure(), @"");
+    insta::assert_snapshot!(scene.run("report run").failure(), @"
+    exit 3
+    error: `run/metrics.jsonl`:2: expected ident at column 2
+
+    hint: the file was changed: remove that line, or train the run again
+    ");
 }

@@ -23,10 +23,16 @@ fn every_combination_is_trained_once_and_scored() {
     let scene = Scene::new();
     scene.write("lr.toml", FILE);
     let planned = scene.run("sweep lr.toml --dry-run").ok();
-    assert!(planned.stdout.starts_with("4 runs, 0 of them finished\n") && !scene.path("runs").exists(), "{planned:?}");
+    assert!(
+        planned.stdout.starts_with("4 runs, 0 of them finished\n") && !scene.path("runs").exists(),
+        "{planned:?}"
+    );
 
     let first = scene.run("sweep lr.toml").ok();
-    assert!(first.stdout.contains("optimizer.learning_rate  seeds") && first.stdout.contains("over 4 runs"), "{first:?}");
+    assert!(
+        first.stdout.contains("optimizer.learning_rate  seeds") && first.stdout.contains("over 4 runs"),
+        "{first:?}"
+    );
     assert_eq!(scene.lines("runs/lr/sweep.csv").len(), 5);
     let page = String::from_utf8(scene.read("runs/lr/sweep.html")).unwrap();
     assert!(page.contains("optimizer.learning_rate = 0.01") && page.contains("Test rSum by"));
@@ -38,7 +44,9 @@ fn every_combination_is_trained_once_and_scored() {
     assert_eq!(results["runs"][3]["test"]["rsum"], evaluated["rsum"]);
 
     // One run was killed, one value is new, and the rest stays.
-    let weights = |folder: &str| fs::metadata(scene.path(folder).join("model.safetensors")).unwrap().modified().unwrap();
+    let weights = |folder: &str| {
+        fs::metadata(scene.path(folder).join("model.safetensors")).unwrap().modified().unwrap()
+    };
     let kept = weights("runs/lr/learning_rate-0.001/seed-1");
     let metrics = scene.read("runs/lr/learning_rate-0.001/seed-2/metrics.jsonl");
     fs::remove_file(scene.path("runs/lr/learning_rate-0.001/seed-2/manifest.json")).unwrap();
@@ -53,7 +61,10 @@ fn every_combination_is_trained_once_and_scored() {
     scene.write("lr.toml", FILE.replace("version = 1", "version = 1\nconfig = \"base.toml\""));
     scene.write("base.toml", "checkpoint_every = 7\n");
     let refused = scene.run("sweep lr.toml").failure();
-    assert!(refused.contains("was trained with other settings") && refused.contains("checkpoint_every"), "{refused}");
+    assert!(
+        refused.contains("was trained with other settings") && refused.contains("checkpoint_every"),
+        "{refused}"
+    );
     scene.write("lr.toml", FILE.replace("epochs = 2", "epochs = 3"));
     assert!(scene.run("sweep lr.toml").failure().contains("other flags under [train]"));
 }
@@ -61,11 +72,18 @@ fn every_combination_is_trained_once_and_scored() {
 #[test]
 fn a_run_that_diverges_is_told_and_the_others_are_made() {
     let scene = Scene::new();
-    scene.write("lr.toml", FILE.replace("0.001, 0.01", "1e38, 0.01").replace("seeds = [1, 2]", "seeds = [1]"));
+    scene
+        .write("lr.toml", FILE.replace("0.001, 0.01", "1e38, 0.01").replace("seeds = [1, 2]", "seeds = [1]"));
     let outcome = scene.run("sweep lr.toml");
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
-    assert!(outcome.stderr.contains("1 of 2 runs failed") && outcome.stderr.contains("not finite"), "{outcome:?}");
-    assert!(outcome.stdout.contains("Failed: ") && scene.lines("runs/lr/sweep.csv").len() == 2, "{outcome:?}");
+    assert!(
+        outcome.stderr.contains("1 of 2 runs failed") && outcome.stderr.contains("not finite"),
+        "{outcome:?}"
+    );
+    assert!(
+        outcome.stdout.contains("Failed: ") && scene.lines("runs/lr/sweep.csv").len() == 2,
+        "{outcome:?}"
+    );
 }
 
 #[test]
@@ -78,7 +96,9 @@ fn a_wrong_file_is_refused_before_anything_runs() {
         assert!(outcome.stderr.contains(told), "expected {told}: {}", outcome.stderr);
         assert!(!scene.path("runs").exists(), "{text}");
     };
-    let with = |values: &str| format!("version = 1\nseeds = [1]\n[values]\n{values}\n{TRAIN}method = \"source-only\"\n");
+    let with = |values: &str| {
+        format!("version = 1\nseeds = [1]\n[values]\n{values}\n{TRAIN}method = \"source-only\"\n")
+    };
     refused("nonsense", "bad.toml");
     refused(&with("").replace("version = 1", "version = 7"), "`version` must be 1, got 7");
     refused(&with("").replace("[1]", "[]"), "`seeds` is empty");
@@ -92,11 +112,20 @@ fn a_wrong_file_is_refused_before_anything_runs() {
     refused(&with("seed = [1]"), "list it under `seeds`");
     refused(&with("epochs.x = [1]"), "epochs");
     refused(&with("method = [\"source-only\", \"aeir\"]"), "`method` is to be");
-    refused(&format!("version = 1\nseeds = [1]\n{TRAIN}"), "--target-images and --target-sentences are missing");
-    refused(&with("").replace("source.jsonl", "nowhere.jsonl"), "`train.source`: `nowhere.jsonl` is not there");
+    refused(
+        &format!("version = 1\nseeds = [1]\n{TRAIN}"),
+        "--target-images and --target-sentences are missing",
+    );
+    refused(
+        &with("").replace("source.jsonl", "nowhere.jsonl"),
+        "`train.source`: `nowhere.jsonl` is not there",
+    );
     refused(&format!("{}sede = 1\n", with("")), "[train]: unexpected argument '--sede'");
     refused(&format!("{}output = \"x\"\n", with("")), "the sweep sets --output itself");
-    refused(&format!("{}[eval]\ndata = \"nowhere.jsonl\"\n", with("")), "`eval.data`: `nowhere.jsonl` is not there");
+    refused(
+        &format!("{}[eval]\ndata = \"nowhere.jsonl\"\n", with("")),
+        "`eval.data`: `nowhere.jsonl` is not there",
+    );
     refused(&format!("config = \"none.toml\"\n{}", with("")), "could not read `config`");
 
     scene.write("good.toml", with(""));

@@ -217,7 +217,11 @@ impl<'a> Client<'a> {
     ) -> Result<Response<Body>, Failure> {
         let open = self.config.endpoint.starts_with("https://") && !url.starts_with("https://");
         if open || !(url.starts_with("https://") || url.starts_with("http://")) {
-            return Err(Failure::last(reply_error(url, "an encrypted place to send to (`https://...`)", url)));
+            return Err(Failure::last(reply_error(
+                url,
+                "an encrypted place to send to (`https://...`)",
+                url,
+            )));
         }
         for (name, value) in sent.headers {
             builder = builder.header(*name, *value);

@@ -231,7 +231,8 @@ impl<'a> Upload<'a> {
     fn make_model(&self) -> Result<()> {
         let url = format!("{}/api/repos/create", self.config.endpoint);
         let (owner, name) = self.push.id.name().split_once('/').unwrap_or_default();
-        let body = json!({ "type": "model", "organization": owner, "name": name, "private": self.push.private });
+        let body =
+            json!({ "type": "model", "organization": owner, "name": name, "private": self.push.private });
         let refused = match self.ask(&url, JSON_TYPE, &body) {
             Ok(_) => return Ok(()),
             Err(error) => error,
@@ -426,8 +427,13 @@ impl<'a> Upload<'a> {
             let mut opened = File::open(file.path).map_err(read)?;
             opened.seek(SeekFrom::Start(range.start)).map_err(read)?;
             let length = range.end - range.start;
-            let mut body =
-                Counted { inner: opened.take(length), done: range.start, file: file.name, total: file.size, progress: &mut *progress };
+            let mut body = Counted {
+                inner: opened.take(length),
+                done: range.start,
+                file: file.name,
+                total: file.size,
+                progress: &mut *progress,
+            };
             let sent = Sent { headers, body: &mut body, length };
             self.client.put(address, sent)
         })
@@ -511,7 +517,10 @@ mod tests {
     #[test]
     fn answers_are_told_by_their_start() {
         let error = parsed::<Committed>("https://hub/x?signature=secret", "<html>").unwrap_err().to_string();
-        assert!(error.contains("`https://hub/x`") && error.contains("<html>") && !error.contains("secret"), "{error}");
+        assert!(
+            error.contains("`https://hub/x`") && error.contains("<html>") && !error.contains("secret"),
+            "{error}"
+        );
         assert_eq!(number(&json!("5000")), Some(5000));
         assert_eq!(number(&json!(7)), Some(7));
         assert_eq!(number(&json!("x")), None);

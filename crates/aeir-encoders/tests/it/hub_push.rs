@@ -123,15 +123,21 @@ fn a_branch_is_made_where_it_is_missing() {
 fn large_files_go_in_parts_and_a_part_that_fails_goes_again_alone() {
     let (server, folder) = (PushServer::new(TOKEN), tempfile::tempdir().unwrap());
     server.state().part = Some(70_000);
-    server.state().faults =
-        vec![("/2?", Fault::Cut), ("/4?", Fault::Status(503, None)), ("/complete/", Fault::Status(500, None))];
+    server.state().faults = vec![
+        ("/2?", Fault::Cut),
+        ("/4?", Fault::Status(503, None)),
+        ("/complete/", Fault::Status(500, None)),
+    ];
     send(&server, &push(model(folder.path()))).unwrap();
     is_whole(&server, "main");
     let sent: Vec<usize> = (1..=5).map(|part| server.asked("PUT", &format!("/{part}?")).len()).collect();
     assert_eq!(sent, [1, 2, 1, 2, 1]);
     let last = &server.asked("PUT", "/5?")[0];
     assert_eq!(last.body.len(), 300_000 - 4 * 70_000);
-    assert!(!last.headers.contains_key("content-type"), "a signed address takes the headers that it was signed with");
+    assert!(
+        !last.headers.contains_key("content-type"),
+        "a signed address takes the headers that it was signed with"
+    );
 }
 
 #[test]
@@ -192,7 +198,12 @@ fn refusals_say_what_was_tried_and_why() {
     let files = model(folder.path());
     let server = PushServer::new("another token");
     let error = send(&server, &push(files.clone())).unwrap_err();
-    assert!(told(&error).starts_with("could not make the model `me/model`: ") && told(&error).contains("status 401"), "{}", told(&error));
+    assert!(
+        told(&error).starts_with("could not make the model `me/model`: ")
+            && told(&error).contains("status 401"),
+        "{}",
+        told(&error)
+    );
     assert!(told(&error).contains("Invalid credentials"), "{}", told(&error));
 
     let server = PushServer::new(TOKEN);

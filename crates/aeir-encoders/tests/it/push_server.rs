@@ -83,7 +83,12 @@ impl PushServer {
     /// Requests of a method whose path holds a text.
     pub(crate) fn asked(&self, method: &str, text: &str) -> Vec<Asked> {
         let state = self.state();
-        state.asked.iter().filter(|asked| asked.method == method && asked.path.contains(text)).cloned().collect()
+        state
+            .asked
+            .iter()
+            .filter(|asked| asked.method == method && asked.path.contains(text))
+            .cloned()
+            .collect()
     }
 
     pub(crate) fn file(&self, name: &str, branch: &str, file: &str) -> Option<Vec<u8>> {
@@ -188,12 +193,17 @@ fn respond(asked: &Asked, state: &mut State, own: &str) -> Answer {
     }
     if let Some(name) = path.strip_suffix(".git/info/lfs/objects/batch") {
         let name = name.trim_start_matches('/');
-        return if state.repositories.contains_key(name) { batch(&json(), state, own) } else { plain(404, json!({})) };
+        return if state.repositories.contains_key(name) {
+            batch(&json(), state, own)
+        } else {
+            plain(404, json!({}))
+        };
     }
     let Some(rest) = path.strip_prefix("/api/models/") else { return plain(404, json!({})) };
     let mut parts = rest.splitn(4, '/');
     let name = format!("{}/{}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-    let (action, revision) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default().replace("%2F", "/"));
+    let (action, revision) =
+        (parts.next().unwrap_or_default(), parts.next().unwrap_or_default().replace("%2F", "/"));
     let ignored = state.ignored.clone();
     let (stored, repositories) = (&state.storage, &mut state.repositories);
     let Some(repository) = repositories.get_mut(&name) else {
@@ -201,7 +211,9 @@ fn respond(asked: &Asked, state: &mut State, own: &str) -> Answer {
     };
     match action {
         "" => plain(200, json!({ "id": name, "private": repository.private })),
-        "branch" if repository.branches.contains_key(&revision) => plain(409, json!({ "error": "Reference already exists" })),
+        "branch" if repository.branches.contains_key(&revision) => {
+            plain(409, json!({ "error": "Reference already exists" }))
+        }
         "branch" => {
             let files = repository.branches.get("main").cloned().unwrap_or_default();
             repository.branches.insert(revision, files);
@@ -216,7 +228,10 @@ fn respond(asked: &Asked, state: &mut State, own: &str) -> Answer {
             Some(files) => match commit(&asked.body, files, stored) {
                 Ok(summary) => {
                     repository.commits.push(summary);
-                    plain(200, json!({ "success": true, "commitOid": format!("{:040}", repository.commits.len()) }))
+                    plain(
+                        200,
+                        json!({ "success": true, "commitOid": format!("{:040}", repository.commits.len()) }),
+                    )
                 }
                 Err(error) => plain(400, json!({ "error": error })),
             },
@@ -228,12 +243,16 @@ fn respond(asked: &Asked, state: &mut State, own: &str) -> Answer {
 fn create(body: &Value, state: &mut State) -> Answer {
     let name = format!("{}/{}", body["organization"].as_str().unwrap(), body["name"].as_str().unwrap());
     if name.starts_with("closed/") {
-        return plain(403, json!({ "error": "You don't have the rights to create a model under the namespace" }));
+        return plain(
+            403,
+            json!({ "error": "You don't have the rights to create a model under the namespace" }),
+        );
     }
     if state.repositories.contains_key(&name) {
         return plain(409, json!({ "error": "You already created this model repo" }));
     }
-    let branches = BTreeMap::from([("main".to_owned(), BTreeMap::from([(".gitattributes".to_owned(), b"x".to_vec())]))]);
+    let branches =
+        BTreeMap::from([("main".to_owned(), BTreeMap::from([(".gitattributes".to_owned(), b"x".to_vec())]))]);
     let private = body["private"].as_bool().unwrap();
     state.repositories.insert(name, Repository { private, branches, commits: Vec::new() });
     plain(200, json!({}))
@@ -248,7 +267,8 @@ fn preupload(body: &Value, files: &BTreeMap<String, Vec<u8>>, ignored: &[&str]) 
             let name = file["path"].as_str().unwrap();
             assert!(decoded(file["sample"].as_str().unwrap()).len() <= 512);
             let mode = if is_large(name) { "lfs" } else { "regular" };
-            let oid = files.get(name).map(|bytes| if is_large(name) { sha256(bytes) } else { git_hash(bytes) });
+            let oid =
+                files.get(name).map(|bytes| if is_large(name) { sha256(bytes) } else { git_hash(bytes) });
             json!({ "path": name, "uploadMode": mode, "shouldIgnore": ignored.contains(&name), "oid": oid })
         })
         .collect();
@@ -299,7 +319,8 @@ fn storage(asked: &Asked, rest: &str, state: &mut State) -> Answer {
         }
         ("POST", "complete") => {
             let body: Value = serde_json::from_slice(&asked.body).unwrap();
-            let tags: Vec<&str> = body["parts"].as_array().unwrap().iter().map(|part| part["etag"].as_str().unwrap()).collect();
+            let tags: Vec<&str> =
+                body["parts"].as_array().unwrap().iter().map(|part| part["etag"].as_str().unwrap()).collect();
             let sent = state.parts.get(&oid).cloned().unwrap_or_default();
             let expected: Vec<String> = sent.keys().map(|number| format!("\"tag-{number}\"")).collect();
             let whole: Vec<u8> = sent.into_values().flatten().collect();
@@ -318,7 +339,11 @@ fn storage(asked: &Asked, rest: &str, state: &mut State) -> Answer {
 }
 
 /// Applies a commit; gives its first line.
-fn commit(body: &[u8], files: &mut BTreeMap<String, Vec<u8>>, storage: &BTreeMap<String, Vec<u8>>) -> Result<String, String> {
+fn commit(
+    body: &[u8],
+    files: &mut BTreeMap<String, Vec<u8>>,
+    storage: &BTreeMap<String, Vec<u8>>,
+) -> Result<String, String> {
     let text = String::from_utf8(body.to_vec()).unwrap();
     let mut summary = None;
     for line in text.lines() {
@@ -328,10 +353,15 @@ fn commit(body: &[u8], files: &mut BTreeMap<String, Vec<u8>>, storage: &BTreeMap
             "header" => summary = value["summary"].as_str().map(str::to_owned),
             "file" => {
                 assert_eq!(value["encoding"], "base64");
-                files.insert(value["path"].as_str().unwrap().to_owned(), decoded(value["content"].as_str().unwrap()));
+                files.insert(
+                    value["path"].as_str().unwrap().to_owned(),
+                    decoded(value["content"].as_str().unwrap()),
+                );
             }
             "lfsFile" => {
-                let stored = storage.get(value["oid"].as_str().unwrap()).ok_or("LFS pointer pointed to a file that does not exist")?;
+                let stored = storage
+                    .get(value["oid"].as_str().unwrap())
+                    .ok_or("LFS pointer pointed to a file that does not exist")?;
                 files.insert(value["path"].as_str().unwrap().to_owned(), stored.clone());
             }
             other => return Err(format!("unknown key {other}")),

@@ -46,7 +46,8 @@ impl<'a> Children<'a> {
         // In a group of its own a terminal's Ctrl-C does not reach it: it hears of it from here, once. Twice would end it at once.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut child, 0);
-        let mut child = child.spawn().with_context(|| format!("could not start `{}`", self.program.display()))?;
+        let mut child =
+            child.spawn().with_context(|| format!("could not start `{}`", self.program.display()))?;
         let mut told = false;
         let status = loop {
             if let Some(status) = child.try_wait()? {
@@ -59,12 +60,17 @@ impl<'a> Children<'a> {
             thread::sleep(PAUSE);
         };
         if self.interrupt.asked() || status.code() == Some(i32::from(INTERRUPTED)) {
-            return Err(CliError::Interrupted { hint: "the same `aeir sweep` goes on where it stopped".into() }.into());
+            return Err(CliError::Interrupted {
+                hint: "the same `aeir sweep` goes on where it stopped".into(),
+            }
+            .into());
         }
         Ok(match status.code() {
             Some(0) => Ended::Well,
             Some(code) => Ended::Failed(code),
-            None => anyhow::bail!("`aeir {command}` was ended by a signal ({status}); the same `aeir sweep` goes on"),
+            None => anyhow::bail!(
+                "`aeir {command}` was ended by a signal ({status}); the same `aeir sweep` goes on"
+            ),
         })
     }
 }

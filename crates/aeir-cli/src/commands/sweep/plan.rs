@@ -78,9 +78,11 @@ pub(super) struct Cell {
 impl Plan {
     /// Reads a sweep's file and checks every run that it stands for.
     pub(super) fn read(file: &Path, output: Option<&Path>) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(file).map_err(|error| usage(format!("could not read the sweep `{}`: {error}", file.display())))?;
-        let parsed: File =
-            toml::from_str(&text).map_err(|error| usage(format!("sweep `{}`: {}", file.display(), error.to_string().trim_end())))?;
+        let text = fs::read_to_string(file)
+            .map_err(|error| usage(format!("could not read the sweep `{}`: {error}", file.display())))?;
+        let parsed: File = toml::from_str(&text).map_err(|error| {
+            usage(format!("sweep `{}`: {}", file.display(), error.to_string().trim_end()))
+        })?;
         Self::new(parsed, file, output)
     }
 
@@ -95,11 +97,14 @@ impl Plan {
             return Err(refuse("`seed` is among the values: list it under `seeds`".into()));
         }
         let stem = path.file_stem().unwrap_or(path.as_os_str());
-        let output = output.or(file.output.as_deref()).map_or_else(|| Path::new("runs").join(stem), Path::to_owned);
+        let output =
+            output.or(file.output.as_deref()).map_or_else(|| Path::new("runs").join(stem), Path::to_owned);
         let base = match &file.config {
             None => Table::new(),
             Some(base) => fs::read_to_string(base)
-                .map_err(|error| refuse(format!("could not read `config` = \"{}\": {error}", base.display())))?
+                .map_err(|error| {
+                    refuse(format!("could not read `config` = \"{}\": {error}", base.display()))
+                })?
                 .parse()
                 .map_err(|error| refuse(format!("`{}`: {error}", base.display())))?,
         };
@@ -113,15 +118,28 @@ impl Plan {
                 return Err(refuse(format!("{other:?} and {values:?} have the same folder `{name}`")));
             }
             for seed in &file.seeds {
-                let draft = Draft { base: &base, keys: &keys, values: &values, seed: *seed, output: &output, name: &name, train: &train };
-                cells.push(draft.cell().with_context(|| format!("sweep `{}`: run {name}, seed {seed}", path.display()))?);
+                let draft = Draft {
+                    base: &base,
+                    keys: &keys,
+                    values: &values,
+                    seed: *seed,
+                    output: &output,
+                    name: &name,
+                    train: &train,
+                };
+                cells.push(
+                    draft
+                        .cell()
+                        .with_context(|| format!("sweep `{}`: run {name}, seed {seed}", path.display()))?,
+                );
             }
         }
         let (eval, test) = match file.eval.is_empty() {
             true => (None, None),
             false => {
                 let flags = flags_of("eval", &file.eval).map_err(refuse)?;
-                let parsed = parse_eval(&flags, &output).with_context(|| format!("sweep `{}`: [eval]", path.display()))?;
+                let parsed = parse_eval(&flags, &output)
+                    .with_context(|| format!("sweep `{}`: [eval]", path.display()))?;
                 let split = parsed.split.map(crate::flags::SplitFlag::name);
                 exists("eval", "data", &parsed.data).map_err(refuse)?;
                 (Some(flags), Some((std::path::absolute(&parsed.data)?, split)))
@@ -136,10 +154,14 @@ impl Plan {
         let marker = self.output.join(PLAN_FILE);
         match fs::read_to_string(&marker) {
             Ok(text) => {
-                let before: File = toml::from_str(&text).with_context(|| format!("could not read `{}`", marker.display()))?;
+                let before: File = toml::from_str(&text)
+                    .with_context(|| format!("could not read `{}`", marker.display()))?;
                 if before.train != self.file.train {
                     return Err(CliError::Usage {
-                        message: format!("`{}` holds a sweep with other flags under [train]", self.output.display()),
+                        message: format!(
+                            "`{}` holds a sweep with other flags under [train]",
+                            self.output.display()
+                        ),
                         hint: "name another folder with --output, or remove that one".into(),
                     }
                     .into());
@@ -154,7 +176,9 @@ impl Plan {
                     .into());
                 }
             }
-            Err(error) => return Err(error).with_context(|| format!("could not read `{}`", marker.display())),
+            Err(error) => {
+                return Err(error).with_context(|| format!("could not read `{}`", marker.display()));
+            }
         }
         for cell in &self.cells {
             cell.check_earlier()?;
@@ -169,7 +193,8 @@ impl Plan {
 impl Cell {
     /// Its setting and seed, for messages.
     pub(super) fn name(&self) -> String {
-        let parts: Vec<_> = self.folder.iter().rev().take(2).map(|part| part.to_string_lossy().into_owned()).collect();
+        let parts: Vec<_> =
+            self.folder.iter().rev().take(2).map(|part| part.to_string_lossy().into_owned()).collect();
         parts.into_iter().rev().collect::<Vec<_>>().join("/")
     }
 
@@ -203,7 +228,8 @@ impl Draft<'_> {
         }
         set(&mut table, "seed", Value::Integer(self.seed.try_into()?)).map_err(usage)?;
         let settings = toml::to_string(&table)?;
-        let settings_file = self.output.join(SETTINGS_FOLDER).join(format!("{},seed-{}.toml", self.name, self.seed));
+        let settings_file =
+            self.output.join(SETTINGS_FOLDER).join(format!("{},seed-{}.toml", self.name, self.seed));
         let folder = self.output.join(self.name).join(format!("seed-{}", self.seed));
         let mut flags = self.train.to_vec();
         flags.extend([
@@ -221,7 +247,8 @@ impl Draft<'_> {
         {
             exists("train", flag, path).map_err(usage)?;
         }
-        let resolved = parsed.apply(TrainConfig::from_toml(&settings, "its settings")?.with(&parsed.set)?).resolved()?;
+        let resolved =
+            parsed.apply(TrainConfig::from_toml(&settings, "its settings")?.with(&parsed.set)?).resolved()?;
         check_target_flags(&parsed, &resolved)?;
         let cell = Cell {
             values: self.values.iter().map(plain).collect(),
@@ -268,7 +295,8 @@ fn check_seeds(seeds: &[u64]) -> Result<(), String> {
     if seeds.is_empty() {
         return Err("`seeds` is empty: name at least one".into());
     }
-    match seeds.iter().enumerate().find(|(index, seed)| seeds.iter().take(*index).any(|other| other == *seed)) {
+    match seeds.iter().enumerate().find(|(index, seed)| seeds.iter().take(*index).any(|other| other == *seed))
+    {
         Some((_, seed)) => Err(format!("`seeds` has {seed} twice")),
         None => Ok(()),
     }
@@ -286,14 +314,22 @@ fn collect_lists(path: &str, table: &Table, lists: &mut BTreeMap<String, Vec<Val
         let key = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         match value {
             Value::Table(table) => collect_lists(&key, table, lists)?,
-            Value::Array(values) if values.is_empty() => return Err(format!("`values.{key}` is empty: list what to try")),
+            Value::Array(values) if values.is_empty() => {
+                return Err(format!("`values.{key}` is empty: list what to try"));
+            }
             Value::Array(values) => {
-                if let Some(value) = values.iter().enumerate().find(|(index, value)| values.iter().take(*index).any(|it| it == *value)) {
+                if let Some(value) = values
+                    .iter()
+                    .enumerate()
+                    .find(|(index, value)| values.iter().take(*index).any(|it| it == *value))
+                {
                     return Err(format!("`values.{key}` has {} twice", plain(value.1)));
                 }
                 lists.insert(key, values.clone());
             }
-            value => return Err(format!("`values.{key}` must be a list, got {}: write [{}]", plain(value), value)),
+            value => {
+                return Err(format!("`values.{key}` must be a list, got {}: write [{}]", plain(value), value));
+            }
         }
     }
     Ok(())
@@ -304,7 +340,9 @@ fn combinations(lists: &BTreeMap<String, Vec<Value>>) -> Vec<Vec<Value>> {
     lists.values().fold(vec![Vec::new()], |before, values| {
         before
             .iter()
-            .flat_map(|chosen: &Vec<Value>| values.iter().map(move |value| chosen.iter().cloned().chain([value.clone()]).collect()))
+            .flat_map(|chosen: &Vec<Value>| {
+                values.iter().map(move |value| chosen.iter().cloned().chain([value.clone()]).collect())
+            })
             .collect()
     })
 }
@@ -359,8 +397,14 @@ fn flags_of(command: &str, table: &Table) -> Result<Vec<String>, String> {
             match value {
                 Value::Boolean(true) => flags.push(format!("--{name}")),
                 Value::Boolean(false) => {}
-                Value::String(_) | Value::Integer(_) | Value::Float(_) => flags.push(format!("--{name}={}", plain(value))),
-                _ => return Err(format!("`{command}.{name}` must be a text, a number, true or a list of these")),
+                Value::String(_) | Value::Integer(_) | Value::Float(_) => {
+                    flags.push(format!("--{name}={}", plain(value)))
+                }
+                _ => {
+                    return Err(format!(
+                        "`{command}.{name}` must be a text, a number, true or a list of these"
+                    ));
+                }
             }
         }
     }
@@ -374,7 +418,12 @@ fn parse(command: &str, flags: &[String]) -> anyhow::Result<Command> {
         Ok(flags) => Ok(flags.command),
         Err(error) => {
             let text = error.to_string();
-            let told: Vec<&str> = text.lines().take_while(|line| !line.starts_with("Usage:")).map(str::trim).filter(|line| !line.is_empty()).collect();
+            let told: Vec<&str> = text
+                .lines()
+                .take_while(|line| !line.starts_with("Usage:"))
+                .map(str::trim)
+                .filter(|line| !line.is_empty())
+                .collect();
             Err(usage(format!("[{command}]: {}", told.join(" ").trim_start_matches("error: "))))
         }
     }

@@ -81,7 +81,8 @@ impl Results {
     pub(super) fn collect(plan: &Plan, failed: &[(PathBuf, String)]) -> anyhow::Result<Self> {
         let whole = plan.cells.iter().filter(|cell| failed.iter().all(|(folder, _)| *folder != cell.folder));
         let runs = whole.map(|cell| RunResult::read(cell, plan)).collect::<anyhow::Result<Vec<_>>>()?;
-        let failed = failed.iter().map(|(folder, reason)| Failed { folder: folder.clone(), reason: reason.clone() });
+        let failed =
+            failed.iter().map(|(folder, reason)| Failed { folder: folder.clone(), reason: reason.clone() });
         Self::of(plan.keys.clone(), runs, failed.collect())
     }
 
@@ -107,10 +108,16 @@ impl Results {
             let rated = self.settings.iter().filter_map(|setting| Some((setting, value(setting)?)));
             rated.max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(setting, _)| setting)
         };
-        let recall = |setting: &Setting| setting.test_rsum.map_or_else(String::new, |rsum| format!(", test rSum {}", rsum.text()));
+        let recall = |setting: &Setting| {
+            setting.test_rsum.map_or_else(String::new, |rsum| format!(", test rSum {}", rsum.text()))
+        };
         if let Some(criterion) = self.chooser().filter(|_| self.settings.len() > 1) {
             if let Some(chosen) = best(&|setting| Some(setting.score?.mean)) {
-                told.push(format!("By {criterion} the best setting is {}{}.", chosen.name(&self.keys), recall(chosen)));
+                told.push(format!(
+                    "By {criterion} the best setting is {}{}.",
+                    chosen.name(&self.keys),
+                    recall(chosen)
+                ));
             }
             if let Some(truly) = best(&|setting| Some(setting.test_rsum?.mean)) {
                 told.push(format!(
@@ -120,15 +127,22 @@ impl Results {
                 ));
             }
         }
-        for RankCorrelation { criterion, over_runs, runs, over_settings, settings } in &self.rank_correlations {
-            let number = |value: &Option<f64>| value.map_or_else(|| "not defined".to_owned(), |value| format!("{value:.2}"));
+        for RankCorrelation { criterion, over_runs, runs, over_settings, settings } in &self.rank_correlations
+        {
+            let number = |value: &Option<f64>| {
+                value.map_or_else(|| "not defined".to_owned(), |value| format!("{value:.2}"))
+            };
             told.push(format!(
                 "Rank correlation (Spearman) of {criterion} with test rSum: {} over {runs} runs, {} over {settings} settings.",
                 number(over_runs),
                 number(over_settings)
             ));
         }
-        told.extend(self.failed.iter().map(|failed| format!("Failed: {}: {}.", failed.folder.display(), failed.reason)));
+        told.extend(
+            self.failed
+                .iter()
+                .map(|failed| format!("Failed: {}: {}.", failed.folder.display(), failed.reason)),
+        );
         told
     }
 
@@ -149,14 +163,24 @@ impl Results {
         for setting in &self.settings {
             let mut row = setting.values.clone();
             row.push(setting.seeds.to_string());
-            row.extend(criteria.iter().map(|name| setting.criteria.get(name).map_or_else(|| "-".to_owned(), |it| precise(*it))));
+            row.extend(
+                criteria
+                    .iter()
+                    .map(|name| setting.criteria.get(name).map_or_else(|| "-".to_owned(), |it| precise(*it))),
+            );
             if tested {
                 row.push(setting.test_rsum.map_or_else(|| "-".to_owned(), Summary::text));
             }
             rows.push(row);
         }
         let widths: Vec<usize> = (0..rows.first().map_or(0, Vec::len))
-            .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+            .map(|column| {
+                rows.iter()
+                    .filter_map(|row| row.get(column))
+                    .map(|cell| cell.chars().count())
+                    .max()
+                    .unwrap_or(0)
+            })
             .collect();
         let mut text = String::from("Mean over seeds, ± sample standard deviation.\n\n");
         for row in &rows {
@@ -180,7 +204,12 @@ impl Results {
         let criteria = criteria(&self.runs);
         let tests = ["i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "test_rsum"];
         let mut writer = csv::Writer::from_writer(Vec::new());
-        let head = self.keys.iter().map(String::as_str).chain(["seed", "epoch"]).chain(criteria.iter().map(String::as_str));
+        let head = self
+            .keys
+            .iter()
+            .map(String::as_str)
+            .chain(["seed", "epoch"])
+            .chain(criteria.iter().map(String::as_str));
         writer.write_record(head.chain(tests).chain(["seconds", "warnings", "folder"]))?;
         let number = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
         for run in &self.runs {
@@ -188,7 +217,9 @@ impl Results {
             row.push(run.seed.to_string());
             row.push(run.epoch.map_or_else(String::new, |epoch| epoch.to_string()));
             row.extend(criteria.iter().map(|name| number(run.criteria.get(name).copied())));
-            let test = run.test.map(|it| [it.i2t.r1, it.i2t.r5, it.i2t.r10, it.t2i.r1, it.t2i.r5, it.t2i.r10, it.rsum]);
+            let test = run
+                .test
+                .map(|it| [it.i2t.r1, it.i2t.r5, it.i2t.r10, it.t2i.r1, it.t2i.r5, it.t2i.r10, it.rsum]);
             row.extend((0..tests.len()).map(|index| number(test.and_then(|test| test.get(index).copied()))));
             row.extend([number(run.seconds), run.warnings.to_string(), run.folder.display().to_string()]);
             writer.write_record(row)?;
@@ -205,7 +236,10 @@ impl Results {
             .map(|setting| Row {
                 name: setting.name(&self.keys),
                 seeds: setting.seeds,
-                criteria: criteria.iter().map(|name| setting.criteria.get(name).map(|it| precise(*it))).collect(),
+                criteria: criteria
+                    .iter()
+                    .map(|name| setting.criteria.get(name).map(|it| precise(*it)))
+                    .collect(),
                 test: setting.test_rsum,
             })
             .collect();
@@ -270,7 +304,11 @@ impl Setting {
         if keys.is_empty() {
             return "the one setting".to_owned();
         }
-        keys.iter().zip(&self.values).map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>().join(", ")
+        keys.iter()
+            .zip(&self.values)
+            .map(|(key, value)| format!("{key} = {value}"))
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 }
 
@@ -279,7 +317,11 @@ fn criteria(runs: &[RunResult]) -> Vec<String> {
     runs.iter().flat_map(|run| run.criteria.keys()).collect::<BTreeSet<_>>().into_iter().cloned().collect()
 }
 
-fn correlation(criterion: String, runs: &[RunResult], settings: &[Setting]) -> anyhow::Result<Option<RankCorrelation>> {
+fn correlation(
+    criterion: String,
+    runs: &[RunResult],
+    settings: &[Setting],
+) -> anyhow::Result<Option<RankCorrelation>> {
     let of_runs: Vec<(f64, f64)> =
         runs.iter().filter_map(|run| Some((*run.criteria.get(&criterion)?, run.test?.rsum))).collect();
     let of_settings: Vec<(f64, f64)> = settings
@@ -313,7 +355,8 @@ mod tests {
     use aeir_retrieve::DirectionMetrics;
 
     fn run(value: &str, seed: u64, criterion: f64, recall: f64) -> RunResult {
-        let direction = DirectionMetrics { r1: recall, r5: recall, r10: recall, medr: 1.0, meanr: 1.0, map: None };
+        let direction =
+            DirectionMetrics { r1: recall, r5: recall, r10: recall, medr: 1.0, meanr: 1.0, map: None };
         RunResult {
             folder: PathBuf::from(format!("{value}/seed-{seed}")),
             values: vec![value.to_owned()],
@@ -322,7 +365,13 @@ mod tests {
             selection: Some("source-validation".into()),
             score: Some(criterion),
             criteria: BTreeMap::from([("source_validation_rsum".to_owned(), criterion)]),
-            test: Some(RetrievalMetrics { n_images: 9, n_sentences: 9, i2t: direction, t2i: direction, rsum: 6.0 * recall }),
+            test: Some(RetrievalMetrics {
+                n_images: 9,
+                n_sentences: 9,
+                i2t: direction,
+                t2i: direction,
+                rsum: 6.0 * recall,
+            }),
             seconds: Some(1.5),
             warnings: 0,
         }
@@ -354,8 +403,14 @@ mod tests {
     fn the_choice_is_the_criterions_and_not_the_recalls() {
         let results = results();
         let verdicts = results.verdicts().join("\n");
-        assert!(verdicts.contains("By source-validation the best setting is optimizer.learning_rate = 0.2"), "{verdicts}");
-        assert!(verdicts.contains("By recall on the test pairs it would be optimizer.learning_rate = 0.1"), "{verdicts}");
+        assert!(
+            verdicts.contains("By source-validation the best setting is optimizer.learning_rate = 0.2"),
+            "{verdicts}"
+        );
+        assert!(
+            verdicts.contains("By recall on the test pairs it would be optimizer.learning_rate = 0.1"),
+            "{verdicts}"
+        );
         assert!(verdicts.contains("-0.40 over 4 runs, -1.00 over 2 settings"), "{verdicts}");
         let text = results.text();
         let table: Vec<&str> = text.lines().skip(2).take(3).collect();
@@ -382,7 +437,10 @@ mod tests {
     fn the_table_has_a_line_a_run() {
         let csv = results().csv().unwrap();
         assert_eq!(csv.lines().count(), 5);
-        assert!(csv.starts_with("optimizer.learning_rate,seed,epoch,source_validation_rsum,i2t_r1,"), "{csv}");
+        assert!(
+            csv.starts_with("optimizer.learning_rate,seed,epoch,source_validation_rsum,i2t_r1,"),
+            "{csv}"
+        );
         assert!(csv.contains("\n0.1,1,3,100,10,10,10,10,10,10,60,1.5,0,0.1/seed-1\n"), "{csv}");
     }
 }

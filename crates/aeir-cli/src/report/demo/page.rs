@@ -136,8 +136,7 @@ fn charts(report: &Report) -> anyhow::Result<Vec<Markup>> {
     let mean = |name: &'static str| move |record: &EpochRecord| record.means.get(name).copied();
     let accuracy = |key: &str| -> Vec<Series> {
         let Some(row) = report.row(key) else { return Vec::new() };
-        let mut sentences =
-            mean_over_seeds(row, "sentences", COLOURS[3], mean("critic_accuracy_sentences"));
+        let mut sentences = mean_over_seeds(row, "sentences", COLOURS[3], mean("critic_accuracy_sentences"));
         sentences.stroke = Stroke::Dashed;
         vec![mean_over_seeds(row, "images", COLOURS[2], mean("critic_accuracy_images")), sentences]
     };

@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::super::chart::Chart;
 use super::super::layout::{self, Cell, Column, Line};
-use super::{Evaluation, RunRecord, differing_settings, figure_names, series, title};
+use super::{Evaluation, RunRecord, SelectionRecord, differing_settings, figure_names, series, title};
 
 /// Figures beyond these are folded away.
 const CHARTS_SHOWN: usize = 4;
@@ -51,7 +51,11 @@ fn lead(run: &RunRecord) -> String {
     let epochs = format!("{} of {} epochs", run.epochs.len(), setting("epochs"));
     match (&run.selection, run.finished) {
         (Some(selection), _) => {
-            text.push_str(&format!("The model is that of epoch {} of {}", selection.epoch, setting("epochs")));
+            text.push_str(&format!(
+                "The model is that of epoch {} of {}",
+                selection.epoch,
+                setting("epochs")
+            ));
             text.push_str(&match selection.score {
                 Some(score) => format!(", the best by {} ({}).", selection.criterion, figure(score)),
                 None => ", the last.".to_owned(),
@@ -79,13 +83,23 @@ fn warnings(runs: &[RunRecord]) -> Markup {
 
 /// What became of each run.
 fn overview(runs: &[RunRecord]) -> Markup {
-    let columns = ["method", "seed", "epochs", "model of epoch", "criterion", "its score", "source rSum", "target similarity", "time", "warnings"]
-        .map(Column::new);
+    let columns = [
+        "method",
+        "seed",
+        "epochs",
+        "model of epoch",
+        "chosen by",
+        "source rSum",
+        "target similarity",
+        "time",
+    ]
+    .map(Column::new);
     let lines: Vec<Line> = runs
         .iter()
         .map(|run| {
             let setting = |key: &str| Cell::new(run.setting(key).unwrap_or("–"));
-            let chosen = |name: &str| Cell::new(optional(run.chosen().and_then(|epoch| epoch.get(name)).copied()));
+            let chosen =
+                |name: &str| Cell::new(optional(run.chosen().and_then(|epoch| epoch.get(name)).copied()));
             let selection = run.selection.as_ref();
             let state = if run.finished { "" } else { "not finished" };
             let epochs = format!("{} of {}", run.epochs.len(), run.setting("epochs").unwrap_or("?"));
@@ -96,12 +110,14 @@ fn overview(runs: &[RunRecord]) -> Markup {
                     setting("seed"),
                     Cell::new(epochs),
                     Cell::new(selection.map_or_else(|| "–".to_owned(), |it| it.epoch.to_string())),
-                    selection.map_or_else(|| setting("selection"), |it| Cell::new(it.criterion.as_str())),
-                    Cell::new(optional(selection.and_then(|it| it.score))),
+                    Cell::new(selection.map_or_else(|| "–".to_owned(), criterion)),
                     chosen("source_validation_rsum"),
                     chosen("target_mutual_similarity"),
-                    Cell::new(run.seconds.filter(|_| !run.epochs.is_empty()).map_or_else(|| "–".to_owned(), duration)),
-                    Cell::new(run.warnings.len()),
+                    Cell::new(
+                        run.seconds
+                            .filter(|_| !run.epochs.is_empty())
+                            .map_or_else(|| "–".to_owned(), duration),
+                    ),
                 ],
                 faint: false,
             }
@@ -120,6 +136,13 @@ fn overview(runs: &[RunRecord]) -> Markup {
     }
 }
 
+/// What chose the epoch, and what it saw in it.
+fn criterion(selection: &SelectionRecord) -> String {
+    selection
+        .score
+        .map_or_else(|| "the last".to_owned(), |score| format!("{} {}", selection.criterion, figure(score)))
+}
+
 /// What `aeir eval` left.
 fn recall(runs: &[RunRecord]) -> Markup {
     let results: Vec<(&RunRecord, &Evaluation)> =
@@ -135,7 +158,8 @@ fn recall(runs: &[RunRecord]) -> Markup {
         .map(|(run, evaluation)| {
             let (i2t, t2i) = (&evaluation.metrics.i2t, &evaluation.metrics.t2i);
             let recalls = [i2t.r1, i2t.r5, i2t.r10, t2i.r1, t2i.r5, t2i.r10];
-            let mut cells: Vec<Cell> = recalls.iter().map(|recall| Cell::new(format!("{recall:.1}"))).collect();
+            let mut cells: Vec<Cell> =
+                recalls.iter().map(|recall| Cell::new(format!("{recall:.1}"))).collect();
             cells.push(Cell::new(format!("{:.1}", evaluation.metrics.rsum)).with_class("sum"));
             cells.push(Cell::new(layout::bar(evaluation.metrics.rsum, most, "#2a7f9e")).with_class("wide"));
             Line { head: html! { (run.name) span { (what(evaluation)) } }, cells, faint: false }
@@ -159,7 +183,9 @@ fn what(evaluation: &Evaluation) -> String {
     let Evaluation { data, split, rerank, metrics } = evaluation;
     let split = split.as_ref().map_or_else(String::new, |split| format!(", split {split}"));
     let rerank = rerank.as_ref().map_or_else(String::new, |rerank| format!(", re-ranked: {rerank}"));
-    let name = data.file_name().map_or_else(|| data.display().to_string(), |name| name.to_string_lossy().into_owned());
+    let name = data
+        .file_name()
+        .map_or_else(|| data.display().to_string(), |name| name.to_string_lossy().into_owned());
     format!("{name}{split}{rerank}: {} images, {} sentences", metrics.n_images, metrics.n_sentences)
 }
 
@@ -223,7 +249,10 @@ fn cards(runs: &[RunRecord]) -> Markup {
 
 /// A card without the part that only the hub reads.
 fn without_head(card: &str) -> &str {
-    card.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---\n")).map_or(card, |(_, body)| body).trim()
+    card.strip_prefix("---\n")
+        .and_then(|rest| rest.split_once("\n---\n"))
+        .map_or(card, |(_, body)| body)
+        .trim()
 }
 
 /// A figure of unknown size.
