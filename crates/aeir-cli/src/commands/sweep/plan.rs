@@ -328,7 +328,11 @@ fn collect_lists(path: &str, table: &Table, lists: &mut BTreeMap<String, Vec<Val
                 lists.insert(key, values.clone());
             }
             value => {
-                return Err(format!("`values.{key}` must be a list, got {}: write [{}]", plain(value), value));
+                return Err(format!(
+                    "`values.{key}` must be a list, got {}: write [{}]",
+                    plain(value),
+                    value
+                ));
             }
         }
     }
