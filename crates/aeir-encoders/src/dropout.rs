@@ -1,10 +1,15 @@
 //! Inverted dropout with a mask that can be seeded.
 
-use candle_core::{Device, Tensor};
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, bail};
 use rand_chacha::rand_core::Rng;
+use rayon::prelude::*;
 
 use crate::error::{EncoderError, Result};
 use crate::mode::Mode;
+use crate::product::{held_values, values};
+
+/// Values that one task draws: a multiple of a block of the generator.
+const CHUNK: usize = 1 << 14;
 
 /// Sets each value to zero with `probability` and scales the rest by `1 / (1 - probability)`.
 ///
@@ -32,20 +37,68 @@ use crate::mode::Mode;
 /// ```
 pub fn dropout(x: &Tensor, probability: f32, mode: &mut Mode<'_>) -> Result<Tensor> {
     check_probability(probability)?;
-    let Mode::Training(generator) = mode else {
-        return Ok(x.clone());
-    };
+    let Some(mask) = mask(x.elem_count(), probability, mode) else { return Ok(x.clone()) };
+    if x.device().is_cpu() && x.dtype() == DType::F32 {
+        return Ok(x.contiguous()?.apply_op1(Scaled(mask))?);
+    }
+    let mask = Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
+    Ok((x * mask)?)
+}
+
+/// What each of `count` values is multiplied by; none where nothing is dropped. Every task draws at its own place of the
+/// generator's stream, so that the mask is the one that a single task would draw.
+pub(crate) fn mask(count: usize, probability: f32, mode: &mut Mode<'_>) -> Option<Vec<f32>> {
+    let Mode::Training(generator) = mode else { return None };
     if probability == 0.0 {
-        return Ok(x.clone());
+        return None;
     }
     // A word below the threshold is a dropped value: exact to 2^-32, and no float rounding decides it.
     let threshold = (f64::from(probability) * 4_294_967_296.0) as u64;
     let scale = 1.0 / (1.0 - probability);
-    let mask: Vec<f32> = (0..x.elem_count())
-        .map(|_| if u64::from(generator.next_u32()) < threshold { 0.0 } else { scale })
-        .collect();
-    let mask = Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
-    Ok((x * mask)?)
+    let start = generator.get_word_pos();
+    let mut mask = vec![0f32; count];
+    mask.par_chunks_mut(CHUNK).enumerate().for_each(|(index, mask)| {
+        let mut words = generator.clone();
+        words.set_word_pos(start.wrapping_add((index * CHUNK) as u128));
+        for value in mask {
+            *value = if u64::from(words.next_u32()) < threshold { 0.0 } else { scale };
+        }
+    });
+    generator.set_word_pos(start.wrapping_add(count as u128));
+    Some(mask)
+}
+
+/// A product with constants, all threads at work; candle would keep a tensor of them and multiply on one.
+struct Scaled(Vec<f32>);
+
+impl Scaled {
+    fn apply(&self, x: &[f32]) -> candle_core::Result<Vec<f32>> {
+        if x.len() != self.0.len() {
+            bail!("dropout: {} values for a mask of {}", x.len(), self.0.len());
+        }
+        let mut out = vec![0f32; x.len()];
+        let parts = x.par_chunks(CHUNK).zip(self.0.par_chunks(CHUNK));
+        out.par_chunks_mut(CHUNK).zip(parts).for_each(|(out, (x, mask))| {
+            out.iter_mut().zip(x.iter().zip(mask)).for_each(|(out, (x, mask))| *out = x * mask);
+        });
+        Ok(out)
+    }
+}
+
+impl CustomOp1 for Scaled {
+    fn name(&self) -> &'static str {
+        "dropout"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
+        Ok((CpuStorage::F32(self.apply(values(x, layout)?)?), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> candle_core::Result<Option<Tensor>> {
+        let gradient = gradient.contiguous()?;
+        let (storage, layout) = gradient.storage_and_layout();
+        Ok(Some(Tensor::from_vec(self.apply(held_values(&storage, layout)?)?, x.shape(), x.device())?))
+    }
 }
 
 pub(crate) fn check_probability(probability: f32) -> Result<()> {
@@ -57,4 +110,38 @@ pub(crate) fn check_probability(probability: f32) -> Result<()> {
         expected: "a value in [0, 1)".to_owned(),
         got: probability.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::SeedableRng;
+
+    #[test]
+    fn the_mask_is_that_of_one_stream_and_the_generator_goes_on_behind_it() {
+        let mut generator = ChaCha8Rng::seed_from_u64(3);
+        // Not at the beginning of a block.
+        generator.next_u32();
+        let mut one_by_one = generator.clone();
+        let count = 2 * CHUNK + 77;
+        let mask = mask(count, 0.4, &mut Mode::Training(&mut generator)).unwrap();
+        let threshold = (f64::from(0.4f32) * 4_294_967_296.0) as u64;
+        for value in mask {
+            assert_eq!(value == 0.0, u64::from(one_by_one.next_u32()) < threshold);
+        }
+        assert_eq!(generator.next_u32(), one_by_one.next_u32());
+    }
+
+    #[test]
+    fn the_gradient_is_the_mask() {
+        let x =
+            candle_core::Var::from_tensor(&Tensor::ones((3, 50), DType::F32, &Device::Cpu).unwrap()).unwrap();
+        let mut generator = ChaCha8Rng::seed_from_u64(5);
+        let y = dropout(&x, 0.3, &mut Mode::Training(&mut generator)).unwrap();
+        let gradients = y.sum_all().unwrap().backward().unwrap();
+        let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(flat(gradients.get(&x).unwrap()), flat(&y));
+        assert!(flat(&y).contains(&0.0) && flat(&y).iter().any(|value| *value > 1.0));
+    }
 }

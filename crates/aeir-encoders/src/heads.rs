@@ -7,6 +7,7 @@ mod alignment;
 mod filter;
 mod fragment_norm;
 mod fused;
+mod gated_score;
 mod graph;
 mod linear;
 mod masked;

@@ -17,7 +17,7 @@ pub use optimization::{GroupConfig, OptimizerConfig, OptimizerKind, Schedule};
 /// The configuration format this version reads and writes.
 pub const CONFIG_VERSION: u32 = 1;
 
-/// `source_loss.all_negatives_share` of a cross-attentive head: docs/results.md has what it changes.
+/// `source_loss.all_negatives_share` of SAF and SGR: docs/results.md has what it changes.
 const HEAD_ALL_NEGATIVES_SHARE: f64 = 0.6;
 
 /// Everything that decides what a run computes, the data apart.
@@ -203,8 +203,8 @@ pub struct SourceLossConfig {
     /// Margin of the triplet ranking loss.
     pub margin: f64,
     /// Share of all steps in which the hardest-negative loss takes all negatives instead, as the hardest ones can
-    /// collapse a model that knows nothing yet; where it is not given, 0.6 for cross-attentive heads, and 0 for the cosine and
-    /// the released procedure.
+    /// collapse a model that knows nothing yet; where it is not given, 0.6 for SAF, SGR and SGRAF, and 0 for other
+    /// heads and the released procedure.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub all_negatives_share: Option<f64>,
     /// Beside a cross-attentive head: weight of InfoNCE on the pooled vectors, which find the candidates that the head
@@ -424,10 +424,9 @@ impl TrainConfig {
         let ranks = head.is_cross_attentive() || self.method.is_supervised_model() || self.is_released();
         let loss = if ranks { SourceLossKind::TripletHardest } else { SourceLossKind::InfoNce };
         config.source_loss.kind.get_or_insert(loss);
-        // Heads collapse on the hardest negatives from the start; the released procedure starts from a trained model.
-        let warms_up = config.source_loss.kind == Some(SourceLossKind::TripletHardest)
-            && head.is_cross_attentive()
-            && !self.is_released();
+        // These collapse on the hardest negatives from the start, SCAN learns from them; the released procedure starts from a trained model.
+        let collapses = matches!(head, Head::Saf | Head::Sgr | Head::Sgraf) && !self.is_released();
+        let warms_up = collapses && config.source_loss.kind == Some(SourceLossKind::TripletHardest);
         let share = if warms_up { HEAD_ALL_NEGATIVES_SHARE } else { 0.0 };
         config.source_loss.all_negatives_share.get_or_insert(share);
         let published = self.method.is_supervised_model() || self.is_released();

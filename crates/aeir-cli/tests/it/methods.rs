@@ -126,7 +126,7 @@ fn a_ranking_loss_at_twice_the_margin_is_warned_of() {
 }
 
 #[test]
-fn heads_take_all_negatives_first_and_the_released_procedure_does_not() {
+fn saf_and_sgr_take_all_negatives_first_and_the_released_procedure_does_not() {
     let scene = Scene::new();
     let train = regions(&scene);
     let share = |flags: &str| {
@@ -138,6 +138,7 @@ fn heads_take_all_negatives_first_and_the_released_procedure_does_not() {
     assert_eq!(share("--method aeir --head sgr"), "all_negatives_share = 0.6");
     assert_eq!(share("--method aeir --head saf --fidelity released"), "all_negatives_share = 0.0");
     assert_eq!(share("--method vsepp"), "all_negatives_share = 0.0");
+    assert_eq!(share("--method scan"), "all_negatives_share = 0.0");
 }
 
 /// The second stage takes the fragments of what the first one found from the cache, and puts there what is missing.

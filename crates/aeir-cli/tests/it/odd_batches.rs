@@ -70,7 +70,11 @@ fn a_run_whose_features_went_bad_keeps_its_checkpoint() {
     let whole = scene.read("run/model.safetensors");
     // As if it had been killed just before its end.
     fs::remove_file(scene.path("run/manifest.json")).unwrap();
-    let state = || scene.read("run/checkpoints/epoch-00002/state.safetensors");
+    let state = || {
+        let folders = fs::read_dir(scene.path("run/checkpoints")).unwrap().flatten();
+        let last = folders.map(|folder| folder.path()).max().unwrap();
+        fs::read(last.join("state.safetensors")).unwrap()
+    };
     let (kept, good) = (state(), scene.read("scan/train_ims.npy"));
     set(&scene, "scan/train_ims.npy", 3 * IMAGE + 5, f32::NAN);
     let refused = scene.run(&train);

@@ -3,11 +3,11 @@
 use candle_core::{D, Tensor};
 use candle_nn::VarBuilder;
 
-use super::fragment_norm;
 use super::linear::Linear;
 use super::masked;
+use super::{fragment_norm, gated_score};
 use crate::batch_norm::BatchNorm;
-use crate::dropout::dropout;
+use crate::dropout::{dropout, mask};
 use crate::error::Result;
 use crate::fragments::Fragments;
 use crate::mode::Mode;
@@ -85,12 +85,25 @@ impl SelfAttention {
             Some((norm, _)) => normalise_fragments(norm, &local, &mask, training)?.tanh()?,
             None => local.tanh()?,
         };
-        let local = dropout(&local, self.dropout, mode)?;
-        let global = dropout(&global.tanh()?, self.dropout, mode)?;
-        let common = local.broadcast_mul(&global.unsqueeze(1)?)?;
-        let scores = self.score.forward(&common)?.squeeze(D::Minus1)?;
+        let scores = self.gated_scores(&local, &global.tanh()?, mode)?;
         let weights = masked::softmax(&scores, &mask)?;
         self.norm.apply(&weights.unsqueeze(1)?.matmul(&features.contiguous()?)?.squeeze(1)?)
+    }
+}
+
+impl SelfAttention {
+    /// `local [B, T, D]` and `global [B, D]`, each with dropout, to `[B, T]`.
+    fn gated_scores(&self, local: &Tensor, global: &Tensor, mode: &mut Mode<'_>) -> Result<Tensor> {
+        if gated_score::applies(local) {
+            let dropped = mask(local.elem_count(), self.dropout, mode);
+            let global = dropout(global, self.dropout, mode)?;
+            let scores = gated_score::gated_scores(local, &global, &self.score.weight, dropped)?;
+            return Ok(scores.broadcast_add(&self.score.bias)?);
+        }
+        let local = dropout(local, self.dropout, mode)?;
+        let global = dropout(global, self.dropout, mode)?;
+        let common = local.broadcast_mul(&global.unsqueeze(1)?)?;
+        Ok(self.score.forward(&common)?.squeeze(D::Minus1)?)
     }
 }
 

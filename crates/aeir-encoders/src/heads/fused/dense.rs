@@ -120,7 +120,7 @@ fn fold(mut sums: [f32; LANES]) -> f32 {
 
 /// `out += factor x`.
 #[inline(always)]
-pub(super) fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
+pub(in crate::heads) fn add_scaled(out: &mut [f32], factor: f32, x: &[f32]) {
     for (out, x) in out.iter_mut().zip(x) {
         *out += factor * x;
     }
