@@ -1,6 +1,8 @@
 //! Every command and flag. Each flag can also be given as an environment variable, `AEIR_` and its name.
 
+pub(crate) mod correction;
 pub(crate) mod data;
+pub(crate) mod diagnose;
 pub(crate) mod runs;
 
 use std::path::PathBuf;
@@ -48,6 +50,8 @@ pub(crate) enum Command {
     Demo(DemoFlags),
     /// Train a model on source pairs, adapted to unpaired target images and sentences
     Train(TrainFlags),
+    /// Say how far source and target are apart, whether the target's two sets fit, and what to do
+    Diagnose(diagnose::DiagnoseFlags),
     /// Score a model on test pairs, both ways
     Eval(EvalFlags),
     /// Embed images with a model and store them for search
@@ -77,6 +81,7 @@ impl Command {
     pub(crate) fn workers(&self) -> Option<usize> {
         match self {
             Self::Train(flags) => flags.loading.workers,
+            Self::Diagnose(flags) => flags.loading.workers,
             Self::Eval(flags) => flags.loading.workers,
             Self::Index(flags) => flags.loading.workers,
             Self::Embed(flags) => flags.loading.workers,
@@ -204,10 +209,31 @@ pub(crate) struct EvalFlags {
     /// Score this split only [default: the items marked `test`, or all where none is]
     #[arg(long, value_enum, env = "AEIR_SPLIT")]
     pub(crate) split: Option<SplitFlag>,
+    /// What is scored against what
+    #[arg(long, value_enum, default_value = "full", env = "AEIR_PROTOCOL")]
+    pub(crate) protocol: Protocol,
     /// Of a model with a cross-attentive head: re-rank this many of each query's first results with it, 0 for none, or
     /// `all` to score every pair [default: 100; all where the head alone was trained]
     #[arg(long, value_name = "N|all", env = "AEIR_RERANK")]
     pub(crate) rerank: Option<Rerank>,
+    /// Unpaired sentences of the target, none of them a test sentence: shows text to image after each hubness correction too
+    #[arg(long, value_name = "PATH", env = "AEIR_QUERY_BANK")]
+    pub(crate) query_bank: Option<PathBuf>,
+    /// Unpaired images of the target, none of them a test image: shows image to text after each hubness correction too
+    #[arg(long, value_name = "PATH", env = "AEIR_IMAGE_BANK")]
+    pub(crate) image_bank: Option<PathBuf>,
+    /// Inverse temperature of the inverted softmaxes and of Sinkhorn
+    #[arg(long, value_name = "B", default_value_t = 20.0, value_parser = correction::inverse_temperature, env = "AEIR_BETA")]
+    pub(crate) beta: f64,
+    /// Score another model on the same pairs, and test whether the two differ
+    #[arg(long, value_name = "RUN")]
+    pub(crate) compare: Option<PathBuf>,
+    /// Resamples of the test images behind intervals and p-values
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = at_least_one, env = "AEIR_REPLICATES")]
+    pub(crate) replicates: usize,
+    /// Decides the resamples
+    #[arg(long, value_name = "N", default_value_t = 0, env = "AEIR_SEED")]
+    pub(crate) seed: u64,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
@@ -228,6 +254,16 @@ pub(crate) struct IndexFlags {
     pub(crate) images: PathBuf,
     #[command(flatten)]
     pub(crate) reading: ReadingFlags,
+    /// Unpaired sentences of the target: what queries look like. Stored with the index as what confidence and the correction are
+    /// worked out from
+    #[arg(long, value_name = "PATH", env = "AEIR_QUERY_BANK")]
+    pub(crate) query_bank: Option<PathBuf>,
+    /// Correct searches by sentence for hubs, worked out now so that a query costs no more; compare with `aeir eval --query-bank` first
+    #[arg(long, value_enum, value_name = "HOW", requires = "query_bank", env = "AEIR_CORRECTION")]
+    pub(crate) correction: Option<correction::CorrectionFlag>,
+    /// Inverse temperature of the inverted softmaxes and of Sinkhorn
+    #[arg(long, value_name = "B", default_value_t = 20.0, value_parser = correction::inverse_temperature, env = "AEIR_BETA")]
+    pub(crate) beta: f64,
     /// Folder for the index; an earlier index in it is replaced once the new one is whole
     #[arg(long, short, value_name = "IDX", env = "AEIR_OUTPUT")]
     pub(crate) output: PathBuf,
@@ -255,6 +291,19 @@ pub(crate) struct SearchFlags {
     /// [default: 100; all where the head alone was trained]
     #[arg(long, value_name = "N|all", env = "AEIR_RERANK")]
     pub(crate) rerank: Option<Rerank>,
+    /// Answer "no good match" where a smaller share of the target's own sentences find a worse best match. At 0.05 about one in twenty
+    /// sentences of the target's kind is turned away, and more of those of other kinds; needs an index with a query bank
+    #[arg(long, value_name = "SHARE", value_parser = correction::share, env = "AEIR_MIN_CONFIDENCE")]
+    pub(crate) min_confidence: Option<f64>,
+    /// Labelled pairs of indexed images: gives as many results as hold the right one in --coverage of the queries, `-k` at most
+    #[arg(long, value_name = "PAIRS", conflicts_with = "image", env = "AEIR_CALIBRATION")]
+    pub(crate) calibration: Option<PathBuf>,
+    /// With --calibration: share of queries whose results are to hold the right image
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = correction::share, env = "AEIR_COVERAGE")]
+    pub(crate) coverage: f64,
+    /// Search without the index's hubness correction
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_PLAIN")]
+    pub(crate) plain: bool,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
@@ -591,6 +640,25 @@ pub(crate) enum FidelityFlag {
     Paper,
     /// As the released code computes it
     Released,
+}
+
+/// What is scored against what.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Protocol {
+    /// All images against all sentences
+    Full,
+    /// The mean of five folds of 1,000 images out of COCO's 5,000
+    #[value(name = "five-fold-1k")]
+    FiveFold1k,
+}
+
+impl Protocol {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::FiveFold1k => "five-fold-1k",
+        }
+    }
 }
 
 /// How many results the second stage looks at.

@@ -73,6 +73,7 @@ fn main() -> ExitCode {
         Command::Convert(flags) => commands::convert::run(&flags, &terminal),
         Command::Demo(flags) => commands::demo::run(&flags, &terminal),
         Command::Train(flags) => commands::train::run(&flags, &terminal),
+        Command::Diagnose(flags) => commands::diagnose::run(&flags, &terminal),
         Command::Eval(flags) => commands::eval::run(&flags, &terminal),
         Command::Index(flags) => commands::index::run(&flags, &terminal),
         Command::Search(flags) => commands::search::run(&flags, &terminal),

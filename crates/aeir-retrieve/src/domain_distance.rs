@@ -4,10 +4,9 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::solvers::Solve;
 use faer::{Accum, Mat, MatRef, Par, Scale, Side};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::sampling::{self, sample};
 use crate::scores::same_dimension;
 use crate::{Error, Matrix, Result};
 
@@ -101,16 +100,8 @@ pub fn proxy_a_distance(
 
 /// `items` random rows, without repetition, in two halves.
 fn halves(domain: &Matrix, items: usize, seed: u64, stream: u64) -> Result<(Matrix, Matrix)> {
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
-    random.set_stream(stream);
-    let mut positions: Vec<usize> = (0..domain.rows()).collect();
-    for place in 0..items {
-        let left = positions.len() - place;
-        // The high half of a 64 x 64 bit product: uniform up to 1 part in 2^64 / N.
-        let drawn = ((u128::from(random.next_u64()) * left as u128) >> 64) as usize;
-        positions.swap(place, place + drawn);
-    }
-    let (train, test) = positions.split_at(items).0.split_at(items / 2);
+    let positions = sample(&mut sampling::stream(seed, stream), domain.rows(), items);
+    let (train, test) = positions.split_at(items / 2);
     Ok((domain.select_rows(train)?, domain.select_rows(test)?))
 }
 

@@ -268,6 +268,21 @@ pub fn k_occurrence(scores: &Matrix, k: usize) -> Result<Vec<usize>> {
     Ok(counts)
 }
 
+/// [`k_occurrence`] of the dot products of `queries [Q, D]` and `gallery [G, D]`, without holding their score matrix.
+///
+/// # Errors
+/// As [`crate::nearest`]; [`Error::Setting`] where `k` is 0 or more than the gallery.
+pub fn k_occurrence_embeddings(queries: &Matrix, gallery: &Matrix, k: usize) -> Result<Vec<usize>> {
+    check_k(k, gallery.rows())?;
+    let mut occurrences = vec![0_usize; gallery.rows()];
+    for neighbour in crate::nearest(queries, gallery, k)?.into_iter().flatten() {
+        if let Some(count) = occurrences.get_mut(neighbour.position) {
+            *count += 1;
+        }
+    }
+    Ok(occurrences)
+}
+
 /// Skewness of k-occurrences, population moments: `m3 / m2^1.5`; 0 where all are equal. Above about 1 means hubs.
 ///
 /// Source: Radovanovic et al., *Hubs in Space*, JMLR 11, 2010.
@@ -331,17 +346,12 @@ impl Hubness {
     /// # Errors
     /// As [`crate::nearest`]; [`Error::Setting`] where `k` is more than the gallery.
     pub fn measure_embeddings(queries: &Matrix, gallery: &Matrix, k: usize) -> Result<Self> {
-        check_k(k, gallery.rows())?;
-        let mut occurrences = vec![0_usize; gallery.rows()];
-        for neighbour in crate::nearest(queries, gallery, k)?.into_iter().flatten() {
-            if let Some(count) = occurrences.get_mut(neighbour.position) {
-                *count += 1;
-            }
-        }
-        Ok(Self::of(&occurrences, queries.rows(), k))
+        Ok(Self::of(&k_occurrence_embeddings(queries, gallery, k)?, queries.rows(), k))
     }
 
-    fn of(occurrences: &[usize], queries: usize, k: usize) -> Self {
+    /// Of k-occurrences that were counted already, over `queries` queries.
+    #[must_use]
+    pub fn of(occurrences: &[usize], queries: usize, k: usize) -> Self {
         Self {
             k,
             queries,

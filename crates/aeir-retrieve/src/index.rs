@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::files::{at, checksum, checksum_file, exchange, sync_folder, write_synced};
 use crate::matrix::euclidean_length;
 use crate::search::{Gallery, Neighbour};
-use crate::{Error, Matrix, Result};
+use crate::{Error, GalleryCorrection, Matrix, Result};
 
 /// The `format` of a manifest.
 pub const FORMAT: &str = "aeir-index";
@@ -606,6 +606,20 @@ impl Index {
         }
         let found = self.gallery(Some(penalties)).search(&one_row(query)?, k)?;
         Ok(self.hits(found).pop().unwrap_or_default())
+    }
+
+    /// [`Index::search`] by corrected scores; by plain ones where the correction leaves this query alone.
+    ///
+    /// # Errors
+    /// As [`Index::search_corrected`].
+    pub fn search_with(&self, query: &[f32], k: usize, correction: &GalleryCorrection) -> Result<Vec<Hit>> {
+        if correction.is_dynamic() {
+            let plain = self.search(query, k)?;
+            if !plain.first().is_some_and(|best| correction.applies(best.position)) {
+                return Ok(plain);
+            }
+        }
+        self.search_corrected(query, k, correction.penalties())
     }
 
     fn gallery<'a>(&'a self, penalties: Option<&'a [f32]>) -> Gallery<'a> {

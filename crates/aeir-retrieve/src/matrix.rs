@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// assert_eq!(matrix.l2_normalised()?.values(), &[0.6, 0.8, 0.0, 0.0]);
 /// # Ok::<(), aeir_retrieve::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Matrix {
     rows: usize,
     columns: usize,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::scores::{block, same_dimension, tile_grid};
 use crate::tiles::{self, TILE_COLUMNS, TILE_ROWS};
-use crate::{Error, Matrix, Relevance, Result};
+use crate::{Error, Fold, Matrix, Relevance, Result};
 
 /// What equal scores of a right and a wrong item count as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,6 +116,46 @@ impl Ranks {
         &self.relevance
     }
 
+    /// The ranks of several folds as those of one set, images and sentences renumbered in order: figures of it are means over all
+    /// queries, each among its own fold.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] without folds.
+    pub fn joined(folds: &[Self]) -> Result<Self> {
+        let mut owners = Vec::new();
+        let mut images = 0;
+        for fold in folds {
+            owners.extend(fold.relevance.owners().iter().map(|owner| owner + images));
+            images += fold.relevance.n_images();
+        }
+        let all = |of: fn(&Self) -> &[u32]| folds.iter().flat_map(of).copied().collect();
+        let precisions = |of: fn(&Self) -> &[f64]| folds.iter().flat_map(of).copied().collect();
+        Ok(Self {
+            relevance: Relevance::from_owners(images, &owners)?,
+            i2t: all(Self::i2t),
+            t2i: all(Self::t2i),
+            i2t_precision: precisions(Self::i2t_average_precision),
+            t2i_precision: precisions(Self::t2i_average_precision),
+        })
+    }
+
+    /// Sentence queries' ranks from here where `keep`, from `other` elsewhere.
+    pub(crate) fn t2i_where(self, keep: &[bool], other: &Self) -> Self {
+        let t2i = chosen(keep, &self.t2i, &other.t2i);
+        Self { t2i, t2i_precision: chosen(keep, &self.t2i_precision, &other.t2i_precision), ..self }
+    }
+
+    /// Image queries' ranks from here where `keep`, from `other` elsewhere.
+    pub(crate) fn i2t_where(self, keep: &[bool], other: &Self) -> Self {
+        let i2t = chosen(keep, &self.i2t, &other.i2t);
+        Self { i2t, i2t_precision: chosen(keep, &self.i2t_precision, &other.i2t_precision), ..self }
+    }
+
+    /// With the image queries' ranks of `other`.
+    pub(crate) fn with_i2t_of(self, other: &Self) -> Self {
+        Self { i2t: other.i2t.clone(), i2t_precision: other.i2t_precision.clone(), ..self }
+    }
+
     /// The figures, without mean average precision.
     #[must_use]
     pub fn metrics(&self) -> RetrievalMetrics {
@@ -133,6 +173,11 @@ impl Ranks {
         let (i2t, t2i) = (direction(&self.i2t, i2t_map), direction(&self.t2i, t2i_map));
         RetrievalMetrics::of(images, sentences, i2t, t2i)
     }
+}
+
+/// Entries of the first where `keep`, of the second elsewhere.
+fn chosen<T: Copy>(keep: &[bool], first: &[T], second: &[T]) -> Vec<T> {
+    keep.iter().zip(first.iter().zip(second)).map(|(keep, (a, b))| if *keep { *a } else { *b }).collect()
 }
 
 /// The figures of a score matrix, pessimistic in ties.
@@ -436,21 +481,19 @@ fn over_folds(
     folds: usize,
     evaluate_fold: impl Fn(&Relevance, usize, &[usize]) -> Result<RetrievalMetrics>,
 ) -> Result<FoldMetrics> {
-    let n_images = relevance.n_images();
-    if folds == 0 || !n_images.is_multiple_of(folds) {
-        return Err(Error::Setting {
-            name: "folds",
-            expected: format!("a divisor of the {n_images} images"),
-            got: folds.to_string(),
-        });
-    }
-    let size = n_images / folds;
-    let folds = (0..folds)
-        .map(|fold| {
-            let (part, sentences) = relevance.fold(fold * size, size)?;
-            evaluate_fold(&part, fold * size, &sentences)
-        })
+    let folds = relevance
+        .folds(folds)?
+        .iter()
+        .map(|Fold { relevance, first, sentences }| evaluate_fold(relevance, *first, sentences))
         .collect::<Result<Vec<_>>>()?;
+    mean_over_folds(folds)
+}
+
+/// The mean of every figure over folds that were scored one by one.
+///
+/// # Errors
+/// [`Error::Empty`] without folds.
+pub fn mean_over_folds(folds: Vec<RetrievalMetrics>) -> Result<FoldMetrics> {
     let first = folds.first().ok_or(Error::Empty { what: "list of folds" })?;
     let average = |of: fn(&RetrievalMetrics) -> f64| mean(&folds.iter().map(of).collect::<Vec<_>>());
     let i2t = DirectionMetrics {
@@ -459,7 +502,7 @@ fn over_folds(
         r10: average(|m| m.i2t.r10),
         medr: average(|m| m.i2t.medr),
         meanr: average(|m| m.i2t.meanr),
-        map: None,
+        map: first.i2t.map.map(|_| average(|m| m.i2t.map.unwrap_or(0.0))),
     };
     let t2i = DirectionMetrics {
         r1: average(|m| m.t2i.r1),
@@ -467,7 +510,7 @@ fn over_folds(
         r10: average(|m| m.t2i.r10),
         medr: average(|m| m.t2i.medr),
         meanr: average(|m| m.t2i.meanr),
-        map: None,
+        map: first.t2i.map.map(|_| average(|m| m.t2i.map.unwrap_or(0.0))),
     };
     let mean = RetrievalMetrics::of(first.n_images, first.n_sentences, i2t, t2i);
     Ok(FoldMetrics { folds, mean })

@@ -194,7 +194,7 @@ impl TrainingData {
     }
 
     /// Unique names; [`TARGET`] and [`SOURCE`] are taken.
-    fn domain_names(&self) -> Vec<String> {
+    pub(crate) fn domain_names(&self) -> Vec<String> {
         let mut names: Vec<String> = Vec::with_capacity(self.sources.len());
         for source in &self.sources {
             let taken =
@@ -235,6 +235,15 @@ impl TrainingData {
         }
         Ok(Standardisation::new(domains, TARGET)?)
     }
+}
+
+/// The statistics of one domain.
+pub(crate) fn statistics(
+    images: &[&ItemTable],
+    sentences: &[&ItemTable],
+    device: &Device,
+) -> Result<DomainStatistics> {
+    Ok(DomainStatistics { image: fit(images, device)?, sentence: fit(sentences, device)? })
 }
 
 /// Statistics over all rows of all tables; none for words.

@@ -4,6 +4,7 @@ pub mod config;
 pub mod data;
 pub mod features;
 pub mod items;
+pub mod joint_space;
 pub mod method;
 pub mod observer;
 pub mod optimizer;

@@ -153,8 +153,14 @@ pub(crate) fn run(flags: &DemoFlags, terminal: &Terminal) -> anyhow::Result<()> 
     let training_seconds = training.elapsed().as_secs_f64();
 
     let bundle = Bundle::load(&jobs.folder(SHOWN_PLAN, 1), &device)?;
-    let built =
-        index::build(&bundle, &mut extractor, &inputs.images, Vec::new(), &flags.output.join(INDEX_FOLDER))?;
+    let built = index::build(
+        &bundle,
+        &mut extractor,
+        &inputs.images,
+        Vec::new(),
+        None,
+        &flags.output.join(INDEX_FOLDER),
+    )?;
     skipped.extend(built.skipped);
     write_skipped(&flags.output.join(SKIPPED_FILE), &skipped)?;
     tell_skipped(terminal, &skipped, Some(&flags.output.join(SKIPPED_FILE)));

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use aeir_data::{Dataset, ImageSource, Skipped, write_skipped};
+use aeir_data::{Dataset, ImageSource, Skipped, TargetSentences, write_skipped};
 use aeir_encoders::Bundle;
-use aeir_retrieve::{IndexBuilder, IndexContent};
+use aeir_retrieve::{Confidence, Correction, GalleryCorrection, IndexBuilder, IndexContent};
 use aeir_train::features::FeatureExtractor;
 use aeir_train::run::SKIPPED_FILE;
 use aeir_train::validate::embed_table;
@@ -26,20 +26,42 @@ pub(crate) fn run(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()>
     let bundle = Bundle::load(&flags.model, &device)?;
     let data = Dataset::open_images(&flags.images, &flags.reading.options())?;
     data.notes.iter().for_each(|note| terminal.warn(note));
-    let (images, skipped) = (data.images(), data.skipped);
+    let (images, mut skipped) = (data.images(), data.skipped);
     let mut extractor = extractor_of(&bundle)?
         .with_cache(&feature_cache()?)?
         .with_limits(flags.loading.limits())
         .with_progress(extraction(terminal));
-    let built = build(&bundle, &mut extractor, &images, skipped, &flags.output)?;
+    let bank = match &flags.query_bank {
+        Some(path) => {
+            let bank = TargetSentences::read_with(path, &flags.reading.options())?;
+            bank.notes().iter().for_each(|note| terminal.warn(note));
+            skipped.extend(bank.skipped().iter().cloned());
+            Some(QueryBank {
+                sentences: bank.sentences().to_vec(),
+                correction: flags.correction.map(|correction| correction.correction(flags.beta)),
+            })
+        }
+        None => None,
+    };
+    let built = build(&bundle, &mut extractor, &images, skipped, bank.as_ref(), &flags.output)?;
     tell_skipped(terminal, &built.skipped, Some(&flags.output.join(SKIPPED_FILE)));
-    tell(&flags.output, built.items.len())
+    tell(&flags.output, built.items.len(), bank.as_ref())
 }
 
-fn tell(folder: &Path, count: usize) -> anyhow::Result<()> {
+/// What queries look like, and how searches are corrected by it.
+pub(crate) struct QueryBank {
+    sentences: Vec<String>,
+    correction: Option<Correction>,
+}
+
+fn tell(folder: &Path, count: usize, bank: Option<&QueryBank>) -> anyhow::Result<()> {
     let folder = folder.display();
+    let corrected = bank.map_or_else(String::new, |bank| {
+        let how = bank.correction.map_or("no correction", |correction| correction.name());
+        format!("bank    {} sentences, {how}\n", bank.sentences.len())
+    });
     print(&format!(
-        "index   {folder}\nimages  {count}\nnext    aeir search --index {folder} \"a sentence\"\n"
+        "index   {folder}\nimages  {count}\n{corrected}next    aeir search --index {folder} \"a sentence\"\n"
     ))
 }
 
@@ -49,12 +71,14 @@ pub(crate) struct Built {
     pub(crate) skipped: Vec<Skipped>,
 }
 
-/// Embeds `images` and writes the index, with a copy of the model and the list of skipped items in it.
+/// Embeds `images` and writes the index, with a copy of the model, the list of skipped items and what was worked out from the
+/// query bank in it.
 pub(crate) fn build(
     bundle: &Bundle,
     extractor: &mut FeatureExtractor<'_>,
     images: &[ImageSource],
     mut skipped: Vec<Skipped>,
+    bank: Option<&QueryBank>,
     folder: &Path,
 ) -> anyhow::Result<Built> {
     // Claims the folder first: a refusal should not come after the work.
@@ -69,6 +93,14 @@ pub(crate) fn build(
     let model = builder.staging().join(MODEL_FOLDER);
     std::fs::create_dir_all(&model).with_context(|| format!("could not make `{}`", model.display()))?;
     bundle.copy_to(&model)?;
+    if let Some(QueryBank { sentences, correction }) = bank {
+        let table = extractor.sentences("bank sentences", sentences)?;
+        let queries = embed_table(&table, bundle.device(), |items| bundle.encode_sentences(items))?;
+        Confidence::of_bank(&embeddings, &queries)?.write(builder.staging())?;
+        if let Some(correction) = correction {
+            GalleryCorrection::of_bank(*correction, &embeddings, &queries)?.write(builder.staging())?;
+        }
+    }
     skipped.extend(extracted.skipped);
     write_skipped(&builder.staging().join(SKIPPED_FILE), &skipped)?;
     builder.commit(IndexContent {

@@ -5,6 +5,7 @@ pub(crate) mod cache;
 pub(crate) mod convert;
 pub(crate) mod data;
 pub(crate) mod demo;
+pub(crate) mod diagnose;
 mod dry_run;
 pub(crate) mod embed;
 pub(crate) mod eval;

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
-use aeir_data::ImageSource;
-use aeir_encoders::{Bundle, Items, Mode};
-use aeir_retrieve::{Hit, Index, Query, rerank_hits};
+use aeir_data::{ImageSource, TestPairs};
+use aeir_encoders::{Bundle, Encoded, Mode};
+use aeir_retrieve::{Confidence, ConformalSets, GalleryCorrection, Hit, Index, Query, rerank_hits};
 use aeir_train::{ItemTable, TrainError};
 use serde::Serialize;
 
@@ -21,6 +21,16 @@ use crate::terminal::Terminal;
 #[derive(Serialize)]
 struct Answer<'a> {
     results: Vec<Result<'a>>,
+    /// Where the index has a query bank and the query is a sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    confidence: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_good_match: Option<bool>,
+    /// What the scores were corrected by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    correction: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    set: Option<SetOfResults>,
 }
 
 #[derive(Serialize)]
@@ -28,6 +38,15 @@ struct Result<'a> {
     rank: usize,
     score: f32,
     path: &'a str,
+}
+
+/// As many results as hold the right one often enough.
+#[derive(Serialize)]
+struct SetOfResults {
+    #[serde(flatten)]
+    sets: ConformalSets,
+    /// Items of the index that belong to it, shown or not.
+    size: usize,
 }
 
 /// Answers one query.
@@ -42,6 +61,7 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
     }
     let index = Index::open(&flags.index)?;
     let device = flags.device.device.open(terminal)?;
+    let trust = Trust::read(flags, &index)?;
     let bundle = Bundle::load(&flags.index.join(MODEL_FOLDER), &device)?;
     index.check_model(bundle.fingerprint())?;
     let items = match (&flags.image, sentence) {
@@ -49,31 +69,168 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         (None, sentence) => bundle.sentence_items(&[sentence.unwrap_or_default()])?,
     };
     let rerank = Rerank::of_model(flags.rerank, bundle.encoder().config(), terminal);
-    let hits = match (&flags.image, second_stage(&bundle, rerank)) {
-        (None, Some(count)) => reranked(&bundle, &index, &items, count, flags.k, terminal)?,
-        _ => {
-            let query = if flags.image.is_some() {
-                bundle.encode_images(&items)?
-            } else {
-                bundle.encode_sentences(&items)?
-            };
-            index.search(&query.pooled()?.flatten_all()?.to_vec1::<f32>()?, flags.k)?
-        }
+    let query = if flags.image.is_some() {
+        bundle.encode_images(&items)?
+    } else {
+        bundle.encode_sentences(&items)?
     };
+    let vector = query.pooled()?.flatten_all()?.to_vec1::<f32>()?;
+    let confidence = trust.confidence_of(&index, &vector)?;
+    let no_good_match = flags.min_confidence.zip(confidence).map(|(least, confidence)| confidence < least);
+    let (mut hits, mut set) = (Vec::new(), None);
+    if no_good_match != Some(true) {
+        hits = match (&flags.image, second_stage(&bundle, rerank)) {
+            (None, Some(count)) => {
+                trust.refuse_sets_of_a_head()?;
+                reranked(&bundle, &index, &trust, &query, &vector, count, flags.k, terminal)?
+            }
+            _ => {
+                set = trust.set(flags, &bundle, &index, &vector, terminal)?;
+                let shown = set.as_ref().map_or(flags.k, |set| set.size.clamp(1, flags.k));
+                trust.search(&index, &vector, shown)?
+            }
+        };
+    }
     if flags.json {
         let results = hits.iter().map(|Hit { rank, score, item, .. }| Result {
             rank: *rank,
             score: *score,
             path: item,
         });
-        return print_json(&Answer { results: results.collect() });
+        let results = results.collect();
+        return print_json(&Answer {
+            results,
+            confidence,
+            no_good_match,
+            correction: trust.correction_name(),
+            set,
+        });
     }
     let mut text = String::new();
     for Hit { rank, score, item, .. } in &hits {
         // Writing to a String can't fail.
         let _ = writeln!(text, "{rank:>4}  {score:.4}  {item}");
     }
+    if let (Some(true), Some(confidence)) = (no_good_match, confidence) {
+        let _ = writeln!(
+            text,
+            "no good match: {:.1} % of the target's own sentences find no better one",
+            100.0 * confidence
+        );
+    }
+    if let Some(SetOfResults { sets, size }) = &set {
+        terminal.note(&format!(
+            "{size} of {} images are needed to hold the right one in {:.0} % of the queries, by {} labelled ones",
+            index.len(),
+            100.0 * sets.coverage,
+            sets.labelled
+        ));
+    }
     print(&text)
+}
+
+/// What an index says of itself beside its vectors, and what labelled pairs add.
+struct Trust {
+    correction: Option<GalleryCorrection>,
+    confidence: Option<Confidence>,
+    calibration: Option<TestPairs>,
+}
+
+impl Trust {
+    /// Of an index, for the kind of query that is asked: all of it was worked out for sentences.
+    fn read(flags: &SearchFlags, index: &Index) -> anyhow::Result<Self> {
+        let confidence = Confidence::read(index.folder())?;
+        if flags.min_confidence.is_some() && (confidence.is_none() || flags.image.is_some()) {
+            let (message, hint) = match flags.image {
+                Some(_) => ("--min-confidence is of queries by sentence", "leave it out with --image"),
+                None => (
+                    "this index has no query bank: it can't tell how good a match is",
+                    "index again with --query-bank SENTENCES, unpaired sentences of the target",
+                ),
+            };
+            return Err(CliError::Usage { message: message.into(), hint: hint.into() }.into());
+        }
+        if flags.image.is_some() {
+            return Ok(Self { correction: None, confidence: None, calibration: None });
+        }
+        let correction = GalleryCorrection::read(index.folder(), index.len())?.filter(|_| !flags.plain);
+        let calibration = flags.calibration.as_deref().map(|path| TestPairs::read(path, None)).transpose()?;
+        Ok(Self { correction, confidence, calibration })
+    }
+
+    fn correction_name(&self) -> Option<&'static str> {
+        self.correction.as_ref().map(|correction| correction.correction().name())
+    }
+
+    fn search(&self, index: &Index, vector: &[f32], k: usize) -> anyhow::Result<Vec<Hit>> {
+        Ok(match &self.correction {
+            Some(correction) => index.search_with(vector, k, correction)?,
+            None => index.search(vector, k)?,
+        })
+    }
+
+    /// By the plain score of the best item, corrected or not.
+    fn confidence_of(&self, index: &Index, vector: &[f32]) -> anyhow::Result<Option<f64>> {
+        let Some(confidence) = &self.confidence else { return Ok(None) };
+        Ok(index.search(vector, 1)?.first().map(|best| confidence.of(best.score)))
+    }
+
+    fn refuse_sets_of_a_head(&self) -> anyhow::Result<()> {
+        match self.calibration {
+            None => Ok(()),
+            Some(_) => Err(CliError::Usage {
+                message: "--calibration is of pooled vectors: it does not go with a head that re-ranks"
+                    .into(),
+                hint: "add --rerank 0".into(),
+            }
+            .into()),
+        }
+    }
+
+    /// How many results a query needs, by labelled pairs whose images are indexed.
+    fn set(
+        &self,
+        flags: &SearchFlags,
+        bundle: &Bundle,
+        index: &Index,
+        vector: &[f32],
+        terminal: &Terminal,
+    ) -> anyhow::Result<Option<SetOfResults>> {
+        let Some(pairs) = &self.calibration else { return Ok(None) };
+        let places: HashMap<&str, usize> = index.items().iter().map(String::as_str).zip(0..).collect();
+        let (mut gaps, mut unknown) = (Vec::new(), 0);
+        for (caption, owner) in pairs.captions().iter().zip(pairs.owners()) {
+            let name = pairs.images().get(*owner).map(ImageSource::absolute_name).transpose()?;
+            let Some(place) = name.and_then(|name| places.get(name.as_str()).copied()) else {
+                unknown += 1;
+                continue;
+            };
+            let query = bundle.embed_sentences(&[caption])?.flatten_all()?.to_vec1::<f32>()?;
+            let all = self.search(index, &query, index.len())?;
+            let best = all.first().map_or(0.0, |hit| f64::from(hit.score));
+            let right = all
+                .iter()
+                .find(|hit| hit.position == place)
+                .map_or(f64::NEG_INFINITY, |hit| f64::from(hit.score));
+            gaps.push(best - right);
+        }
+        if unknown > 0 {
+            terminal.warn(&format!(
+                "{unknown} of {} labelled sentences are of images that are not indexed",
+                pairs.captions().len()
+            ));
+        }
+        if gaps.is_empty() {
+            return Err(CliError::Data {
+                message: "no labelled pair is of an indexed image".into(),
+                hint: "--calibration takes pairs whose images were indexed, under the same paths".into(),
+            }
+            .into());
+        }
+        let sets = ConformalSets::calibrate(&gaps, flags.coverage)?;
+        let scores: Vec<f32> = self.search(index, vector, index.len())?.iter().map(|hit| hit.score).collect();
+        Ok(Some(SetOfResults { sets, size: sets.size(&scores) }))
+    }
 }
 
 /// How many results the model's head looks at; none where it has no head or none is asked for.
@@ -90,23 +247,24 @@ fn second_stage(bundle: &Bundle, rerank: Rerank) -> Option<usize> {
 ///
 /// The head needs the fragments of the images found. They are encoded again, or come from the feature cache; an image that
 /// can't be read any more keeps its place behind those that can.
+#[allow(clippy::too_many_arguments)]
 fn reranked(
     bundle: &Bundle,
     index: &Index,
-    sentence: &Items,
+    trust: &Trust,
+    sentence: &Encoded,
+    vector: &[f32],
     count: usize,
     k: usize,
     terminal: &Terminal,
 ) -> anyhow::Result<Vec<Hit>> {
-    let sentence = bundle.encode_sentences(sentence)?;
-    let vector = sentence.pooled()?.flatten_all()?.to_vec1::<f32>()?;
-    let hits = index.search(&vector, count.max(k).min(index.len()))?;
+    let hits = trust.search(index, vector, count.max(k).min(index.len()))?;
     let (readable, unreadable, table) = fragments_of(bundle, hits, count, terminal)?;
     let mut scores = Vec::with_capacity(table.len());
     for start in (0..table.len()).step_by(IMAGES_AT_ONCE) {
         let rows: Vec<usize> = (start..table.len().min(start + IMAGES_AT_ONCE)).collect();
         let images = bundle.encode_images(&table.items(&rows, bundle.device())?)?;
-        let found = bundle.encoder().scores(&images, &sentence, &mut Mode::Evaluation)?;
+        let found = bundle.encoder().scores(&images, sentence, &mut Mode::Evaluation)?;
         scores.extend(found.flatten_all()?.to_vec1::<f32>()?);
     }
     let by_place: HashMap<usize, f32> =

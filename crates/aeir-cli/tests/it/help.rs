@@ -327,6 +327,11 @@ fn train() {
 }
 
 #[test]
+fn diagnose() {
+    insta::assert_snapshot!(help("diagnose"), @"");
+}
+
+#[test]
 fn eval() {
     insta::assert_snapshot!(help("eval"), @"
     Score a model on test pairs, both ways

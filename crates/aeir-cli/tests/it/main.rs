@@ -10,6 +10,7 @@ mod bench;
 mod cache;
 mod convert;
 mod data_commands;
+mod diagnose;
 mod dry_run;
 mod embed;
 mod help;
@@ -21,6 +22,7 @@ mod resume;
 mod selection;
 mod sweep;
 mod system;
+mod trust;
 mod tuned_encoders;
 mod workflow;
 

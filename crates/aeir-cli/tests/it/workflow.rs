@@ -41,12 +41,20 @@ fn the_adapted_model_is_scored_both_ways() {
     let scores = scene.run("eval --model model --data test.jsonl --json").ok();
     assert_eq!(scores.stdout.lines().count(), 1);
     let scores = scores.json();
-    assert_eq!(keys(&scores), ["i2t", "n_images", "n_sentences", "rsum", "t2i"]);
+    assert_eq!(
+        keys(&scores),
+        ["i2t", "intervals", "n_images", "n_sentences", "protocol", "rsum", "t2i", "ties"]
+    );
+    let interval = &scores["intervals"]["rsum"];
+    assert!(
+        interval["low"].as_f64() <= scores["rsum"].as_f64()
+            && scores["rsum"].as_f64() <= interval["high"].as_f64()
+    );
     assert_eq!((scores["n_images"].as_u64(), scores["n_sentences"].as_u64()), (Some(20), Some(20)));
     let mut sum = 0.0;
     for direction in ["i2t", "t2i"] {
         let direction = &scores[direction];
-        assert_eq!(keys(direction), ["meanr", "medr", "r1", "r10", "r5"]);
+        assert_eq!(keys(direction), ["map", "meanr", "medr", "r1", "r10", "r5"]);
         let value = |key: &str| direction[key].as_f64().unwrap();
         assert!(0.0 <= value("r1") && value("r1") <= value("r5") && value("r5") <= value("r10"));
         assert!(value("r10") <= 100.0, "per cent, at most all");
@@ -61,9 +69,13 @@ fn the_adapted_model_is_scored_both_ways() {
     let first: Vec<&str> = table.stdout.lines().take(3).collect();
     assert_eq!(
         first,
-        ["20 images, 20 sentences", "", "                  R@1    R@5   R@10   median rank   mean rank"]
+        [
+            "20 images, 20 sentences",
+            "",
+            "                  R@1    R@5   R@10   median rank   mean rank      mAP"
+        ]
     );
-    let rsum = format!("rSum {:.1}.", scores["rsum"].as_f64().unwrap());
+    let rsum = format!("rSum {:.1}, 95 % interval", scores["rsum"].as_f64().unwrap());
     assert!(table.stdout.contains(&rsum), "{table:?}");
     scene.run("eval --model model --data source.jsonl --split val").ok();
 }

@@ -9,4 +9,6 @@ mod naive;
 mod parity;
 mod properties;
 mod refusals;
+mod trust;
+mod two_sets;
 mod two_stage;

@@ -15,7 +15,12 @@ struct Fixture(Vec<u8>);
 
 impl Fixture {
     fn read(name: &str) -> Self {
-        let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity/metrics").join(name);
+        Self::of("metrics", name)
+    }
+
+    fn of(folder: &str, name: &str) -> Self {
+        let parity = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/parity");
+        let place = parity.join(folder).join(name);
         Self(std::fs::read(place).expect("the fixture is in the repository"))
     }
 
@@ -272,5 +277,43 @@ fn proxy_a_distance_file() {
         let error = found.error(&source_test, &target_test).unwrap();
         assert_near(error, file.number(&key("test_error")), "test_error");
         assert_near(2.0 * (1.0 - 2.0 * error), file.number(&key("proxy_a_distance")), "proxy_a_distance");
+    }
+}
+
+#[test]
+fn mean_discrepancy() {
+    let fixture = Fixture::of("losses", "mmd.safetensors");
+    let options = aeir_retrieve::MeanDiscrepancyOptions::default();
+    let found = aeir_retrieve::maximum_mean_discrepancy(&fixture.matrix("x"), &fixture.matrix("y"), &options)
+        .expect("mmd");
+    // The inputs are rounded to f32.
+    let (got, expected) = (found.squared, fixture.number("scaled.unbiased"));
+    assert!((got - expected).abs() <= 2e-6 + 2e-5 * expected, "{got} is not {expected}");
+}
+
+#[test]
+fn sinkhorn_potentials() {
+    use aeir_retrieve::{Correction, GalleryCorrection};
+    let fixture = Fixture::of("losses", "sinkhorn.safetensors");
+    let cost = fixture.matrix("cost");
+    // The file's square case: the first five rows. A gallery of unit vectors turns any bank into its own scores.
+    let bank: Vec<Vec<f32>> =
+        cost.iter_rows().take(5).map(|row| row.iter().map(|cost| -cost).collect()).collect();
+    let bank = Matrix::from_rows(&bank).expect("bank");
+    let axes: Vec<[f32; 5]> =
+        (0..5).map(|i| std::array::from_fn(|j| if i == j { 1.0 } else { 0.0 })).collect();
+    let axes = Matrix::from_rows(&axes).expect("axes");
+    let correction = Correction::Sinkhorn { beta: 10.0, iterations: 50 };
+    let found = GalleryCorrection::of_bank(correction, &axes, &bank).expect("correction");
+    let plan = fixture.values("square_uniform.eps_0.1.iterations_50.plan");
+    for (row, expected) in bank.iter_rows().zip(plan.chunks(5)) {
+        let terms: Vec<f64> = (row.iter().zip(found.penalties()))
+            .map(|(score, penalty)| (10.0 * f64::from(score - penalty)).exp())
+            .collect();
+        let sum: f64 = terms.iter().sum();
+        for (term, expected) in terms.iter().zip(expected) {
+            // Rows agree as far as the rounds have converged.
+            assert!((term / sum / 5.0 - expected).abs() < 1e-4, "{terms:?} is not {expected:?}");
+        }
     }
 }
