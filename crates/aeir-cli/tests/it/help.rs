@@ -27,22 +27,24 @@ fn aeir() {
     Usage: aeir [OPTIONS] <COMMAND>
 
     Commands:
-      demo     Train, adapt, score and search on the data sets in `fixtures/`, and write a report
-      train    Train a model on source pairs, adapted to unpaired target images and sentences
-      eval     Score a model on test pairs, both ways
-      index    Embed images with a model and store them for search
-      search   Find images by a sentence or by an image
-      sweep    Train every combination of listed settings and seeds, one after another, and set the
-               results side by side
-      report   Show a run, or several side by side, as a page: curves, settings, recall, warnings
-      push     Put a trained model with its card onto the Hugging Face hub
-      convert  Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
-      data     Check, split, convert and unpair data sets
-      embed    Embed a data set into `.npy`, safetensors or Parquet files, in parts on many machines if
-               it is large
-      cache    Show and remove cached features of frozen encoders
-      bench    Time our work on this machine
-      help     Print this message or the help of the given subcommand(s)
+      demo      Train, adapt, score and search on the data sets in `fixtures/`, and write a report
+      train     Train a model on source pairs, adapted to unpaired target images and sentences
+      diagnose  Say how far source and target are apart, whether the target's two sets fit, and what to
+                do
+      eval      Score a model on test pairs, both ways
+      index     Embed images with a model and store them for search
+      search    Find images by a sentence or by an image
+      sweep     Train every combination of listed settings and seeds, one after another, and set the
+                results side by side
+      report    Show a run, or several side by side, as a page: curves, settings, recall, warnings
+      push      Put a trained model with its card onto the Hugging Face hub
+      convert   Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
+      data      Check, split, convert and unpair data sets
+      embed     Embed a data set into `.npy`, safetensors or Parquet files, in parts on many machines if
+                it is large
+      cache     Show and remove cached features of frozen encoders
+      bench     Time our work on this machine
+      help      Print this message or the help of the given subcommand(s)
 
     Options:
       -q, --quiet
@@ -328,91 +330,292 @@ fn train() {
 
 #[test]
 fn diagnose() {
-    insta::assert_snapshot!(help("diagnose"), @"");
+    insta::assert_snapshot!(help("diagnose"), @r#"
+    Say how far source and target are apart, whether the target's two sets fit, and what to do
+
+    Usage: aeir diagnose [OPTIONS] --source <PATH> --target-images <PATH> --target-sentences <PATH>
+
+    Options:
+          --source <PATH>            Source pairs, in any format that `train --source` takes; may be
+                                     repeated [env: AEIR_SOURCE=]
+          --target-images <PATH>     Target images: a folder, a list file with one path a line,
+                                     features, or the images of any data set [env: AEIR_TARGET_IMAGES=]
+          --target-sentences <PATH>  Target sentences: a text file with one a line, or the sentences of
+                                     any data set [env: AEIR_TARGET_SENTENCES=]
+          --columns <ROLE=NAME,..>   Columns of tables and Parquet files, where their names are not the
+                                     usual ones, such as `image=FILE,caption=TITLE,split=SET`; `caption`
+                                     may stand several times [env: AEIR_COLUMNS=]
+          --image-root <DIR>         Folder that image paths are relative to [default: that of the file,
+                                     or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
+          --model <RUN>              Look at the space of this trained model [default: of small towers
+                                     that are trained on the source for it]
+          --image-encoder <DIR|ID>   Frozen image encoder, where no model is given: a folder, an id, or
+                                     the name of one in `fixtures/backbones` or in the cache [default:
+                                     efficientnet-lite0]
+          --text-encoder <DIR|ID>    Frozen sentence encoder, where no model is given: a folder, an id,
+                                     or the name of one in `fixtures/backbones` or in the cache
+                                     [default: static-minilm]
+          --sample <N>               Items of each set that are looked at: larger sets are sampled,
+                                     always alike [env: AEIR_SAMPLE=] [default: 2000]
+          --seed <N>                 Decides the samples and the shuffles [env: AEIR_SEED=] [default: 0]
+      -o, --output <FILE>            Write a page with plots and the hub items: one HTML file that needs
+                                     nothing else [env: AEIR_OUTPUT=]
+          --json                     Print one JSON object [env: AEIR_JSON=]
+          --device <DEVICE>          Where to compute: auto, cpu, cuda, cuda:N or metal [env:
+                                     AEIR_DEVICE=] [default: auto]
+      -q, --quiet                    No progress and no notes on stderr; warnings and errors stay [env:
+                                     AEIR_QUIET=]
+      -h, --help                     Print help
+
+    Images:
+          --max-pixels <N>       Skip images of more pixels than this: a decoded image takes 3 to 8
+                                 bytes a pixel of memory [env: AEIR_MAX_PIXELS=] [default: 50000000]
+          --max-side <N>         Skip images with a side of more pixels than this [env: AEIR_MAX_SIDE=]
+                                 [default: 65535]
+          --max-image-bytes <N>  Skip image files of more bytes than this [env: AEIR_MAX_IMAGE_BYTES=]
+                                 [default: 268435456]
+          --workers <N>          Threads in all, for decoding images and for our kernels [default:
+                                 RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
+    "#);
 }
 
 #[test]
 fn eval() {
-    insta::assert_snapshot!(help("eval"), @"
+    insta::assert_snapshot!(help("eval"), @r"
     Score a model on test pairs, both ways
 
     Usage: aeir eval [OPTIONS] --model <RUN> --data <PATH>
 
     Options:
-          --model <RUN>             Folder of a trained model [env: AEIR_MODEL=]
-          --data <PATH>             Test pairs, in any format that `train --source` takes [env:
-                                    AEIR_DATA=]
-          --columns <ROLE=NAME,..>  Columns of tables and Parquet files, where their names are not the
-                                    usual ones, such as `image=FILE,caption=TITLE,split=SET`; `caption`
-                                    may stand several times [env: AEIR_COLUMNS=]
-          --image-root <DIR>        Folder that image paths are relative to [default: that of the file,
-                                    or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
-          --split <SPLIT>           Score this split only [default: the items marked `test`, or all
-                                    where none is] [env: AEIR_SPLIT=] [possible values: train, val,
-                                    test]
-          --rerank <N|all>          Of a model with a cross-attentive head: re-rank this many of each
-                                    query's first results with it, 0 for none, or `all` to score every
-                                    pair [default: 100; all where the head alone was trained] [env:
-                                    AEIR_RERANK=]
-          --json                    Print one JSON object [env: AEIR_JSON=]
-          --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
-                                    AEIR_DEVICE=] [default: auto]
-      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
-                                    AEIR_QUIET=]
-      -h, --help                    Print help
+          --model <RUN>
+              Folder of a trained model
+
+              [env: AEIR_MODEL=]
+
+          --data <PATH>
+              Test pairs, in any format that `train --source` takes
+
+              [env: AEIR_DATA=]
+
+          --columns <ROLE=NAME,..>
+              Columns of tables and Parquet files, where their names are not the usual ones, such as
+              `image=FILE,caption=TITLE,split=SET`; `caption` may stand several times
+
+              [env: AEIR_COLUMNS=]
+
+          --image-root <DIR>
+              Folder that image paths are relative to [default: that of the file, or one of the usual
+              ones beside it]
+
+              [env: AEIR_IMAGE_ROOT=]
+
+          --split <SPLIT>
+              Score this split only [default: the items marked `test`, or all where none is]
+
+              [env: AEIR_SPLIT=]
+              [possible values: train, val, test]
+
+          --protocol <PROTOCOL>
+              What is scored against what
+
+              Possible values:
+              - full:         All images against all sentences
+              - five-fold-1k: The mean of five folds of 1,000 images out of COCO's 5,000
+
+              [env: AEIR_PROTOCOL=]
+              [default: full]
+
+          --rerank <N|all>
+              Of a model with a cross-attentive head: re-rank this many of each query's first results
+              with it, 0 for none, or `all` to score every pair [default: 100; all where the head alone
+              was trained]
+
+              [env: AEIR_RERANK=]
+
+          --query-bank <PATH>
+              Unpaired sentences of the target, none of them a test sentence: shows text to image after
+              each hubness correction too
+
+              [env: AEIR_QUERY_BANK=]
+
+          --image-bank <PATH>
+              Unpaired images of the target, none of them a test image: shows image to text after each
+              hubness correction too
+
+              [env: AEIR_IMAGE_BANK=]
+
+          --beta <B>
+              Inverse temperature of the inverted softmaxes and of Sinkhorn
+
+              [env: AEIR_BETA=]
+              [default: 20]
+
+          --compare <RUN>
+              Score another model on the same pairs, and test whether the two differ
+
+          --replicates <N>
+              Resamples of the test images behind intervals and p-values
+
+              [env: AEIR_REPLICATES=]
+              [default: 1000]
+
+          --seed <N>
+              Decides the resamples
+
+              [env: AEIR_SEED=]
+              [default: 0]
+
+          --json
+              Print one JSON object
+
+              [env: AEIR_JSON=]
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or metal
+
+              [env: AEIR_DEVICE=]
+              [default: auto]
+
+      -q, --quiet
+              No progress and no notes on stderr; warnings and errors stay
+
+              [env: AEIR_QUIET=]
+
+      -h, --help
+              Print help (see a summary with '-h')
 
     Images:
-          --max-pixels <N>       Skip images of more pixels than this: a decoded image takes 3 to 8
-                                 bytes a pixel of memory [env: AEIR_MAX_PIXELS=] [default: 50000000]
-          --max-side <N>         Skip images with a side of more pixels than this [env: AEIR_MAX_SIDE=]
-                                 [default: 65535]
-          --max-image-bytes <N>  Skip image files of more bytes than this [env: AEIR_MAX_IMAGE_BYTES=]
-                                 [default: 268435456]
-          --workers <N>          Threads in all, for decoding images and for our kernels [default:
-                                 RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
+          --max-pixels <N>
+              Skip images of more pixels than this: a decoded image takes 3 to 8 bytes a pixel of memory
+
+              [env: AEIR_MAX_PIXELS=]
+              [default: 50000000]
+
+          --max-side <N>
+              Skip images with a side of more pixels than this
+
+              [env: AEIR_MAX_SIDE=]
+              [default: 65535]
+
+          --max-image-bytes <N>
+              Skip image files of more bytes than this
+
+              [env: AEIR_MAX_IMAGE_BYTES=]
+              [default: 268435456]
+
+          --workers <N>
+              Threads in all, for decoding images and for our kernels [default: RAYON_NUM_THREADS, else
+              all cores]
+
+              [env: AEIR_WORKERS=]
     ");
 }
 
 #[test]
 fn index() {
-    insta::assert_snapshot!(help("index"), @"
+    insta::assert_snapshot!(help("index"), @r"
     Embed images with a model and store them for search
 
     Usage: aeir index [OPTIONS] --model <RUN> --images <PATH> --output <IDX>
 
     Options:
-          --model <RUN>             Folder of a trained model [env: AEIR_MODEL=]
-          --images <PATH>           Images: a folder, a list file with one path a line, features in
-                                    `.npy`, `.safetensors` or `.tsv`, or the images of any data set, of
-                                    whatever split [env: AEIR_IMAGES=]
-          --columns <ROLE=NAME,..>  Columns of tables and Parquet files, where their names are not the
-                                    usual ones, such as `image=FILE,caption=TITLE,split=SET`; `caption`
-                                    may stand several times [env: AEIR_COLUMNS=]
-          --image-root <DIR>        Folder that image paths are relative to [default: that of the file,
-                                    or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
-      -o, --output <IDX>            Folder for the index; an earlier index in it is replaced once the
-                                    new one is whole [env: AEIR_OUTPUT=]
-          --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
-                                    AEIR_DEVICE=] [default: auto]
-      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
-                                    AEIR_QUIET=]
-      -h, --help                    Print help
+          --model <RUN>
+              Folder of a trained model
+
+              [env: AEIR_MODEL=]
+
+          --images <PATH>
+              Images: a folder, a list file with one path a line, features in `.npy`, `.safetensors` or
+              `.tsv`, or the images of any data set, of whatever split
+
+              [env: AEIR_IMAGES=]
+
+          --columns <ROLE=NAME,..>
+              Columns of tables and Parquet files, where their names are not the usual ones, such as
+              `image=FILE,caption=TITLE,split=SET`; `caption` may stand several times
+
+              [env: AEIR_COLUMNS=]
+
+          --image-root <DIR>
+              Folder that image paths are relative to [default: that of the file, or one of the usual
+              ones beside it]
+
+              [env: AEIR_IMAGE_ROOT=]
+
+          --query-bank <PATH>
+              Unpaired sentences of the target: what queries look like. Stored with the index as what
+              confidence and the correction are worked out from
+
+              [env: AEIR_QUERY_BANK=]
+
+          --correction <HOW>
+              Correct searches by sentence for hubs, worked out now so that a query costs no more;
+              compare with `aeir eval --query-bank` first
+
+              Possible values:
+              - csls:                     Cross-domain similarity local scaling
+              - inverted-softmax:         Inverted softmax over the bank
+              - dynamic-inverted-softmax: Inverted softmax, for queries alone whose best item is the
+                best of a bank sentence (QB-Norm)
+              - sinkhorn:                 Optimal transport between the bank and the gallery
+
+              [env: AEIR_CORRECTION=]
+
+          --beta <B>
+              Inverse temperature of the inverted softmaxes and of Sinkhorn
+
+              [env: AEIR_BETA=]
+              [default: 20]
+
+      -o, --output <IDX>
+              Folder for the index; an earlier index in it is replaced once the new one is whole
+
+              [env: AEIR_OUTPUT=]
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or metal
+
+              [env: AEIR_DEVICE=]
+              [default: auto]
+
+      -q, --quiet
+              No progress and no notes on stderr; warnings and errors stay
+
+              [env: AEIR_QUIET=]
+
+      -h, --help
+              Print help (see a summary with '-h')
 
     Images:
-          --max-pixels <N>       Skip images of more pixels than this: a decoded image takes 3 to 8
-                                 bytes a pixel of memory [env: AEIR_MAX_PIXELS=] [default: 50000000]
-          --max-side <N>         Skip images with a side of more pixels than this [env: AEIR_MAX_SIDE=]
-                                 [default: 65535]
-          --max-image-bytes <N>  Skip image files of more bytes than this [env: AEIR_MAX_IMAGE_BYTES=]
-                                 [default: 268435456]
-          --workers <N>          Threads in all, for decoding images and for our kernels [default:
-                                 RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
+          --max-pixels <N>
+              Skip images of more pixels than this: a decoded image takes 3 to 8 bytes a pixel of memory
+
+              [env: AEIR_MAX_PIXELS=]
+              [default: 50000000]
+
+          --max-side <N>
+              Skip images with a side of more pixels than this
+
+              [env: AEIR_MAX_SIDE=]
+              [default: 65535]
+
+          --max-image-bytes <N>
+              Skip image files of more bytes than this
+
+              [env: AEIR_MAX_IMAGE_BYTES=]
+              [default: 268435456]
+
+          --workers <N>
+              Threads in all, for decoding images and for our kernels [default: RAYON_NUM_THREADS, else
+              all cores]
+
+              [env: AEIR_WORKERS=]
     ");
 }
 
 #[test]
 fn search() {
-    insta::assert_snapshot!(help("search"), @r"
+    insta::assert_snapshot!(help("search"), @r#"
     Find images by a sentence or by an image
 
     Usage: aeir search [OPTIONS] --index <IDX> <SENTENCE|--image <FILE>>
@@ -421,19 +624,30 @@ fn search() {
       [SENTENCE]  What the images should show
 
     Options:
-          --index <IDX>      Folder of an index [env: AEIR_INDEX=]
-          --image <FILE>     Look for images like this one
-      -k <N>                 Number of results [env: AEIR_K=] [default: 10]
-          --rerank <N|all>   Of a model with a cross-attentive head: re-rank this many of the first
-                             results with it, 0 for none, or `all` [default: 100; all where the head
-                             alone was trained] [env: AEIR_RERANK=]
-          --json             Print one JSON object [env: AEIR_JSON=]
-          --device <DEVICE>  Where to compute: auto, cpu, cuda, cuda:N or metal [env: AEIR_DEVICE=]
-                             [default: auto]
-      -q, --quiet            No progress and no notes on stderr; warnings and errors stay [env:
-                             AEIR_QUIET=]
-      -h, --help             Print help
-    ");
+          --index <IDX>             Folder of an index [env: AEIR_INDEX=]
+          --image <FILE>            Look for images like this one
+      -k <N>                        Number of results [env: AEIR_K=] [default: 10]
+          --rerank <N|all>          Of a model with a cross-attentive head: re-rank this many of the
+                                    first results with it, 0 for none, or `all` [default: 100; all where
+                                    the head alone was trained] [env: AEIR_RERANK=]
+          --min-confidence <SHARE>  Answer "no good match" where a smaller share of the target's own
+                                    sentences find a worse best match. At 0.05 about one in twenty
+                                    sentences of the target's kind is turned away, and more of those of
+                                    other kinds; needs an index with a query bank [env:
+                                    AEIR_MIN_CONFIDENCE=]
+          --calibration <PAIRS>     Labelled pairs of indexed images: gives as many results as hold the
+                                    right one in --coverage of the queries, `-k` at most [env:
+                                    AEIR_CALIBRATION=]
+          --coverage <SHARE>        With --calibration: share of queries whose results are to hold the
+                                    right image [env: AEIR_COVERAGE=] [default: 0.9]
+          --plain                   Search without the index's hubness correction [env: AEIR_PLAIN=]
+          --json                    Print one JSON object [env: AEIR_JSON=]
+          --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
+                                    AEIR_DEVICE=] [default: auto]
+      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
+                                    AEIR_QUIET=]
+      -h, --help                    Print help
+    "#);
 }
 
 #[test]
