@@ -150,6 +150,7 @@ impl Inputs {
             image: if regions { None } else { Some(load_image(&image, device, terminal)?) },
             sentence: Sentences::Backbone(load_sentence(&text, device, terminal)?),
             fragments: false,
+            tuned: [None, None],
         })
     }
 

@@ -231,7 +231,7 @@ fn vectors(tables: &[&ItemTable]) -> anyhow::Result<Option<Matrix>> {
     for table in tables {
         let counts: Vec<usize> = match table {
             ItemTable::Words(_) => return Ok(None),
-            ItemTable::Pooled(table) => vec![1; table.len()],
+            ItemTable::Pooled(_) | ItemTable::Tuned(_) => vec![1; table.len()],
             ItemTable::Fragments(table) => (0..table.len()).map(|item| table.fragments(item)).collect(),
         };
         let mut counts = counts.into_iter();
