@@ -2,6 +2,7 @@
 
 mod fixtures;
 mod manifest;
+mod reproduce;
 mod rules;
 mod source;
 #[cfg(test)]
@@ -19,6 +20,7 @@ cargo xtask COMMAND
 Commands:
   tidy      Check the house rules; exits with 1 and lists what to do where one is broken
   fixtures  Write fixtures/MANIFEST.sha256 anew from the files that are there
+  reproduce Run the tables of results, cell by cell, and write the report; `reproduce --help`
   help      Print this
 ";
 
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["help" | "--help" | "-h"] => say(HELP).map(|()| ExitCode::SUCCESS),
         ["tidy"] => tidy::run(),
+        ["reproduce", rest @ ..] => reproduce::run(rest).map(|()| ExitCode::SUCCESS),
         ["fixtures"] => fixtures::run().map(|()| ExitCode::SUCCESS),
         other => complain(&format!("error: no command `{}`\n\n{HELP}", other.join(" ")))
             .map(|()| ExitCode::from(2)),

@@ -3,6 +3,7 @@
 pub(crate) mod correction;
 pub(crate) mod data;
 pub(crate) mod diagnose;
+pub(crate) mod pairs;
 pub(crate) mod runs;
 
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ pub(crate) enum Command {
     Convert(ConvertFlags),
     /// Check, split, convert and unpair data sets
     Data(data::DataFlags),
+    /// Match unpaired images and sentences, to look through what a model takes for pairs
+    Pairs(pairs::PairsFlags),
     /// Embed a data set into `.npy`, safetensors or Parquet files, in parts on many machines if it is large
     Embed(EmbedFlags),
     /// Show and remove cached features of frozen encoders
@@ -86,6 +89,9 @@ impl Command {
             Self::Index(flags) => flags.loading.workers,
             Self::Embed(flags) => flags.loading.workers,
             Self::Data(flags) => flags.workers(),
+            Self::Pairs(pairs::PairsFlags { command: pairs::PairsCommand::Export(flags) }) => {
+                flags.loading.workers
+            }
             _ => None,
         }
     }
@@ -558,6 +564,8 @@ pub(crate) enum MethodFlag {
     SourceOnly,
     /// Source pairs, and adaptation to the target (semantic and structure transfer)
     Aeir,
+    /// Standardisation, a memory of the source pairs, and matches mined between the target's sets
+    Adapt,
     /// Adversarial adaptation by gradient reversal
     Dann,
     /// A target encoder against a fixed source encoder
@@ -589,6 +597,7 @@ impl MethodFlag {
         match self {
             Self::SourceOnly => MethodName::SourceOnly,
             Self::Aeir => MethodName::Aeir,
+            Self::Adapt => MethodName::Adapt,
             Self::Dann => MethodName::Dann,
             Self::Adda => MethodName::Adda,
             Self::Mmd => MethodName::Mmd,

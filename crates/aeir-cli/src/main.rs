@@ -81,6 +81,7 @@ fn main() -> ExitCode {
         Command::Sweep(flags) => commands::sweep::run(&flags, &terminal),
         Command::Report(flags) => commands::report::run(&flags, &terminal),
         Command::Data(flags) => commands::data::run(&flags, &terminal),
+        Command::Pairs(flags) => commands::pairs::run(&flags, &terminal),
         Command::Embed(flags) => commands::embed::run(&flags, &terminal),
         Command::Bench(flags) => commands::bench::run(&flags, &terminal),
         Command::Cache(flags) => commands::cache::run(&flags.command, &terminal),

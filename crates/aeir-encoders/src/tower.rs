@@ -5,6 +5,7 @@ use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
 use crate::heads::ScanConfig;
+use crate::memory::{MemoryConfig, PairMemory};
 use crate::{
     Embedded, Encoded, EncoderError, HeadConfig, HeadKind, Items, Mode, Precision, Projection,
     SimilarityHead, UnitNorm, WordBatch, WordEncoder, WordEncoderConfig,
@@ -161,6 +162,9 @@ pub struct DualEncoderConfig {
     /// Whether the head's scores alone were trained: the pooled vectors then find no candidates worth re-ranking.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub head_only: bool,
+    /// Remembered source pairs that take part in evaluation; training sees the towers alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemoryConfig>,
 }
 
 impl DualEncoderConfig {
@@ -180,12 +184,19 @@ impl DualEncoderConfig {
             norm: UnitNorm::Smooth,
             canonical: false,
             head_only: false,
+            memory: None,
         }
     }
 
-    /// Length of a pooled vector: D times the members.
+    /// Length of a pooled vector: D times the members, and the code of a memory.
     #[must_use]
     pub fn pooled_dimension(&self) -> usize {
+        self.trained_dimension() + self.memory.map_or(0, |memory| memory.code_dimension)
+    }
+
+    /// Length of a pooled vector in training, when a memory takes no part: D times the members.
+    #[must_use]
+    pub fn trained_dimension(&self) -> usize {
         self.embedding_dimension * self.head.members().len()
     }
 
@@ -216,6 +227,14 @@ impl DualEncoderConfig {
                 got: format!("{:?} images, {:?} sentences", self.image_input, self.sentence_input),
             });
         }
+        let words = matches!(self.sentence_input, SentenceInput::Words(_));
+        if self.memory.is_some() && (self.head.is_cross_attentive() || words) {
+            return Err(EncoderError::Argument {
+                what: "an encoder with a memory of pairs",
+                expected: "the cosine, and frozen features of both modalities".into(),
+                got: format!("head `{}`, {:?} sentences", self.head.as_str(), self.sentence_input),
+            });
+        }
         Ok(())
     }
 }
@@ -224,7 +243,7 @@ impl DualEncoderConfig {
 ///
 /// Parameters: `{image,sentence}.projection.{weight,bias}`, with a hidden layer `{image,sentence}.hidden.*`, for words
 /// `sentence.words.*` in place of the projection; `head.*`; the scalar `log_scale`, the natural logarithm of the inverse
-/// temperature. The two members of [`Head::Sgraf`] have theirs under `saf.` and `sgr.`.
+/// temperature. The two members of [`Head::Sgraf`] have theirs under `saf.` and `sgr.`. A [`PairMemory`] adds its `memory_*`.
 pub struct DualEncoder {
     config: DualEncoderConfig,
     members: Vec<Member>,
@@ -235,6 +254,7 @@ struct Member {
     image: FeatureTower,
     sentence: SentenceTower,
     head: Option<SimilarityHead>,
+    memory: Option<PairMemory>,
 }
 
 impl DualEncoder {
@@ -278,7 +298,13 @@ impl DualEncoder {
     /// # Errors
     /// When the items are not what the configuration says, or F differs.
     pub fn encode_images(&self, images: &Items, mode: &mut Mode<'_>) -> Result<Encoded, EncoderError> {
-        let encode = |member: &Member| member.image.encode(images, &self.config, mode);
+        let encode = |member: &Member| {
+            let mut embedded = member.image.encode(images, &self.config, mode)?;
+            if let Some(memory) = member.memory(mode) {
+                embedded.pooled = memory.join_images(images, &embedded.pooled)?;
+            }
+            Ok::<_, EncoderError>(embedded)
+        };
         Ok(Encoded { members: self.members.iter().map(encode).collect::<Result<_, _>>()? })
     }
 
@@ -288,7 +314,13 @@ impl DualEncoder {
     /// When the items are not what the configuration says, or F differs.
     pub fn encode_sentences(&self, sentences: &Items, mode: &mut Mode<'_>) -> Result<Encoded, EncoderError> {
         let encode = |member: &Member| match &member.sentence {
-            SentenceTower::Features(tower) => tower.encode(sentences, &self.config, mode),
+            SentenceTower::Features(tower) => {
+                let mut embedded = tower.encode(sentences, &self.config, mode)?;
+                if let Some(memory) = member.memory(mode) {
+                    embedded.pooled = memory.join_sentences(sentences, &embedded.pooled)?;
+                }
+                Ok(embedded)
+            }
             SentenceTower::Words(words) => match sentences {
                 Items::Words(batch) => Embedded::of_fragments(words.forward(batch, mode)?, self.config.norm),
                 other => Err(wrong_items("words of the model's vocabulary", other)),
@@ -426,7 +458,14 @@ impl Member {
             .map(|kind| SimilarityHead::new(&config.head_config(kind), builder.pp("head")))
             .transpose()?;
         let image = FeatureTower::new(config.image_dimension, config, builder.pp("image"))?;
-        Ok(Self { image, sentence, head })
+        let dimensions = [config.image_dimension, config.sentence_dimension];
+        let memory = config.memory.map(|memory| PairMemory::new(memory, dimensions, builder)).transpose()?;
+        Ok(Self { image, sentence, head, memory })
+    }
+
+    /// The memory, where there is one and it takes part.
+    fn memory(&self, mode: &Mode<'_>) -> Option<&PairMemory> {
+        self.memory.as_ref().filter(|_| !mode.is_training())
     }
 }
 

@@ -14,6 +14,10 @@ pub use backbone::{BackboneConfig, IMAGE_BACKBONE, TEXT_BACKBONE, Tuning};
 pub use layers::Difference;
 pub use optimization::{GroupConfig, OptimizerConfig, OptimizerKind, Schedule};
 
+mod adapt;
+
+pub use adapt::AdaptConfig;
+
 /// The configuration format this version reads and writes.
 pub const CONFIG_VERSION: u32 = 1;
 
@@ -51,6 +55,8 @@ pub struct TrainConfig {
     pub adaptation: AdaptationConfig,
     /// The paper's two transfer terms.
     pub aeir: AeirConfig,
+    /// The recipe.
+    pub adapt: AdaptConfig,
     /// Canonical correlation.
     pub cca: CcaConfig,
     /// The optimiser of encoders and critics.
@@ -78,6 +84,8 @@ pub enum MethodName {
     SourceOnly,
     /// Source alignment, semantic transfer and structure transfer.
     Aeir,
+    /// The recipe: standardisation, a memory of the source pairs, matches between the target's sets.
+    Adapt,
     /// Domain-adversarial training by gradient reversal.
     Dann,
     /// A target encoder set against a fixed source encoder.
@@ -106,9 +114,10 @@ pub enum MethodName {
 
 impl MethodName {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SourceOnly,
         Self::Aeir,
+        Self::Adapt,
         Self::Dann,
         Self::Adda,
         Self::Mmd,
@@ -128,6 +137,7 @@ impl MethodName {
         match self {
             Self::SourceOnly => "source-only",
             Self::Aeir => "aeir",
+            Self::Adapt => "adapt",
             Self::Dann => "dann",
             Self::Adda => "adda",
             Self::Mmd => "mmd",
@@ -145,7 +155,10 @@ impl MethodName {
 
     /// Whether it learns from the target's unpaired sets.
     pub fn adapts(self) -> bool {
-        matches!(self, Self::Aeir | Self::Dann | Self::Adda | Self::Mmd | Self::Coral | Self::Cdan)
+        matches!(
+            self,
+            Self::Aeir | Self::Adapt | Self::Dann | Self::Adda | Self::Mmd | Self::Coral | Self::Cdan
+        )
     }
 
     /// The similarity head that the name stands for, where it stands for one.
@@ -342,6 +355,7 @@ impl Default for TrainConfig {
             source_loss: SourceLossConfig::default(),
             adaptation: AdaptationConfig::default(),
             aeir: AeirConfig::default(),
+            adapt: AdaptConfig::default(),
             cca: CcaConfig::default(),
             optimizer: OptimizerConfig::default(),
             selection: Selection::SourceValidation,
@@ -432,6 +446,7 @@ impl TrainConfig {
         let published = self.method.is_supervised_model() || self.is_released();
         config.source_loss.pooled_weight.get_or_insert(if published { 0.0 } else { 1.0 });
         match self.method {
+            MethodName::Adapt => config.standardise |= config.adapt.standardise,
             // Closed form: one epoch is all of it.
             MethodName::Cca => config.epochs = 1,
             MethodName::Dcca => {
@@ -585,6 +600,7 @@ impl TrainConfig {
             "above 0",
             aeir.structure_temperature,
         )?;
+        self.adapt.check()?;
         demand(positive(self.cca.regularisation), "cca.regularisation", "above 0", self.cca.regularisation)?;
         demand(
             !(self.is_released() && self.standardise),

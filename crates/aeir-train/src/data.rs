@@ -320,6 +320,7 @@ impl PreparedData {
             images: self.image_input(head)?,
             sentence_dimension: self.sentences.dimension()?,
             sentences: self.sentences.sentence_kind(),
+            pairs: self.sentences_of.len(),
         })
     }
 

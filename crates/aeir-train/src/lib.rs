@@ -6,6 +6,7 @@ pub mod features;
 pub mod items;
 pub mod joint_space;
 pub mod method;
+pub mod mining;
 pub mod observer;
 pub mod optimizer;
 pub mod parameters;

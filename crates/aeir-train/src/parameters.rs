@@ -15,13 +15,19 @@ use crate::error::Result;
 
 /// Last parts of the names of tensors that are computed, not trained: they belong to the model and to checkpoints, and
 /// no optimiser sees them.
-const BUFFERS: [&str; 6] = [
+const BUFFERS: [&str; 12] = [
     "running_mean",
     "running_var",
     "canonical_weight",
     "canonical_bias",
     "random_features",
     "random_predictions",
+    "memory_image",
+    "memory_sentence",
+    "memory_image_mean",
+    "memory_sentence_mean",
+    "memory_codes",
+    "memory_weights",
 ];
 
 /// Trainable tensors by name, in name order.

@@ -180,6 +180,7 @@ fn trial_batch(
             sentences: target
                 .sentences
                 .select_in(&rows(config.target_batch_size, target.sentences.len()), mode)?,
+            rows: None,
         }),
         _ => None,
     };

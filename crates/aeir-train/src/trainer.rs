@@ -504,9 +504,15 @@ impl<'a> Trainer<'a> {
         let target = match (&self.target, &self.data.target) {
             (Some((images, sentences)), Some(features)) => {
                 let size = self.config.target_batch_size;
+                let rows = self.stepper.method().target_rows(number, size);
+                let (of_images, of_sentences) = match &rows {
+                    Some(rows) => (rows.images.clone(), rows.sentences.clone()),
+                    None => (images.batch(number, size), sentences.batch(number, size)),
+                };
                 Some(TargetBatch {
-                    images: features.images.select_in(&images.batch(number, size), mode)?,
-                    sentences: features.sentences.select_in(&sentences.batch(number, size), mode)?,
+                    images: features.images.select_in(&of_images, mode)?,
+                    sentences: features.sentences.select_in(&of_sentences, mode)?,
+                    rows,
                 })
             }
             _ => None,
@@ -594,6 +600,7 @@ mod tests {
             config.model.embedding_dimension = 4;
             config.adaptation.anchors = 4;
             config.adaptation.source_share = 0.5;
+            config.adapt.source_share = 0.5;
             config.optimizer.learning_rate = 1e-2;
             if config.resolved().unwrap().model.head.unwrap().is_cross_attentive() {
                 let error = train_silently(&config, &toy(40, 17, 23), None).unwrap_err().to_string();

@@ -32,7 +32,7 @@ pub fn embed_table(
     embed_prepared(&PreparedItems::new(&[(table, None)], device)?, encode)
 }
 
-fn embed_prepared(
+pub(crate) fn embed_prepared(
     items: &PreparedItems,
     mut encode: impl FnMut(&Items) -> std::result::Result<Encoded, EncoderError>,
 ) -> Result<Matrix> {

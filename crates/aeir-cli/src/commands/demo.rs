@@ -76,10 +76,10 @@ const PLANS: [Plan; 5] = [
         oracle: false,
     },
     Plan {
-        key: "aeir-standardised",
-        title: "AEIR, standardised",
-        what: "AEIR, each domain's features standardised with its own statistics",
-        method: MethodName::Aeir,
+        key: "adapt",
+        title: "Recipe",
+        what: "`--method adapt`: standardised, a memory of the source pairs, matches mined between the target's unpaired sets",
+        method: MethodName::Adapt,
         standardise: true,
         oracle: false,
     },
@@ -93,7 +93,7 @@ const PLANS: [Plan; 5] = [
     },
 ];
 /// The plan whose first model is indexed and shown in the gallery.
-const SHOWN_PLAN: &str = "aeir-standardised";
+const SHOWN_PLAN: &str = "adapt";
 
 struct Plan {
     key: &'static str,

@@ -137,7 +137,7 @@ impl Report {
                 });
                 let standardising = self
                     .row("source-only-standardised")
-                    .filter(|_| row.key == "aeir-standardised")
+                    .filter(|_| row.key == "adapt")
                     .map(|alone| 100.0 * (rsum.mean / alone.rsum().mean - 1.0))
                     .map_or_else(String::new, |change| {
                         format!(" Against source only, standardised: {change:+.1} %.")

@@ -40,6 +40,7 @@ fn aeir() {
       push      Put a trained model with its card onto the Hugging Face hub
       convert   Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
       data      Check, split, convert and unpair data sets
+      pairs     Match unpaired images and sentences, to look through what a model takes for pairs
       embed     Embed a data set into `.npy`, safetensors or Parquet files, in parts on many machines if
                 it is large
       cache     Show and remove cached features of frozen encoders
@@ -139,6 +140,8 @@ fn train() {
               - source-only: Source pairs alone, without adaptation
               - aeir:        Source pairs, and adaptation to the target (semantic and structure
                 transfer)
+              - adapt:       Standardisation, a memory of the source pairs, and matches mined between the
+                target's sets
               - dann:        Adversarial adaptation by gradient reversal
               - adda:        A target encoder against a fixed source encoder
               - mmd:         Maximum mean discrepancy between the domains

@@ -17,6 +17,7 @@ mod help;
 mod methods;
 mod observing;
 mod odd_batches;
+mod pairs;
 mod push;
 mod resume;
 mod selection;

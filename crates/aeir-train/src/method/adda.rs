@@ -103,6 +103,8 @@ impl Method for Adda {
             target: Some(TargetEmbeddings {
                 images: self.encoder.encode_images(&target.images, mode)?,
                 sentences: self.encoder.encode_sentences(&target.sentences, mode)?,
+                rows: None,
+                frozen: None,
             }),
             anchors: None,
         })

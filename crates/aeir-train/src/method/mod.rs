@@ -3,6 +3,7 @@
 //! A method never steps. It hands losses to the trainer, each with the groups of parameters that its gradient may
 //! reach; the trainer computes all gradients of a phase before it changes anything.
 
+mod adapt;
 mod adda;
 mod aeir;
 mod alignment;
@@ -15,7 +16,9 @@ mod source_only;
 
 use std::collections::BTreeMap;
 
-use aeir_encoders::{DualEncoder, DualEncoderConfig, Encoded, ImageInput, Items, Mode, SentenceInput};
+use aeir_encoders::{
+    DualEncoder, DualEncoderConfig, Encoded, ImageInput, Items, MemoryConfig, Mode, SentenceInput,
+};
 use candle_core::Tensor;
 
 use crate::config::{MethodName, TrainConfig};
@@ -23,6 +26,7 @@ use crate::data::PreparedData;
 use crate::error::{Result, TrainError};
 use crate::parameters::ParameterStore;
 
+pub use adapt::Adapt;
 pub use adda::Adda;
 pub use aeir::Aeir;
 pub use canonical::{Cca, Dcca};
@@ -85,6 +89,17 @@ pub struct TargetBatch {
     pub images: Items,
     /// U sentences.
     pub sentences: Items,
+    /// Where the method chose them: which they are.
+    pub rows: Option<TargetRows>,
+}
+
+/// Rows of the target's two sets. A method may take image i and sentence i for a match; nobody has told it so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetRows {
+    /// Of the images.
+    pub images: Vec<usize>,
+    /// Of the sentences.
+    pub sentences: Vec<usize>,
 }
 
 /// A loss and the groups that its gradient may reach.
@@ -133,6 +148,10 @@ pub struct TargetEmbeddings {
     pub images: Encoded,
     /// U sentences.
     pub sentences: Encoded,
+    /// Where the method chose them: which they are.
+    pub rows: Option<TargetRows>,
+    /// Unit vectors of the frozen features of both, for methods that compare with them.
+    pub frozen: Option<[Tensor; 2]>,
 }
 
 impl Embeddings {
@@ -208,6 +227,12 @@ pub trait Method: Send {
         Ok(())
     }
 
+    /// The target items of a batch, where the method chooses them itself; `batch` counts over all epochs.
+    fn target_rows(&self, batch: u64, size: usize) -> Option<TargetRows> {
+        let _ = (batch, size);
+        None
+    }
+
     /// Called before each step.
     ///
     /// # Errors
@@ -254,7 +279,12 @@ fn embed(encoder: &DualEncoder, batch: &Batch, uses_target: bool, mode: &mut Mod
     let target = target
         .map(|target| {
             let images = encoder.encode_images(&target.images, mode)?;
-            Ok::<_, TrainError>(TargetEmbeddings { images, sentences: next()? })
+            Ok::<_, TrainError>(TargetEmbeddings {
+                images,
+                sentences: next()?,
+                rows: target.rows.clone(),
+                frozen: None,
+            })
         })
         .transpose()?;
     let anchors = match (&batch.anchors, uses_target) {
@@ -285,6 +315,8 @@ pub struct Inputs {
     pub sentence_dimension: usize,
     /// Whether sentences come as vectors, as tokens, or as words.
     pub sentences: SentenceKind,
+    /// How many source pairs there are.
+    pub pairs: usize,
 }
 
 /// What sentences come as.
@@ -306,6 +338,7 @@ impl Inputs {
             images: ImageInput::Pooled,
             sentence_dimension,
             sentences: SentenceKind::Pooled,
+            pairs: 0,
         }
     }
 }
@@ -331,7 +364,19 @@ fn encoder_config(config: &TrainConfig, inputs: Inputs) -> DualEncoderConfig {
         norm: config.norm(),
         canonical: config.method == MethodName::Dcca,
         head_only: head.is_cross_attentive() && config.source_loss.pooled_weight == Some(0.0),
+        memory: memory_config(config, inputs),
     }
+}
+
+/// The memory that the recipe asks for: of frozen features and beside the cosine alone.
+fn memory_config(config: &TrainConfig, inputs: Inputs) -> Option<MemoryConfig> {
+    let pairs = config.adapt.memory_pairs.min(inputs.pairs);
+    let possible = inputs.sentences != SentenceKind::Words && !config.model.head?.is_cross_attentive();
+    (config.method == MethodName::Adapt && possible && pairs > 0).then_some(MemoryConfig {
+        pairs,
+        code_dimension: config.adapt.memory_code,
+        perplexity: config.adapt.perplexity,
+    })
 }
 
 /// Builds the method that `config`, resolved, names, with its parameters in `store`.
@@ -362,6 +407,10 @@ pub fn build(config: &TrainConfig, inputs: Inputs, store: &ParameterStore) -> Re
         | MethodName::Sgr
         | MethodName::Sgraf => Box::new(SourceOnly::new(encoder, config)),
         MethodName::Aeir => Box::new(Aeir::new(encoder, config, store)?),
+        MethodName::Adapt => {
+            let teacher = (config.adapt.teacher_decay > 0.0).then(|| make(adapt::TEACHER)).transpose()?;
+            Box::new(Adapt::new(encoder, teacher, config, store)?)
+        }
         MethodName::Dann => Box::new(Dann::new(encoder, config, store)?),
         MethodName::Adda => Box::new(Adda::new(encoder, make(adda::REFERENCE)?, config, store)?),
         MethodName::Mmd => Box::new(Discrepancy::new(encoder, config, DiscrepancyMethod::Mmd)),
@@ -381,8 +430,12 @@ struct Adaptation {
 
 impl Adaptation {
     fn new(config: &TrainConfig) -> Self {
-        let epochs = config.epochs as f64;
-        Self { from: (config.adaptation.source_share * epochs).floor() / epochs }
+        Self::from_share(config.adaptation.source_share, config.epochs)
+    }
+
+    fn from_share(source_share: f64, epochs: usize) -> Self {
+        let epochs = epochs as f64;
+        Self { from: (source_share * epochs).floor() / epochs }
     }
 
     /// How far the adaptation is, from 0 to 1, where it has begun.

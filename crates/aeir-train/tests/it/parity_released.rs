@@ -149,6 +149,7 @@ impl Recording {
             images: ImageInput::Fragments(self.size("in.source.images", 1)),
             sentence_dimension: self.size("weights.txt_enc.embed.weight", 0),
             sentences: SentenceKind::Words,
+            pairs: 0,
         };
         let method = build(config, inputs, &store).unwrap();
         let names = self.names();
@@ -186,7 +187,11 @@ impl Recording {
         Batch {
             source_images: self.images("source"),
             source_sentences: self.sentences("source"),
-            target: Some(TargetBatch { images: self.images("target"), sentences: self.sentences("target") }),
+            target: Some(TargetBatch {
+                images: self.images("target"),
+                sentences: self.sentences("target"),
+                rows: None,
+            }),
             anchors: None,
         }
     }
@@ -210,6 +215,8 @@ impl Recording {
             target: Some(TargetEmbeddings {
                 images: encoded("target_image_emb", "eval.target.image_emb"),
                 sentences: encoded("target_text_emb", "eval.target.text_emb"),
+                rows: None,
+                frozen: None,
             }),
             anchors: None,
         };

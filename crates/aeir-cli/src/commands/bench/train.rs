@@ -204,7 +204,7 @@ fn saf_training(sizes: &Sizes) -> anyhow::Result<Training> {
         anyhow::Ok((images, sentences(&mut random, sizes, sizes.saf_batch)?))
     };
     let ((source_images, source_sentences), (images, sentences)) = (domain()?, domain()?);
-    let target = Some(TargetBatch { images, sentences });
+    let target = Some(TargetBatch { images, sentences, rows: None });
     let batch = Batch { source_images, source_sentences, target, anchors: None };
     Training::new(&config, fragment_inputs(sizes), batch)
 }
@@ -258,6 +258,7 @@ fn fragment_inputs(sizes: &Sizes) -> Inputs {
         images: ImageInput::Fragments(sizes.regions),
         sentence_dimension: sizes.vocabulary,
         sentences: SentenceKind::Words,
+        pairs: 0,
     }
 }
 

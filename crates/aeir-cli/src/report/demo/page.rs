@@ -157,7 +157,7 @@ fn charts(report: &Report) -> anyhow::Result<Vec<Markup>> {
             unit,
             accuracy("aeir"),
         ),
-        ("Critic accuracy, AEIR, standardised", "accuracy", unit, accuracy("aeir-standardised")),
+        ("Critic accuracy, AEIR", "accuracy", unit, accuracy("aeir")),
     ];
     let mut charts = Vec::new();
     for (title, y_label, range, series) in &plots {

@@ -1,0 +1,243 @@
+//! A memory of source pairs: where among them an item stands, told alike for images and sentences.
+
+use candle_core::{D, DType, Device, Tensor};
+use candle_nn::{Init, VarBuilder};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+use crate::{EncoderError, Items, l2_normalise};
+
+/// Steps in which a row's sharpness is sought, Newton's or halvings: halvings alone end within what an `f32` can tell apart.
+const STEPS: usize = 48;
+/// The natural logarithms of the smallest and the largest sharpness: cosines differ by 2 at most.
+const SHARPNESS: [f32; 2] = [-5.0, 12.0];
+
+/// Sizes of a [`PairMemory`].
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemoryConfig {
+    /// n: source pairs that are remembered.
+    pub pairs: usize,
+    /// C: length of the code that an item gets.
+    pub code_dimension: usize,
+    /// Over how many pairs, in effect, an item is spread.
+    pub perplexity: f64,
+}
+
+/// Remembered source pairs, each an image's and a sentence's frozen feature, by which an image and a sentence that never met
+/// can be compared.
+///
+/// Whatever the towers learned, the backbones know which images look alike and which sentences say alike things. An item is
+/// therefore also described by the pairs it is near to in its own modality, and two items of different modalities match
+/// as far as they are near to the same pairs. Nothing of it is trained, so that nothing of it is bent to the source's looks.
+///
+/// # Equation
+/// For an item with the unit feature `f`, pairs with the unit features `g_j` in the item's modality, and `m_j` the mean of `f . g_j` over
+/// the unpaired items of the domain served (a pair that is near to everything tells nothing):
+///
+/// ```text
+/// p_j = softmax_j(b (f . g_j - m_j)),  b such that exp(H(p)) = perplexity      code = l2norm(sum_j sqrt(p_j) r_j)
+/// ```
+///
+/// with `r_j ~ N(0, 1 / C)` the same for both modalities, so that the product of two codes estimates the Bhattacharyya coefficient
+/// `sum_j sqrt(p_j q_j)` (Johnson and Lindenstrauss, 1984) at a length that does not grow with the pairs. The embedding is
+/// `[w_t tower, w_m code]`, `w_t^2 + w_m^2 = 1`: a unit vector that an index holds as any other.
+///
+/// The calibration to a perplexity is that of van der Maaten and Hinton, *Visualizing data using t-SNE*, JMLR 9, 2008; descriptions by the
+/// similarity to paired anchors: Norelli et al., *ASIF: coupled data turns unimodal models to multimodal without training*,
+/// NeurIPS 2023.
+///
+/// # Parameters
+/// All computed, none trained: `memory_image [n, F]`, `memory_sentence [n, G]`, `memory_image_mean [n]`,
+/// `memory_sentence_mean [n]`, `memory_codes [n, C]`, `memory_weights [2]`.
+pub struct PairMemory {
+    perplexity: f64,
+    image: Anchors,
+    sentence: Anchors,
+    codes: Tensor,
+    weights: Tensor,
+}
+
+/// One modality of the remembered pairs.
+struct Anchors {
+    features: Tensor,
+    mean: Tensor,
+}
+
+impl Anchors {
+    fn new(
+        config: MemoryConfig,
+        dimension: usize,
+        name: &str,
+        builder: &VarBuilder<'_>,
+    ) -> Result<Self, EncoderError> {
+        let zero = Init::Const(0.0);
+        Ok(Self {
+            features: builder.get_with_hints((config.pairs, dimension), name, zero)?.detach(),
+            mean: builder.get_with_hints(config.pairs, &format!("{name}_mean"), zero)?.detach(),
+        })
+    }
+}
+
+impl PairMemory {
+    /// Creates or loads a memory of pairs with features of these lengths. A new one remembers nothing yet: its tensors are set
+    /// by whoever owns them.
+    ///
+    /// # Errors
+    /// When the builder has no such tensor, or one of another shape.
+    pub(crate) fn new(
+        config: MemoryConfig,
+        [image, sentence]: [usize; 2],
+        builder: &VarBuilder<'_>,
+    ) -> Result<Self, EncoderError> {
+        let codes = Init::Randn { mean: 0.0, stdev: 1.0 / (config.code_dimension as f64).sqrt() };
+        let half = Init::Const(std::f64::consts::FRAC_1_SQRT_2);
+        Ok(Self {
+            perplexity: config.perplexity,
+            image: Anchors::new(config, image, "memory_image", builder)?,
+            sentence: Anchors::new(config, sentence, "memory_sentence", builder)?,
+            codes: builder
+                .get_with_hints((config.pairs, config.code_dimension), "memory_codes", codes)?
+                .detach(),
+            weights: builder.get_with_hints(2, "memory_weights", half)?.detach(),
+        })
+    }
+
+    /// `[w_t embeddings, w_m codes]` of images with these embeddings.
+    pub(crate) fn join_images(&self, items: &Items, embeddings: &Tensor) -> Result<Tensor, EncoderError> {
+        self.join(&self.image, items, embeddings)
+    }
+
+    /// `[w_t embeddings, w_m codes]` of sentences with these embeddings.
+    pub(crate) fn join_sentences(&self, items: &Items, embeddings: &Tensor) -> Result<Tensor, EncoderError> {
+        self.join(&self.sentence, items, embeddings)
+    }
+
+    fn join(&self, anchors: &Anchors, items: &Items, embeddings: &Tensor) -> Result<Tensor, EncoderError> {
+        let features = frozen_features(items)?;
+        let similarities = features.matmul(&anchors.features.t()?)?.broadcast_sub(&anchors.mean)?;
+        let posterior = calibrated_softmax(&similarities, self.perplexity)?;
+        let code = l2_normalise(&posterior.sqrt()?.matmul(&self.codes)?)?;
+        let [tower, memory] = [self.weights.narrow(0, 0, 1)?, self.weights.narrow(0, 1, 1)?];
+        Ok(Tensor::cat(&[embeddings.broadcast_mul(&tower)?, code.broadcast_mul(&memory)?], D::Minus1)?)
+    }
+}
+
+/// Unit vectors of what frozen backbones gave, `[B, F]`: of fragments the mean over the real ones.
+///
+/// # Errors
+/// [`EncoderError::Argument`] for words, which come without features.
+pub fn frozen_features(items: &Items) -> Result<Tensor, EncoderError> {
+    match items {
+        Items::Pooled(features) => l2_normalise(features),
+        Items::Fragments(fragments) => l2_normalise(&fragments.mean_pooled()?),
+        Items::Words(_) => Err(EncoderError::Argument {
+            what: "items to find in a memory of pairs",
+            expected: "features of a frozen encoder".into(),
+            got: items.kind().into(),
+        }),
+    }
+}
+
+/// The softmax of every row at the sharpness that spreads it over `perplexity` entries in effect.
+///
+/// Equation: `p = softmax(b x)` with `exp(-sum_j p_j ln p_j) = perplexity`. A row with fewer distinct entries than that, such as one of equal
+/// entries, comes as near as it can.
+///
+/// # Shapes
+/// `[N, M]` to `[N, M]`, without a gradient.
+///
+/// # Errors
+/// [`EncoderError::Tensor`] when the values can't be read or written.
+pub fn calibrated_softmax(similarities: &Tensor, perplexity: f64) -> Result<Tensor, EncoderError> {
+    let (rows, columns) = similarities.dims2()?;
+    let mut values = similarities.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let entropy = perplexity.max(1.0).ln() as f32;
+    values.par_chunks_mut(columns.max(1)).for_each(|row| calibrate(row, entropy));
+    Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?.to_device(similarities.device())?)
+}
+
+/// Replaces a row by its softmax of that entropy.
+fn calibrate(row: &mut [f32], entropy: f32) {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|value| *value -= largest);
+    let [mut low, mut high] = SHARPNESS;
+    let mut at = 0.5 * (low + high);
+    for _ in 0..STEPS {
+        let Entropy { value, slope } = entropy_at(row, at.exp());
+        if (value - entropy).abs() < 1e-4 {
+            break;
+        }
+        // The entropy falls as the sharpness rises.
+        if value > entropy {
+            low = at
+        } else {
+            high = at
+        }
+        let newton = at + (entropy - value) / slope;
+        at = if low < newton && newton < high { newton } else { 0.5 * (low + high) };
+    }
+    let sharpness = at.exp();
+    row.iter_mut().for_each(|value| *value = (*value * sharpness).exp());
+    let total: f32 = row.iter().sum();
+    row.iter_mut().for_each(|value| *value /= total);
+}
+
+/// The entropy of a softmax.
+struct Entropy {
+    value: f32,
+    /// By the logarithm of the sharpness: never positive.
+    slope: f32,
+}
+
+/// The entropy of `softmax(sharpness x)`, the largest of `x` being 0. Its slope is minus the variance of `sharpness x` under the softmax.
+fn entropy_at(row: &[f32], sharpness: f32) -> Entropy {
+    let (mut total, mut first, mut second) = (0.0_f64, 0.0_f64, 0.0_f64);
+    for value in row {
+        let scaled = value * sharpness;
+        let weight = f64::from(scaled.exp());
+        let scaled = f64::from(scaled);
+        total += weight;
+        first += weight * scaled;
+        second += weight * scaled * scaled;
+    }
+    let mean = first / total;
+    Entropy { value: (total.ln() - mean) as f32, slope: (mean * mean - second / total) as f32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn perplexities(tensor: &Tensor) -> Vec<f32> {
+        let rows = tensor.to_vec2::<f32>().unwrap();
+        rows.iter()
+            .map(|row| {
+                assert!((row.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+                row.iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum::<f32>().exp()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_row_is_spread_alike_and_keeps_its_order() {
+        // The second row is the first, ten times as flat.
+        let row: Vec<f32> = (0..50).map(|index| (index as f32 * 0.37).sin()).collect();
+        let flat: Vec<f32> = row.iter().map(|value| value * 0.1).collect();
+        let x = Tensor::new(vec![row, flat], &Device::Cpu).unwrap();
+        let p = calibrated_softmax(&x, 8.0).unwrap();
+        assert!(perplexities(&p).iter().all(|found| (found - 8.0).abs() < 0.01), "{:?}", perplexities(&p));
+        let rows = p.to_vec2::<f32>().unwrap();
+        let apart = rows[0].iter().zip(&rows[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(apart < 1e-3, "{apart}");
+    }
+
+    #[test]
+    fn rows_that_cannot_be_spread_so_far_stay_finite() {
+        let x = Tensor::new(&[[0.0f32, 0.0, 0.0], [1.0, 0.0, -1.0]], &Device::Cpu).unwrap();
+        for perplexity in [0.0, 1.0, 3.0, 100.0] {
+            let found = perplexities(&calibrated_softmax(&x, perplexity).unwrap());
+            assert!((found[0] - 3.0).abs() < 1e-4 && (0.999..=3.001).contains(&found[1]), "{found:?}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! One row on one transfer with one seed: trained and scored by the binary, its outcome kept in a file.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::suite::Row;
+use super::transfer::Files;
+
+/// What is run.
+pub(super) struct Cell<'a> {
+    pub(super) transfer: &'static str,
+    pub(super) row: &'a Row,
+    pub(super) seed: u64,
+    pub(super) check: bool,
+}
+
+/// What it came to.
+#[derive(Clone)]
+pub(super) struct Outcome {
+    pub(super) transfer: String,
+    pub(super) row: String,
+    pub(super) rsum: f64,
+    /// The label-free figure of the model's epoch, where it has one.
+    pub(super) similarity: Option<f64>,
+    pub(super) seconds: f64,
+    record: Value,
+}
+
+/// Enough epochs to go through every step.
+const CHECKED: &str = "epochs = 2\n[adapt]\nmine_every = 1\n";
+
+impl Cell<'_> {
+    /// The settings that the run is given.
+    fn settings(&self) -> String {
+        if !self.check {
+            return self.row.settings.to_owned();
+        }
+        // The section stands once.
+        CHECKED.to_owned() + self.row.settings.strip_prefix("[adapt]\n").unwrap_or(self.row.settings)
+    }
+
+    /// A hash of all that decides the outcome but the program.
+    fn identity(&self) -> String {
+        let Row { method, standardise, oracle, .. } = self.row;
+        let text = format!("{method} {standardise} {oracle} {} {}", self.seed, self.settings());
+        Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Trains and scores.
+    pub(super) fn run(
+        &self,
+        data: &Files,
+        binary: &Path,
+        results: &Path,
+        commit: &str,
+    ) -> anyhow::Result<Outcome> {
+        let folder =
+            results.join(self.transfer).join("runs").join(format!("{}-{}", self.row.name, self.seed));
+        let settings = folder.with_extension("toml");
+        std::fs::create_dir_all(folder.parent().unwrap_or(results))?;
+        std::fs::write(&settings, self.settings())?;
+        let mut train = Command::new(binary);
+        train.args(["train", "--quiet", "--overwrite", "--method", self.row.method]);
+        train.arg("--seed").arg(self.seed.to_string()).arg("--config").arg(&settings);
+        train.arg("--source").arg(&data.source);
+        if self.row.oracle {
+            train.arg("--source").arg(&data.alignment);
+        }
+        train.arg("--target-images").arg(&data.images).arg("--target-sentences").arg(&data.sentences);
+        if self.row.standardise {
+            train.arg("--standardise");
+        }
+        let started = Instant::now();
+        output(train.arg("--output").arg(&folder))?;
+        let seconds = started.elapsed().as_secs_f64();
+        let mut eval = Command::new(binary);
+        eval.args(["eval", "--quiet", "--json", "--model"]).arg(&folder).arg("--data").arg(&data.test);
+        let metrics: Value = serde_json::from_str(&output(&mut eval)?).context("what `aeir eval` printed")?;
+        let similarity = last_similarity(&folder.join("metrics.jsonl"));
+        // A model with its backbones takes megabytes; the outcome is what counts.
+        std::fs::remove_dir_all(&folder)?;
+        let record = json!({
+            "transfer": self.transfer, "row": self.row.name, "seed": self.seed, "config_sha256": self.identity(),
+            "commit": commit, "device": "cpu", "seconds": seconds, "target_mutual_similarity": similarity,
+            "metrics": metrics,
+        });
+        Outcome::of(record).context("`aeir eval` printed no `rsum`")
+    }
+}
+
+impl Outcome {
+    fn of(record: Value) -> Option<Self> {
+        Some(Self {
+            transfer: record["transfer"].as_str()?.to_owned(),
+            row: record["row"].as_str()?.to_owned(),
+            rsum: record["metrics"]["rsum"].as_f64()?,
+            similarity: record["target_mutual_similarity"].as_f64(),
+            seconds: record["seconds"].as_f64()?,
+            record,
+        })
+    }
+
+    /// The outcome of an earlier run of the same cell, where there is one.
+    pub(super) fn read(file: &Path, cell: &Cell<'_>) -> anyhow::Result<Option<Self>> {
+        let Ok(text) = std::fs::read_to_string(file) else { return Ok(None) };
+        let record: Value =
+            serde_json::from_str(&text).with_context(|| format!("`{}`: remove it", file.display()))?;
+        if record["config_sha256"].as_str() != Some(&cell.identity()) {
+            return Ok(None);
+        }
+        Ok(Self::of(record))
+    }
+
+    pub(super) fn write(&self, file: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_string_pretty(&self.record)? + "\n";
+        // Renamed into place, so that a stop leaves no half of it.
+        let unfinished = file.with_extension("tmp");
+        std::fs::write(&unfinished, text)?;
+        std::fs::rename(&unfinished, file).with_context(|| format!("could not write `{}`", file.display()))
+    }
+}
+
+/// What a program printed; its complaint where it failed.
+fn output(command: &mut Command) -> anyhow::Result<String> {
+    let output = command.output().with_context(|| format!("could not run {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The label-free figure of the last epoch.
+fn last_similarity(metrics: &Path) -> Option<f64> {
+    let text = std::fs::read_to_string(metrics).ok()?;
+    let record: Value = serde_json::from_str(text.lines().last()?).ok()?;
+    record["target_mutual_similarity"].as_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reproduce::suite::Suite;
+
+    #[test]
+    fn an_outcome_of_other_settings_is_run_again() {
+        let row = &Suite::named("adapt").unwrap().rows[0];
+        let cell = |seed, check| Cell { transfer: "t", row, seed, check };
+        let record = json!({ "transfer": "t", "row": row.name, "seed": 1, "seconds": 1.0,
+            "config_sha256": cell(1, false).identity(), "metrics": { "rsum": 120.5 } });
+        let file = std::env::temp_dir().join(format!("aeir-outcome-{}.json", std::process::id()));
+        Outcome::of(record).unwrap().write(&file).unwrap();
+        assert_eq!(Outcome::read(&file, &cell(1, false)).unwrap().unwrap().rsum, 120.5);
+        assert!(Outcome::read(&file, &cell(2, false)).unwrap().is_none());
+        assert!(Outcome::read(&file, &cell(1, true)).unwrap().is_none());
+        std::fs::remove_file(&file).unwrap();
+        assert!(Outcome::read(&file, &cell(1, false)).unwrap().is_none());
+    }
+}

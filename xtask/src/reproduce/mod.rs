@@ -1,0 +1,186 @@
+//! `cargo xtask reproduce`: tables of results, a cell at a time, by running the `aeir` binary.
+//!
+//! A suite names transfers and rows; a cell is one row on one transfer with one seed. Each cell's outcome is a file of its own under
+//! `results/SUITE/`, so that a run that was stopped goes on where it was, and the report is made of whatever is there.
+
+mod cell;
+mod report;
+mod suite;
+mod transfer;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+use crate::say;
+use crate::tree::workspace_root;
+use cell::{Cell, Outcome};
+use suite::{Row, Suite};
+
+pub(crate) const HELP: &str = "\
+cargo xtask reproduce [--suite adapt] [--scenario NAME,..] [--methods NAME,..] [--seeds N] [--binary FILE] [--check]
+
+  --suite NAME         Which tables [default: adapt]
+  --scenario NAME,..   These transfers alone
+  --methods NAME,..    These rows alone
+  --seeds N            Seeds a row [default: what the suite says]
+  --binary FILE        An `aeir` that is built already [default: builds target/release/aeir]
+  --check              Two epochs and one seed of everything: does it all run? Writes to results/check
+";
+
+/// What the command line says.
+#[derive(Debug, Default, PartialEq)]
+struct Arguments {
+    suite: Option<String>,
+    scenarios: Vec<String>,
+    methods: Vec<String>,
+    seeds: Option<u64>,
+    binary: Option<PathBuf>,
+    check: bool,
+}
+
+impl Arguments {
+    fn parse(words: &[&str]) -> anyhow::Result<Self> {
+        let mut arguments = Self::default();
+        let mut words = words.iter();
+        while let Some(word) = words.next() {
+            let mut value = || words.next().with_context(|| format!("`{word}` needs a value\n\n{HELP}"));
+            let list = |text: &str| text.split(',').map(str::to_owned).collect();
+            match *word {
+                "--suite" => arguments.suite = Some((*value()?).to_owned()),
+                "--scenario" => arguments.scenarios = list(value()?),
+                "--methods" => arguments.methods = list(value()?),
+                "--binary" => arguments.binary = Some(PathBuf::from(value()?)),
+                "--check" => arguments.check = true,
+                "--seeds" => {
+                    let text = value()?;
+                    let seeds = text.parse().ok().filter(|seeds| *seeds > 0);
+                    arguments.seeds =
+                        Some(seeds.with_context(|| format!("--seeds: expected 1 or more, got `{text}`"))?);
+                }
+                other => bail!("no option `{other}`\n\n{HELP}"),
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+/// Runs what is missing and writes the report.
+pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
+    if words.contains(&"--help") || words.contains(&"-h") {
+        return say(HELP);
+    }
+    let arguments = Arguments::parse(words)?;
+    let root = workspace_root()?;
+    let suite = Suite::named(arguments.suite.as_deref().unwrap_or("adapt"))?;
+    let transfers = chosen(suite.transfers, &arguments.scenarios, "transfer", |transfer| transfer.name)?;
+    let rows = chosen(suite.rows, &arguments.methods, "row", |row| row.name)?;
+    let binary = match &arguments.binary {
+        Some(binary) => binary.clone(),
+        None => built(&root)?,
+    };
+    let results = root.join("results").join(if arguments.check { "check" } else { suite.name });
+    let commit = commit(&root);
+    let mut outcomes = Vec::new();
+    for transfer in transfers {
+        let data = transfer.prepare(&root, &results)?;
+        for row in &rows {
+            for seed in 1..=seeds(row, &arguments) {
+                let cell = Cell { transfer: transfer.name, row, seed, check: arguments.check };
+                outcomes.push(outcome(&cell, &data, &binary, &results, &commit)?);
+            }
+        }
+    }
+    let report = report::markdown(suite, &outcomes);
+    let file = results.join("report.md");
+    std::fs::write(&file, &report).with_context(|| format!("could not write `{}`", file.display()))?;
+    say(&format!("{report}\nreport  {}\n", file.display()))
+}
+
+fn seeds(row: &Row, arguments: &Arguments) -> u64 {
+    if arguments.check { 1 } else { arguments.seeds.unwrap_or(row.seeds) }
+}
+
+/// Those with the given names, or all.
+fn chosen<'a, T>(
+    all: &'a [T],
+    names: &[String],
+    what: &str,
+    name_of: fn(&T) -> &'static str,
+) -> anyhow::Result<Vec<&'a T>> {
+    if let Some(unknown) = names.iter().find(|name| all.iter().all(|item| name_of(item) != name.as_str())) {
+        let known: Vec<&str> = all.iter().map(name_of).collect();
+        bail!("no {what} `{unknown}`; there are {}", known.join(", "));
+    }
+    Ok(all.iter().filter(|item| names.is_empty() || names.iter().any(|name| name == name_of(item))).collect())
+}
+
+/// What the cell came to: read, or run and written.
+fn outcome(
+    cell: &Cell<'_>,
+    data: &transfer::Files,
+    binary: &Path,
+    results: &Path,
+    commit: &str,
+) -> anyhow::Result<Outcome> {
+    let file = results.join(cell.transfer).join(format!("{}-{}.json", cell.row.name, cell.seed));
+    if let Some(outcome) = Outcome::read(&file, cell)? {
+        return Ok(outcome);
+    }
+    say(&format!("{} / {} / seed {} ", cell.transfer, cell.row.name, cell.seed))?;
+    let outcome = cell.run(data, binary, results, commit)?;
+    outcome.write(&file)?;
+    say(&format!("rSum {:.1}, {:.0} s\n", outcome.rsum, outcome.seconds))?;
+    Ok(outcome)
+}
+
+fn built(root: &Path) -> anyhow::Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--release", "--quiet", "--package", "aeir-cli"])
+        .current_dir(root)
+        .status()
+        .context("could not run cargo")?;
+    if !status.success() {
+        bail!("`cargo build --release --package aeir-cli` failed");
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(target.join("release").join(format!("aeir{}", std::env::consts::EXE_SUFFIX)))
+}
+
+/// The commit that is checked out; unknown outside a repository.
+fn commit(root: &Path) -> String {
+    let output = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root).output();
+    match output {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => "unknown".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_read_and_refused_by_name() {
+        let words = ["--suite", "adapt", "--methods", "adapt,oracle", "--seeds", "2", "--check"];
+        let found = Arguments::parse(&words).unwrap();
+        assert_eq!(found.methods, ["adapt", "oracle"]);
+        assert_eq!((found.seeds, found.check, found.suite.as_deref()), (Some(2), true, Some("adapt")));
+        for (words, part) in [(&["--seeds", "0"][..], "0"), (&["--seeds"], "value"), (&["--sede"], "--sede")]
+        {
+            let error = Arguments::parse(words).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_row_is_named_with_those_there_are() {
+        let suite = Suite::named("adapt").unwrap();
+        let error = chosen(suite.rows, &["adopt".into()], "row", |row| row.name).err().unwrap().to_string();
+        assert!(error.contains("adopt") && error.contains("source-only"), "{error}");
+        assert_eq!(chosen(suite.rows, &[], "row", |row| row.name).unwrap().len(), suite.rows.len());
+        assert!(Suite::named("other").is_err());
+    }
+}

@@ -1,0 +1,162 @@
+//! Transfers made of the fixtures: source pairs, the target's unpaired sets, its test pairs, and the alignment that the oracle alone sees.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// A source and a target.
+pub(super) struct Transfer {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+}
+
+/// How they are made.
+pub(super) enum Kind {
+    /// As the fixtures have it.
+    NotoToOpenclipart,
+    /// The other way round: all clip art as source; half of the emoji unpaired, half to test on.
+    OpenclipartToNoto,
+    /// Emoji whose first code point lies in a range as target, all others as source.
+    NotoBlock(u32, u32),
+}
+
+/// Where a transfer's data lie.
+pub(super) struct Files {
+    pub(super) source: PathBuf,
+    pub(super) images: PathBuf,
+    pub(super) sentences: PathBuf,
+    pub(super) test: PathBuf,
+    pub(super) alignment: PathBuf,
+}
+
+/// An image with its sentences.
+#[derive(Clone)]
+struct Item {
+    image: String,
+    captions: Vec<String>,
+}
+
+impl Transfer {
+    /// The files, written under `results` where the fixtures don't have them.
+    pub(super) fn prepare(&self, root: &Path, results: &Path) -> anyhow::Result<Files> {
+        let fixtures = root.join("fixtures").join("datasets");
+        let clip_art = fixtures.join("openclipart");
+        let emoji = fixtures.join("noto-cldr").join("captions.jsonl");
+        match self.kind {
+            Kind::NotoToOpenclipart => Ok(Files {
+                source: emoji,
+                images: clip_art.join("train_images.txt"),
+                sentences: clip_art.join("train_sentences.txt"),
+                test: clip_art.join("test.jsonl"),
+                alignment: clip_art.join("train_alignment.jsonl"),
+            }),
+            Kind::OpenclipartToNoto => {
+                let mut source = read(&clip_art.join("train_alignment.jsonl"))?;
+                source.extend(read(&clip_art.join("test.jsonl"))?);
+                write(&results.join(self.name).join("data"), &source, read(&emoji)?)
+            }
+            Kind::NotoBlock(first, last) => {
+                let within =
+                    |item: &Item| code_point(&item.image).is_some_and(|at| (first..=last).contains(&at));
+                let (target, source): (Vec<Item>, Vec<Item>) = read(&emoji)?.into_iter().partition(within);
+                write(&results.join(self.name).join("data"), &source, target)
+            }
+        }
+    }
+}
+
+/// The first code point that the name of an emoji's file says.
+fn code_point(image: &str) -> Option<u32> {
+    let name = Path::new(image).file_stem()?.to_str()?;
+    u32::from_str_radix(name.split('-').next()?, 16).ok()
+}
+
+fn read(file: &Path) -> anyhow::Result<Vec<Item>> {
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("could not read `{}`", file.display()))?;
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let item = |line: &str| {
+        let value: Value = serde_json::from_str(line)?;
+        let image = value["image"].as_str().context("no `image`")?;
+        let captions = value["captions"].as_array().context("no `captions`")?;
+        Ok::<_, anyhow::Error>(Item {
+            image: folder.join(image).display().to_string(),
+            captions: captions.iter().filter_map(|caption| Some(caption.as_str()?.to_owned())).collect(),
+        })
+    };
+    text.lines()
+        .map(|line| item(line).with_context(|| format!("`{}`", file.display())))
+        .collect::<anyhow::Result<Vec<_>>>()
+}
+
+/// Writes the source as it is; of the target one half unpaired, the other to test on. A target item has one sentence, its longest:
+/// an emoji's bare name would say too much of which it is.
+fn write(folder: &Path, source: &[Item], mut target: Vec<Item>) -> anyhow::Result<Files> {
+    std::fs::create_dir_all(folder).with_context(|| format!("could not make `{}`", folder.display()))?;
+    for item in &mut target {
+        item.captions.sort_by_key(String::len);
+        item.captions = item.captions.pop().into_iter().collect();
+    }
+    // By hash, so that neither half is of one kind, nor do equal places in the two sets belong together.
+    target.sort_by_key(|item| hash(item.image.rsplit('/').next().unwrap_or_default()));
+    let test = target.split_off(target.len() / 2);
+    let mut sentences: Vec<&str> =
+        target.iter().flat_map(|item| &item.captions).map(String::as_str).collect();
+    sentences.sort_by_key(|sentence| hash(sentence));
+    let images: Vec<&str> = target.iter().map(|item| item.image.as_str()).collect();
+    let files = Files {
+        source: folder.join("source.jsonl"),
+        images: folder.join("images.txt"),
+        sentences: folder.join("sentences.txt"),
+        test: folder.join("test.jsonl"),
+        alignment: folder.join("alignment.jsonl"),
+    };
+    let put = |file: &Path, text: String| {
+        std::fs::write(file, text).with_context(|| format!("could not write `{}`", file.display()))
+    };
+    put(&files.source, lines(source))?;
+    put(&files.images, images.join("\n") + "\n")?;
+    put(&files.sentences, sentences.join("\n") + "\n")?;
+    put(&files.test, lines(&test))?;
+    put(&files.alignment, lines(&target))?;
+    Ok(files)
+}
+
+fn lines(items: &[Item]) -> String {
+    items
+        .iter()
+        .map(|item| json!({ "image": item.image, "captions": item.captions }).to_string() + "\n")
+        .collect()
+}
+
+fn hash(text: &str) -> Vec<u8> {
+    Sha256::digest(text.as_bytes()).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_and_sets_have_nothing_in_common_but_the_pairs() {
+        let folder = std::env::temp_dir().join(format!("aeir-transfer-{}", std::process::id()));
+        let item = |number: usize| Item {
+            image: format!("images/{number:x}.webp"),
+            captions: vec![format!("name {number}"), format!("name {number}: and more")],
+        };
+        let (source, target): (Vec<Item>, Vec<Item>) =
+            ((0..5).map(item).collect(), (10..30).map(item).collect());
+        let files = write(&folder, &source, target).unwrap();
+        let text = |file: &Path| std::fs::read_to_string(file).unwrap();
+        let (images, sentences, test) = (text(&files.images), text(&files.sentences), text(&files.test));
+        assert_eq!((images.lines().count(), sentences.lines().count(), test.lines().count()), (10, 10, 10));
+        assert!(images.lines().all(|image| !test.contains(image)));
+        assert!(sentences.lines().all(|sentence| sentence.ends_with("and more") && !test.contains(sentence)));
+        let alignment = text(&files.alignment);
+        assert!(images.lines().all(|image| alignment.contains(image)));
+        assert_eq!(code_point("images/1f400-fe0f.webp"), Some(0x1F400));
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
