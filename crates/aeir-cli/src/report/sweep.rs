@@ -4,7 +4,6 @@ use maud::{Markup, html};
 
 use super::chart::{COLOURS, Chart, Series, Stroke};
 use super::layout::{self, Cell, Column, Line};
-use super::runs::title;
 use super::summary::Summary;
 
 /// A setting: the mean over its seeds.
@@ -30,6 +29,8 @@ pub(crate) fn html(
     verdicts: &[String],
     plots: &[CriterionPlot],
 ) -> anyhow::Result<String> {
+    // The settings are the same in all of them.
+    let legend = plots.first().map(|plot| layout::legend(&series(plot)));
     let plots = plots.iter().map(plot).collect::<anyhow::Result<Vec<_>>>()?;
     let plots: Vec<Markup> = plots.into_iter().flatten().collect();
     let content = html! {
@@ -48,6 +49,7 @@ pub(crate) fn html(
         @if !plots.is_empty() {
             section {
                 h2 { "Does the criterion pick good runs?" }
+                @if let Some(legend) = legend { p { (legend) } }
                 div.charts { @for plot in &plots { (plot) } }
                 p.note { "A point a run, a colour a setting. A criterion that picks well rises from left to right." }
             }
@@ -61,15 +63,14 @@ fn table(criteria: &[String], rows: &[Row]) -> Markup {
     let most = rows.iter().filter_map(|row| Some(row.test?.mean)).fold(1.0, f64::max);
     let tested = rows.iter().any(|row| row.test.is_some());
     let mut columns = vec![Column::new("seeds")];
-    columns.extend(criteria.iter().map(|name| Column::new(title(name))));
     if tested {
         columns.extend(["test rSum", ""].map(Column::new));
     }
+    columns.extend(criteria.iter().map(|name| Column::new(name.replace('_', " "))));
     let lines: Vec<Line> = rows
         .iter()
         .map(|row| {
             let mut cells = vec![Cell::new(row.seeds)];
-            cells.extend(row.criteria.iter().map(|value| Cell::new(value.as_deref().unwrap_or("–"))));
             if tested {
                 cells.push(
                     Cell::new(row.test.map_or_else(|| "–".to_owned(), Summary::text)).with_class("sum"),
@@ -79,15 +80,15 @@ fn table(criteria: &[String], rows: &[Row]) -> Markup {
                         .with_class("wide"),
                 );
             }
+            cells.extend(row.criteria.iter().map(|value| Cell::new(value.as_deref().unwrap_or("–"))));
             Line { head: html! { (row.name) }, cells, faint: false }
         })
         .collect();
     layout::table("setting", &columns, &lines)
 }
 
-fn plot(plot: &CriterionPlot) -> anyhow::Result<Option<Markup>> {
-    let series: Vec<Series> = plot
-        .settings
+fn series(plot: &CriterionPlot) -> Vec<Series> {
+    plot.settings
         .iter()
         .zip(COLOURS.iter().cycle())
         .map(|((name, points), colour)| Series {
@@ -97,8 +98,11 @@ fn plot(plot: &CriterionPlot) -> anyhow::Result<Option<Markup>> {
             stroke: Stroke::Points,
             marked: None,
         })
-        .collect();
-    let heading = format!("Test rSum by {}", plot.criterion);
+        .collect()
+}
+
+fn plot(plot: &CriterionPlot) -> anyhow::Result<Option<Markup>> {
+    let (heading, series) = (format!("Test rSum by {}", plot.criterion.replace('_', " ")), series(plot));
     let chart = Chart {
         title: &heading,
         x_label: &plot.criterion,
@@ -106,5 +110,5 @@ fn plot(plot: &CriterionPlot) -> anyhow::Result<Option<Markup>> {
         range: None,
         series: &series,
     };
-    layout::figure(&chart, series.len() > 1)
+    layout::figure(&chart, false)
 }

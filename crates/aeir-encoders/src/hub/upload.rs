@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::client::{Client, Failure, Sent, interrupted, reply_error};
+use super::client::{Client, Failure, Sent, reply_error};
 use super::{HubConfig, HubProgress, ModelId, git_blob_hash, is_commit};
 use crate::error::{EncoderError, Result};
 use crate::fingerprint::sha256_file;
@@ -144,7 +144,7 @@ struct ObjectError {
     message: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Committed {
     commit_oid: String,
@@ -510,6 +510,7 @@ fn base64(bytes: &[u8]) -> String {
     use base64::Engine;
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -106,7 +106,8 @@ impl Results {
         let mut told = Vec::new();
         let best = |value: &dyn Fn(&Setting) -> Option<f64>| {
             let rated = self.settings.iter().filter_map(|setting| Some((setting, value(setting)?)));
-            rated.max_by(|(_, a), (_, b)| a.total_cmp(b)).map(|(setting, _)| setting)
+            // Of equal ones the first, as of epochs.
+            rated.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(setting, _)| setting)
         };
         let recall = |setting: &Setting| {
             setting.test_rsum.map_or_else(String::new, |rsum| format!(", test rSum {}", rsum.text()))
