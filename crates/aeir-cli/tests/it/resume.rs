@@ -101,7 +101,7 @@ fn wait_for_epochs(scene: &Scene, run: &str, epochs: usize, child: &mut Child) {
 fn ten_kills_in_a_row_change_nothing() {
     let scene = Scene::new();
     scene.write("config.toml", "checkpoint_every = 3\ncheckpoint_steps = 5\n");
-    let flags = format!("train {BOTH} --config config.toml --epochs 12 --batch-size 4 --output");
+    let flags = format!("train {BOTH} --config config.toml --epochs 8 --batch-size 4 --output");
     scene.run(&format!("{flags} whole")).ok();
     let whole = result(&scene, "whole");
     // Once more, now that the features are cached.
@@ -131,7 +131,7 @@ fn ten_kills_in_a_row_change_nothing() {
 fn signals_end_a_run_after_the_step() {
     let scene = Scene::new();
     scene.write("config.toml", "checkpoint_every = 1000\n");
-    let flags = format!("train {BOTH} --config config.toml --epochs 60 --batch-size 4 --output");
+    let flags = format!("train {BOTH} --config config.toml --epochs 12 --batch-size 4 --output");
     scene.run(&format!("{flags} whole")).ok();
     for signal in ["INT", "TERM"] {
         let run = format!("run-{signal}");

@@ -54,8 +54,8 @@ fn encoders_that_can_not_be_trained() {
     error: `model.image_backbone.train` must be `frozen` with a head that compares fragments, got `full`
     ");
     insta::assert_snapshot!(train("--set model.image_backbone.train=full"), @"
-    exit 4
-    error: unsupported `architecture or model_type` efficientnet-lite0 in `[REPOSITORY]/fixtures/backbones/efficientnet-lite0/config.json` (supported: efficientnet-lite0, clip, clip_vision_model, siglip, siglip_vision_model, vit, dinov2, dinov2_with_registers, resnet, convnext)
+    exit 3
+    error: training the encoder of `[REPOSITORY]/fixtures/backbones/efficientnet-lite0/config.json`: expected a network of clip, siglip, vit, dinov2, resnet or convnext, got `efficientnet-lite0`, which can only be `frozen`
     ");
     insta::assert_snapshot!(train("--set model.image_backbone.train=some"), @"
     exit 2
