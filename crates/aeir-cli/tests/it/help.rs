@@ -140,8 +140,8 @@ fn train() {
               - source-only: Source pairs alone, without adaptation
               - aeir:        Source pairs, and adaptation to the target (semantic and structure
                 transfer)
-              - adapt:       Standardisation, a memory of the source pairs, and matches mined between the
-                target's sets
+              - adapt:       Standardisation, a memory of the source pairs, and matches mined between
+                the target's sets
               - dann:        Adversarial adaptation by gradient reversal
               - adda:        A target encoder against a fixed source encoder
               - mmd:         Maximum mean discrepancy between the domains

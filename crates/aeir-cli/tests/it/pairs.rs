@@ -36,7 +36,7 @@ fn mined_pairs_come_as_lines_and_as_a_page() {
 fn what_can_not_be_exported_is_said() {
     let scene = Scene::new();
     let without = scene.run(&format!("pairs export --model none {} --output pairs.jsonl", sets()));
-    assert_eq!(without.code, Some(3), "{without:?}");
+    assert_eq!(without.code, Some(4), "{without:?}");
     assert!(without.stderr.contains("none"), "{without:?}");
     let share = scene.run(&format!("pairs export --model none {} --output pairs.jsonl --dustbin 1", sets()));
     assert_eq!(share.code, Some(2), "{share:?}");
