@@ -530,6 +530,7 @@ impl Bundle {
         };
         place(&mut manifest.image_backbone, "encoders/image");
         place(&mut manifest.sentence_backbone, "encoders/sentence");
+        manifest.checksum = manifest.computed_checksum();
         manifest.write(folder)
     }
 }

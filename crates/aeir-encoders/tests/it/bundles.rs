@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use aeir_encoders::bundle::{
-    BackbonePlacement, Bundle, BundleParts, MANIFEST_FILE, Manifest, WEIGHTS_FILE, save,
+    BackbonePlacement, Bundle, BundleParts, MANIFEST_FILE, Manifest, WEIGHTS_FILE, copy_backbones, save,
 };
 use aeir_encoders::standardise::{DomainStatistics, Standardisation};
 use aeir_encoders::{
@@ -31,6 +31,10 @@ fn raw_features() -> Standardisation {
 
 /// A model with both backbones of the fixtures.
 fn with_backbones(folder: &Path) -> Manifest {
+    with_backbones_placed(folder, BackbonePlacement::Copied)
+}
+
+fn with_backbones_placed(folder: &Path, backbones: BackbonePlacement<'_>) -> Manifest {
     let image = load_image_backbone(&path("backbones/efficientnet-lite0"), &Device::Cpu).unwrap();
     let sentence = load_text_backbone(&path("backbones/static-minilm"), &Device::Cpu).unwrap();
     let (images, sentences) = (image.dimension(), sentence.dimension());
@@ -49,7 +53,7 @@ fn with_backbones(folder: &Path) -> Manifest {
         image_backbone: Some(image.as_ref()),
         sentence_backbone: Some(sentence.as_ref()),
         vocabulary: None,
-        backbones: BackbonePlacement::Copied,
+        backbones,
     };
     save(folder, &parts).unwrap()
 }
@@ -240,4 +244,20 @@ fn parts_of_another_model_are_refused() {
     let text = fs::read_to_string(&config).unwrap();
     fs::write(&config, text.replace("224x224, aspect", "224x224; aspect")).unwrap();
     refused(other.path(), "a backbone");
+}
+
+#[test]
+fn a_copy_of_a_model_with_shared_encoders_stands_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let (model, copy) = (home.path().join("runs/a"), home.path().join("elsewhere/copy"));
+    fs::create_dir_all(&model).unwrap();
+    fs::create_dir_all(&copy).unwrap();
+    let image = load_image_backbone(&path("backbones/efficientnet-lite0"), &Device::Cpu).unwrap();
+    let sentence = load_text_backbone(&path("backbones/static-minilm"), &Device::Cpu).unwrap();
+    copy_backbones(&home.path().join("runs/encoders"), Some(image.as_ref()), Some(sentence.as_ref()))
+        .unwrap();
+    let manifest = with_backbones_placed(&model, BackbonePlacement::Shared("../encoders"));
+    Bundle::load(&model, &Device::Cpu).unwrap().copy_to(&copy).unwrap();
+    fs::remove_dir_all(home.path().join("runs")).unwrap();
+    assert_eq!(Bundle::load(&copy, &Device::Cpu).unwrap().fingerprint(), manifest.fingerprint);
 }
