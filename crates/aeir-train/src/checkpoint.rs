@@ -28,6 +28,10 @@ const STATE_FILE: &str = "state.json";
 const PREFIX: &str = "step-";
 /// Where the next one is written.
 const STAGING: &str = ".unfinished.tmp";
+/// Where one of the same step lies while the new one takes its place.
+const REPLACED: &str = ".replaced.tmp";
+/// How the names of those begin that could not be loaded.
+const DAMAGED: &str = "damaged-";
 
 /// Where a run stands, its tensors apart.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -105,9 +109,15 @@ pub(crate) fn save(
     fs::create_dir_all(&staging).map_err(TrainError::write(&staging))?;
     let place = folder.join(format!("{PREFIX}{:08}", progress.step));
     let written = write(&staging, identity, progress, score, tensors).and_then(|()| {
-        // One of the same step is there only where it turned out to be damaged.
-        remove_folder(&place)?;
-        fs::rename(&staging, &place).and_then(|()| sync_folder(folder)).map_err(TrainError::write(&place))
+        // One of the same step was left by an interruption between an epoch's last step and its validation. It is moved, not
+        // removed first: whatever happens between the two renames, the one before is whole.
+        let replaced = folder.join(REPLACED);
+        remove_folder(&replaced)?;
+        if place.exists() {
+            fs::rename(&place, &replaced).map_err(TrainError::write(&place))?;
+        }
+        fs::rename(&staging, &place).and_then(|()| sync_folder(folder)).map_err(TrainError::write(&place))?;
+        remove_folder(&replaced)
     });
     if written.is_err() {
         // The first error is the one to report. What is left of the staging folder is never read.
@@ -200,11 +210,26 @@ pub(crate) fn newest(
                 }
                 return Ok(Some((state.progress, tensors)));
             }
-            Err(error) if older > 0 => warn(&format!("{error}; going back to the one before")),
-            Err(error) => warn(&format!("{error}; there is none before it: starting afresh")),
+            Err(error) => {
+                let next = if older > 0 {
+                    "going back to the one before"
+                } else {
+                    "there is none before it: starting afresh"
+                };
+                warn(&format!("{error}; {next}"));
+                set_aside(place)?;
+            }
         }
     }
     Ok(None)
+}
+
+/// Renames a damaged checkpoint, so that it neither counts among the newest nor is in the way of a new one.
+fn set_aside(place: &Path) -> Result<()> {
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let aside = place.with_file_name(format!("{DAMAGED}{name}"));
+    remove_folder(&aside)?;
+    fs::rename(place, &aside).map_err(TrainError::write(&aside))
 }
 
 fn differing(state: &State, config: &str, identity: &Identity) -> Vec<String> {
@@ -347,6 +372,8 @@ mod tests {
         assert!(told.contains("`seed` was 1 and is 2") && !told.contains("data"), "{told}");
         assert!(other(identity(1, "b")).contains("other data"));
 
+        let put_back =
+            || fs::rename(folder.join("damaged-step-00000004"), folder.join("step-00000004")).unwrap();
         // Every file counts, to the last byte.
         for name in [TENSORS_FILE, CONFIG_FILE, STATE_FILE] {
             let file = folder.join("step-00000004").join(name);
@@ -357,6 +384,7 @@ mod tests {
             for damaged in [bytes, whole[..whole.len() / 2].to_vec()] {
                 fs::write(&file, damaged).unwrap();
                 let (value, warnings) = found(folder);
+                put_back();
                 assert_eq!(value, 3.0, "{name}");
                 assert!(
                     warnings.len() == 1
@@ -367,9 +395,23 @@ mod tests {
             }
             fs::remove_file(&file).unwrap();
             assert_eq!(found(folder).0, 3.0, "{name}");
+            put_back();
             fs::write(&file, whole).unwrap();
             assert_eq!(found(folder).0, 4.0);
         }
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_pushes_out_no_whole_one() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = &place.path().join("checkpoints");
+        save_steps(folder, &[None; 3]);
+        fs::write(folder.join("step-00000003").join(TENSORS_FILE), b"").unwrap();
+        assert_eq!(found(folder).0, 2.0);
+        // On from step 2, with another rhythm, and one kept.
+        save(folder, &identity(1, "a"), &progress(2), None, &tensors(2.0), 1).unwrap();
+        assert_eq!(names(folder), ["step-00000002"]);
+        assert_eq!(found(folder), (2.0, vec![]));
     }
 
     #[test]

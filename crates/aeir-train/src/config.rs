@@ -484,6 +484,12 @@ impl TrainConfig {
             MethodName::Adda => "method `adda`, which keeps an encoder as it was",
             MethodName::Cca => "method `cca`, which takes no step",
             _ if head.is_cross_attentive() => "a head that compares fragments",
+            MethodName::Adapt if self.adapt.memory_pairs > 0 => {
+                "`adapt.memory_pairs`, which remembers features as they were (0 switches it off)"
+            }
+            MethodName::Adapt if self.adapt.geometry_weight > 0.0 => {
+                "`adapt.geometry_weight`, which holds on to features as they were"
+            }
             _ => return Ok(()),
         };
         for (key, (_, backbone)) in keys.into_iter().zip(self.backbones()) {

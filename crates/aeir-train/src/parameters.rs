@@ -129,13 +129,15 @@ impl ParameterStore {
     }
 
     /// Moves the parameters under `to` towards those under `from`: `to = keep to + (1 - keep) from`. With the same `keep`
-    /// after every step this is an exponential moving average; once, it interpolates two models.
+    /// after every step this is an exponential moving average; once, it interpolates two models. A memory of pairs is not
+    /// averaged: it stays as it is.
     ///
     /// # Errors
     /// When an operation fails on the device, or `to` lacks a name of `from`.
     pub fn blend(&self, from: &str, to: &str, keep: f64) -> Result<()> {
         let mut blended = BTreeMap::new();
-        let towards: BTreeMap<String, Var> = self.with_prefix(from).into_iter().collect();
+        let mut towards: BTreeMap<String, Var> = self.with_prefix(from).into_iter().collect();
+        towards.retain(|name, _| !is_memory(name));
         for (name, variable) in self.with_prefix(to) {
             let source = name.strip_prefix(to).and_then(|rest| towards.get(&format!("{from}{rest}")));
             let Some(source) = source else { continue };
@@ -229,6 +231,11 @@ impl SimpleBackend for ParameterStore {
     fn contains_tensor(&self, name: &str) -> bool {
         self.variables.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
     }
+}
+
+/// Whether a name is that of a part of [`PairMemory`](aeir_encoders::PairMemory), which is set as a whole and learns nothing.
+fn is_memory(name: &str) -> bool {
+    name.rsplit('.').next().is_some_and(|last| last.starts_with("memory_"))
 }
 
 #[cfg(test)]

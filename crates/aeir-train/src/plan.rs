@@ -11,7 +11,7 @@ use rand_chacha::rand_core::SeedableRng;
 use crate::config::TrainConfig;
 use crate::data::{PreparedData, TrainingData};
 use crate::error::{Result, TrainError};
-use crate::method::{self, Batch, Group, Moment, TargetBatch};
+use crate::method::{self, Batch, Group, Inputs, Moment, TargetBatch};
 use crate::parameters::ParameterStore;
 use crate::step::{Rates, Stepper, rate_of};
 use crate::trainer::{Length, on_large_stack};
@@ -108,7 +108,8 @@ fn look_ahead(config: &TrainConfig, sample: &TrainingData, sizes: Sizes, device:
     let whole = TrainConfig { target_held_out: 0.0, ..config.clone() };
     let prepared = sample.prepare(&whole, device)?;
     let store = ParameterStore::new(config.seed, device);
-    let inputs = prepared.inputs(config.model.head.unwrap_or_default())?;
+    // What grows with the data, such as a memory of pairs, is planned in its full size.
+    let inputs = Inputs { pairs: sizes.pairs, ..prepared.inputs(config.model.head.unwrap_or_default())? };
     let method = method::build(config, inputs, &store)?;
     prepared.adopt_tuned(&store)?;
     let mut stepper = Stepper::new(method, &store, config)?;

@@ -11,7 +11,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 
 use crate::checkpoint::{self, EpochSums, Identity, Progress};
-use crate::config::TrainConfig;
+use crate::config::{Selection, TrainConfig};
 use crate::critic_watch::CriticWatch;
 use crate::data::{PreparedData, TrainingData};
 use crate::error::{Result, TrainError};
@@ -233,6 +233,7 @@ impl<'a> Trainer<'a> {
 
     fn run(mut self) -> Result<Trained> {
         self.open_run()?;
+        self.warn_of_patience();
         self.observer.started(self.progress.step, self.length.steps());
         while !self.is_done() {
             self.epoch()?;
@@ -247,6 +248,21 @@ impl<'a> Trainer<'a> {
             score: self.progress.best.map(|(_, score)| score),
             history: self.progress.records,
         })
+    }
+
+    /// An early stop by a figure that this data doesn't give would never come.
+    fn warn_of_patience(&mut self) {
+        let has_data = match self.config.selection {
+            Selection::Last => true,
+            Selection::SourceValidation => !self.data.validation.is_empty(),
+            _ => self.data.target.is_some(),
+        };
+        if self.config.patience > 0 && !has_data {
+            self.observer.warning(
+                "`patience` has no effect: this data gives no figure for `selection` (there is no validation split, or no target); \
+                 training goes on to the last epoch",
+            );
+        }
     }
 
     /// Whether all epochs are done, or enough of them went by without a better one.
@@ -313,15 +329,12 @@ impl<'a> Trainer<'a> {
             self.step()?;
             self.observer.stepped(self.progress.step);
             let every = self.config.checkpoint_steps;
-            if let Some(run) = self.run
-                && every > 0
-                && self.progress.step < end
-                && self.progress.step.is_multiple_of(every)
-            {
+            let saves = every > 0 && self.progress.step < end && self.progress.step.is_multiple_of(every);
+            if let Some(run) = self.run.filter(|_| saves) {
                 self.save(run, None)?;
             }
             if self.observer.interrupts() {
-                return Err(self.interrupted()?);
+                return Err(self.interrupted(saves)?);
             }
         }
         let (record, score) = self.validated(epoch)?;
@@ -334,20 +347,19 @@ impl<'a> Trainer<'a> {
         self.observer.epoch(&record);
         self.progress.records.push(record);
         self.progress.sums = EpochSums::default();
-        if let Some(run) = self.run
-            && (self.is_done() || epoch.is_multiple_of(self.config.checkpoint_every))
-        {
+        let saves = self.is_done() || epoch.is_multiple_of(self.config.checkpoint_every);
+        if let Some(run) = self.run.filter(|_| saves) {
             self.save(run, score)?;
         }
         if !self.is_done() && self.observer.interrupts() {
-            return Err(self.interrupted()?);
+            return Err(self.interrupted(saves)?);
         }
         Ok(())
     }
 
-    /// Saves where the run stands, and says that it stops there.
-    fn interrupted(&self) -> Result<TrainError> {
-        if let Some(run) = self.run {
+    /// Saves where the run stands, unless a checkpoint of this step is there already, and says that it stops there.
+    fn interrupted(&self, is_saved: bool) -> Result<TrainError> {
+        if let Some(run) = self.run.filter(|_| !is_saved) {
             self.save(run, None)?;
         }
         let (step, steps) = (self.progress.step, self.length.steps());
@@ -414,7 +426,8 @@ impl<'a> Trainer<'a> {
             return Ok(BTreeMap::new());
         }
         let own = self.store.snapshot(Group::Encoder.prefix())?;
-        self.store.copy(AVERAGE, Group::Encoder.prefix())?;
+        // Keeping nothing of itself: the encoders take the average, but for a memory.
+        self.store.blend(AVERAGE, Group::Encoder.prefix(), 0.0)?;
         Ok(own)
     }
 

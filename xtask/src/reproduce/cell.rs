@@ -17,6 +17,8 @@ pub(super) struct Cell<'a> {
     pub(super) row: &'a Row,
     pub(super) seed: u64,
     pub(super) check: bool,
+    /// Hash of the program that trains.
+    pub(super) program: &'a str,
 }
 
 /// What it came to.
@@ -44,10 +46,11 @@ impl Cell<'_> {
         CHECKED.to_owned() + self.row.settings.strip_prefix("[adapt]\n").unwrap_or(self.row.settings)
     }
 
-    /// A hash of all that decides the outcome but the program.
+    /// A hash of what decides the outcome: settings, seed and program.
     fn identity(&self) -> String {
         let Row { method, standardise, oracle, .. } = self.row;
-        let text = format!("{method} {standardise} {oracle} {} {}", self.seed, self.settings());
+        let text =
+            format!("{} {method} {standardise} {oracle} {} {}", self.program, self.seed, self.settings());
         Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -81,7 +84,7 @@ impl Cell<'_> {
         let mut eval = Command::new(binary);
         eval.args(["eval", "--quiet", "--json", "--model"]).arg(&folder).arg("--data").arg(&data.test);
         let metrics: Value = serde_json::from_str(&output(&mut eval)?).context("what `aeir eval` printed")?;
-        let similarity = last_similarity(&folder.join("metrics.jsonl"));
+        let similarity = chosen_similarity(&folder);
         // A model with its backbones takes megabytes; the outcome is what counts.
         std::fs::remove_dir_all(&folder)?;
         let record = json!({
@@ -103,6 +106,19 @@ impl Outcome {
             seconds: record["seconds"].as_f64()?,
             record,
         })
+    }
+
+    /// One of a given rSum.
+    #[cfg(test)]
+    pub(super) fn for_tests(transfer: &str, row: &str, rsum: f64) -> Self {
+        Self {
+            transfer: transfer.into(),
+            row: row.into(),
+            rsum,
+            similarity: None,
+            seconds: 0.0,
+            record: Value::Null,
+        }
     }
 
     /// The outcome of an earlier run of the same cell, where there is one.
@@ -134,11 +150,13 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The label-free figure of the last epoch.
-fn last_similarity(metrics: &Path) -> Option<f64> {
-    let text = std::fs::read_to_string(metrics).ok()?;
-    let record: Value = serde_json::from_str(text.lines().last()?).ok()?;
-    record["target_mutual_similarity"].as_f64()
+/// The label-free figure of the epoch that became the model.
+fn chosen_similarity(run: &Path) -> Option<f64> {
+    let text = |name: &str| std::fs::read_to_string(run.join(name)).ok();
+    let chosen: Value = serde_json::from_str(&text("selection.json")?).ok()?;
+    let records = text("metrics.jsonl")?;
+    let mut records = records.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    records.find(|record| record["epoch"] == chosen["epoch"])?["target_mutual_similarity"].as_f64()
 }
 
 #[cfg(test)]
@@ -149,7 +167,7 @@ mod tests {
     #[test]
     fn an_outcome_of_other_settings_is_run_again() {
         let row = &Suite::named("adapt").unwrap().rows[0];
-        let cell = |seed, check| Cell { transfer: "t", row, seed, check };
+        let cell = |seed, check| Cell { transfer: "t", row, seed, check, program: "p" };
         let record = json!({ "transfer": "t", "row": row.name, "seed": 1, "seconds": 1.0,
             "config_sha256": cell(1, false).identity(), "metrics": { "rsum": 120.5 } });
         let file = std::env::temp_dir().join(format!("aeir-outcome-{}.json", std::process::id()));

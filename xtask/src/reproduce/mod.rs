@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use sha2::{Digest, Sha256};
 
 use crate::say;
 use crate::tree::workspace_root;
@@ -82,12 +83,15 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     };
     let results = root.join("results").join(if arguments.check { "check" } else { suite.name });
     let commit = commit(&root);
+    let program = std::fs::read(&binary).with_context(|| format!("could not read `{}`", binary.display()))?;
+    let program: String = Sha256::digest(program).iter().map(|byte| format!("{byte:02x}")).collect();
     let mut outcomes = Vec::new();
     for transfer in transfers {
         let data = transfer.prepare(&root, &results)?;
         for row in &rows {
             for seed in 1..=seeds(row, &arguments) {
-                let cell = Cell { transfer: transfer.name, row, seed, check: arguments.check };
+                let check = arguments.check;
+                let cell = Cell { transfer: transfer.name, row, seed, check, program: &program };
                 outcomes.push(outcome(&cell, &data, &binary, &results, &commit)?);
             }
         }

@@ -42,9 +42,12 @@ fn line(row: &Row, transfers: &[&str], outcomes: &[Outcome]) -> String {
             continue;
         }
         let _ = write!(text, " {:.1} ± {:.1} ({})", mean(&values), deviation(&values), values.len());
-        if let Some(gap) = gap(outcomes, transfer, &values).filter(|_| !is_reference(row)) {
-            gaps.push(gap.0);
-            let _ = write!(text, "<br>{:.0} % ± {:.0}", gap.0, gap.1);
+        if let Some((closed, half)) = gap(outcomes, transfer, &values).filter(|_| !is_reference(row)) {
+            gaps.push(closed);
+            let _ = match half {
+                Some(half) => write!(text, "<br>{closed:.0} % ± {half:.0}"),
+                None => write!(text, "<br>{closed:.0} %, one seed"),
+            };
         }
         text += " |";
     }
@@ -62,16 +65,24 @@ fn rsums(outcomes: &[Outcome], transfer: &str, row: &str) -> Vec<f64> {
     outcomes.iter().filter(of_row).map(|outcome| outcome.rsum).collect()
 }
 
-/// The gap closed in per cent and half the width of its interval.
-fn gap(outcomes: &[Outcome], transfer: &str, values: &[f64]) -> Option<(f64, f64)> {
+/// The gap closed in per cent and half the width of its 95 % interval, to which the spread of the references belongs as well
+/// (first order, as many degrees of freedom as the row with the fewest seeds has). No interval where one of the three has one
+/// seed; no gap where the oracle is not above source only.
+fn gap(outcomes: &[Outcome], transfer: &str, values: &[f64]) -> Option<(f64, Option<f64>)> {
     let (source, oracle) = (rsums(outcomes, transfer, "source-only"), rsums(outcomes, transfer, "oracle"));
-    if source.is_empty() || oracle.is_empty() {
+    let whole = mean(&oracle) - mean(&source);
+    if source.is_empty() || oracle.is_empty() || whole <= 0.0 {
         return None;
     }
-    let whole = mean(&oracle) - mean(&source);
-    let quantile = STUDENT.get(values.len().saturating_sub(2)).copied().unwrap_or(1.96);
-    let half = quantile * deviation(values) / (values.len() as f64).sqrt();
-    Some((100.0 * (mean(values) - mean(&source)) / whole, 100.0 * half / whole.abs()))
+    let closed = (mean(values) - mean(&source)) / whole;
+    let squared_error = |values: &[f64]| deviation(values).powi(2) / values.len() as f64;
+    let error = (squared_error(values)
+        + (1.0 - closed).powi(2) * squared_error(&source)
+        + closed.powi(2) * squared_error(&oracle))
+    .sqrt();
+    let fewest = values.len().min(source.len()).min(oracle.len());
+    let quantile = fewest.checked_sub(2).map(|place| STUDENT.get(place).copied().unwrap_or(1.96));
+    Some((100.0 * closed, quantile.map(|quantile| 100.0 * quantile * error / whole)))
 }
 
 /// How well the label-free figure ranks the runs of a transfer.
@@ -139,6 +150,24 @@ mod tests {
         assert!((spearman(&pairs([1.0, 1.0, 2.0, 2.0])).unwrap() - 0.894).abs() < 1e-3);
         assert_eq!(spearman(&pairs([5.0; 4])), None);
         assert_eq!(spearman(&[(1.0, 1.0)]), None);
+    }
+
+    fn outcomes(row: &str, values: &[f64]) -> Vec<Outcome> {
+        let of = |value: &f64| Outcome::for_tests("t", row, *value);
+        values.iter().map(of).collect()
+    }
+
+    #[test]
+    fn the_interval_has_the_spread_of_all_three() {
+        let mut all = outcomes("source-only", &[99.0, 101.0]);
+        all.extend(outcomes("oracle", &[199.0, 201.0]));
+        let (closed, half) = gap(&all, "t", &[150.0, 150.0]).unwrap();
+        // Variance of each reference's mean 1, each half counted: sqrt(0.5) of 100, times t with one degree of freedom.
+        assert!((closed - 50.0).abs() < 1e-9 && (half.unwrap() - 12.71 * 0.5f64.sqrt()).abs() < 1e-9);
+        assert_eq!(gap(&all, "t", &[150.0]).unwrap().1, None, "one seed has no spread");
+        let mut low = outcomes("source-only", &[99.0, 101.0]);
+        low.extend(outcomes("oracle", &[90.0, 91.0]));
+        assert!(gap(&low, "t", &[95.0, 95.0]).is_none(), "an oracle below source only measures nothing");
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub(super) struct Files {
 struct Item {
     image: String,
     captions: Vec<String>,
+    /// Whether the source's data holds it out for validation.
+    held_out: bool,
 }
 
 impl Transfer {
@@ -84,6 +86,7 @@ fn read(file: &Path) -> anyhow::Result<Vec<Item>> {
         Ok::<_, anyhow::Error>(Item {
             image: folder.join(image).display().to_string(),
             captions: captions.iter().filter_map(|caption| Some(caption.as_str()?.to_owned())).collect(),
+            held_out: value["split"] == "val",
         })
     };
     text.lines()
@@ -91,7 +94,7 @@ fn read(file: &Path) -> anyhow::Result<Vec<Item>> {
         .collect::<anyhow::Result<Vec<_>>>()
 }
 
-/// Writes the source as it is; of the target one half unpaired, the other to test on. A target item has one sentence, its longest:
+/// Writes the source, a tenth of it held out for validation where it says nothing of that; of the target one half unpaired, the other to test on. A target item has one sentence, its longest:
 /// an emoji's bare name would say too much of which it is.
 fn write(folder: &Path, source: &[Item], mut target: Vec<Item>) -> anyhow::Result<Files> {
     std::fs::create_dir_all(folder).with_context(|| format!("could not make `{}`", folder.display()))?;
@@ -116,19 +119,26 @@ fn write(folder: &Path, source: &[Item], mut target: Vec<Item>) -> anyhow::Resul
     let put = |file: &Path, text: String| {
         std::fs::write(file, text).with_context(|| format!("could not write `{}`", file.display()))
     };
-    put(&files.source, lines(source))?;
+    let says = source.iter().any(|item| item.held_out);
+    let tenth = |item: &Item| hash(&item.image).first().is_some_and(|byte| byte % 10 == 0);
+    let held_out = |item: &Item| if says { item.held_out } else { tenth(item) };
+    put(&files.source, lines(source, held_out))?;
     put(&files.images, images.join("\n") + "\n")?;
     put(&files.sentences, sentences.join("\n") + "\n")?;
-    put(&files.test, lines(&test))?;
-    put(&files.alignment, lines(&target))?;
+    put(&files.test, lines(&test, |_| false))?;
+    put(&files.alignment, lines(&target, |_| false))?;
     Ok(files)
 }
 
-fn lines(items: &[Item]) -> String {
-    items
-        .iter()
-        .map(|item| json!({ "image": item.image, "captions": item.captions }).to_string() + "\n")
-        .collect()
+fn lines(items: &[Item], held_out: impl Fn(&Item) -> bool) -> String {
+    let line = |item: &Item| {
+        let mut line = json!({ "image": item.image, "captions": item.captions });
+        if held_out(item) {
+            line["split"] = "val".into();
+        }
+        line.to_string() + "\n"
+    };
+    items.iter().map(line).collect()
 }
 
 fn hash(text: &str) -> Vec<u8> {
@@ -145,6 +155,7 @@ mod tests {
         let item = |number: usize| Item {
             image: format!("images/{number:x}.webp"),
             captions: vec![format!("name {number}"), format!("name {number}: and more")],
+            held_out: number == 3,
         };
         let (source, target): (Vec<Item>, Vec<Item>) =
             ((0..5).map(item).collect(), (10..30).map(item).collect());
@@ -154,6 +165,7 @@ mod tests {
         assert_eq!((images.lines().count(), sentences.lines().count(), test.lines().count()), (10, 10, 10));
         assert!(images.lines().all(|image| !test.contains(image)));
         assert!(sentences.lines().all(|sentence| sentence.ends_with("and more") && !test.contains(sentence)));
+        assert_eq!(text(&files.source).matches("\"val\"").count(), 1, "the source's own split");
         let alignment = text(&files.alignment);
         assert!(images.lines().all(|image| alignment.contains(image)));
         assert_eq!(code_point("images/1f400-fe0f.webp"), Some(0x1F400));

@@ -344,7 +344,7 @@ impl Inputs {
 }
 
 /// The encoder that `config`, resolved, asks for.
-fn encoder_config(config: &TrainConfig, inputs: Inputs) -> DualEncoderConfig {
+pub(crate) fn encoder_config(config: &TrainConfig, inputs: Inputs) -> DualEncoderConfig {
     let sentence_input = match inputs.sentences {
         SentenceKind::Pooled => SentenceInput::Pooled,
         SentenceKind::Fragments => SentenceInput::Fragments,
@@ -408,6 +408,15 @@ pub fn build(config: &TrainConfig, inputs: Inputs, store: &ParameterStore) -> Re
         | MethodName::Sgraf => Box::new(SourceOnly::new(encoder, config)),
         MethodName::Aeir => Box::new(Aeir::new(encoder, config, store)?),
         MethodName::Adapt => {
+            if config.adapt.geometry_weight > 0.0 && inputs.sentences == SentenceKind::Words {
+                return Err(TrainError::Setting {
+                    key: "adapt.geometry_weight",
+                    expected:
+                        "0 with `--text-encoder words`: words have no features of an encoder to hold on to"
+                            .into(),
+                    got: config.adapt.geometry_weight.to_string(),
+                });
+            }
             let teacher = (config.adapt.teacher_decay > 0.0).then(|| make(adapt::TEACHER)).transpose()?;
             Box::new(Adapt::new(encoder, teacher, config, store)?)
         }

@@ -272,6 +272,9 @@ impl Method for Adapt {
             && let Some(memory) = self.memory()
         {
             memory.learn(data, target)?;
+            if self.teacher.is_some() {
+                self.store.copy("encoder.memory_", &format!("{TEACHER}.memory_"))?;
+            }
         }
         let Some(progress) = self.adaptation.progress(moment) else { return Ok(Vec::new()) };
         let mut state = self.state();
@@ -280,7 +283,11 @@ impl Method for Adapt {
         state.epochs += 1;
         if mines {
             if let Some(memory) = self.memory() {
-                memory.balance(self.miner(), target)?;
+                memory.balance(
+                    self.miner(),
+                    if self.teacher.is_some() { TEACHER } else { "encoder" },
+                    target,
+                )?;
             }
             state.matches = self.mine(target, round as u64, progress)?;
         }
@@ -338,21 +345,12 @@ impl Method for Adapt {
         // The same average as that of the trainer: the first weights, drawn at random, are soon forgotten.
         let done = moment.step as f64;
         let keeps = self.config.teacher_decay.min(done / (9.0 + done));
-        let prefix = format!("{TEACHER}.");
-        let before = self.store.snapshot(&prefix)?;
-        let mut after = BTreeMap::new();
-        for (name, value) in self.store.snapshot(Group::Encoder.prefix())? {
-            let Some(name) = name.strip_prefix(Group::Encoder.prefix()) else { continue };
-            let name = format!("{prefix}{name}");
-            let Some(own) = before.get(&name) else { continue };
-            after.insert(name, ((own * keeps)? + (value * (1.0 - keeps))?)?);
-        }
-        self.store.restore(&after)
+        self.store.blend(Group::Encoder.prefix(), &format!("{TEACHER}."), keeps)
     }
 
     fn after_epoch(&self, data: &PreparedData) -> Result<()> {
         match (self.memory(), &data.target) {
-            (Some(memory), Some(target)) => memory.balance(&self.encoder, target),
+            (Some(memory), Some(target)) => memory.balance(&self.encoder, "encoder", target),
             _ => Ok(()),
         }
     }
@@ -592,6 +590,64 @@ mod tests {
             assert!(moved.is_finite());
             // Codes are drawn and stay; all else is learned or computed.
             assert_eq!(moved > 0.0, name != "memory_codes", "{name}: {moved}");
+        }
+    }
+
+    /// Each term of the recipe alone: the whole training moves everything, whoever taught it.
+    #[test]
+    fn each_term_teaches_both_towers_and_nothing_else() {
+        use crate::method::{Inputs, TargetBatch, encoder_config};
+
+        let config = whole().resolved().unwrap();
+        let data = toy(40, 17, 23).prepare(&config, &Device::Cpu).unwrap();
+        let store = ParameterStore::new(1, &Device::Cpu);
+        let make = |prefix: &str| {
+            let shape = encoder_config(&config, Inputs { pairs: 40, ..Inputs::pooled(8, 6) });
+            DualEncoder::new(shape, config.source_loss.temperature, store.builder().pp(prefix)).unwrap()
+        };
+        let adapt = Adapt::new(make("encoder"), Some(make(TEACHER)), &config, &store).unwrap();
+        let moment = |step| Moment { step, steps: 80 };
+        for step in [0, 40] {
+            adapt.before_epoch(moment(step), &data).unwrap();
+        }
+        let rows = adapt.target_rows(0, 8).unwrap();
+        let target = data.target.as_ref().unwrap();
+        let pairs: Vec<usize> = (0..8).collect();
+        let sentences: Vec<usize> = pairs.iter().map(|pair| data.sentences_of[*pair][0]).collect();
+        let batch = Batch {
+            source_images: data.images.select(&pairs).unwrap(),
+            source_sentences: data.sentences.select(&sentences).unwrap(),
+            target: Some(TargetBatch {
+                images: target.images.select(&rows.images).unwrap(),
+                sentences: target.sentences.select(&rows.sentences).unwrap(),
+                rows: Some(rows),
+            }),
+            anchors: None,
+        };
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let embeddings = adapt.embed(&batch, moment(40), &mut Mode::Training(&mut random)).unwrap();
+        let target = embeddings.target.as_ref().unwrap();
+        let sides = Adapt::sides(&embeddings, target).unwrap();
+        let terms = [
+            ("pairs", adapt.pair_loss(target).unwrap().unwrap()),
+            ("geometry", adapt.geometry_loss(target).unwrap().unwrap()),
+            ("structure", adapt.structure_loss(&embeddings, target).unwrap()),
+            ("confusion", confusion_loss(&adapt.critics.as_ref().unwrap().logits(&sides).unwrap()).unwrap()),
+        ];
+        for (term, loss) in terms {
+            let gradients = loss.backward().unwrap();
+            for (name, variable) in store.with_prefix("") {
+                let size = gradients
+                    .get(&variable)
+                    .map_or(0.0, |it| it.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+                assert!(size.is_finite(), "{term}, {name}");
+                if name.starts_with("encoder.") && name.ends_with("projection.weight") {
+                    assert!(size > 0.0, "{term} does not reach {name}");
+                }
+                if name.contains("memory_") || name.starts_with(TEACHER) {
+                    assert_eq!(size, 0.0, "{term} reaches {name}");
+                }
+            }
         }
     }
 

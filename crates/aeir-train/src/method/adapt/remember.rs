@@ -59,7 +59,8 @@ impl Memory<'_> {
 
     /// Weighs towers and codes so that both spread the scores of the unpaired target sets alike: `w_t^2 : w_m^2 = 1 / std(tower scores) :
     /// 1 / std(code scores)`. What tells images apart well and what does so badly is thus not settled by the scale of its numbers.
-    pub(super) fn balance(&self, encoder: &DualEncoder, target: &PreparedTarget) -> Result<()> {
+    /// `prefix` is that of `encoder`'s parameters.
+    pub(super) fn balance(&self, encoder: &DualEncoder, prefix: &str, target: &PreparedTarget) -> Result<()> {
         let [images, sentences] = WEIGHT_STREAMS;
         let images = embed_prepared(&sampled(&target.images, self.seed, images), |items| {
             encoder.encode_images(items, &mut Mode::Evaluation)
@@ -75,7 +76,7 @@ impl Memory<'_> {
         let (tower, code) = (tower?, code?);
         let weights = [tower, code].map(|weight| (weight / (tower + code)).sqrt() as f32);
         let weights = Tensor::new(&weights, &Device::Cpu)?;
-        self.store.restore(&BTreeMap::from([("encoder.memory_weights".to_owned(), weights)]))
+        self.store.restore(&BTreeMap::from([(format!("{prefix}.memory_weights"), weights)]))
     }
 }
 
