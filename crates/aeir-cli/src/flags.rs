@@ -301,7 +301,8 @@ pub(crate) struct SearchFlags {
     /// sentences of the target's kind is turned away, and more of those of other kinds; needs an index with a query bank
     #[arg(long, value_name = "SHARE", value_parser = correction::share, env = "AEIR_MIN_CONFIDENCE")]
     pub(crate) min_confidence: Option<f64>,
-    /// Labelled pairs of indexed images: gives as many results as hold the right one in --coverage of the queries, `-k` at most
+    /// Labelled pairs of indexed images: gives as many results as hold the right one in --coverage of the queries, `-k` at most.
+    /// Takes captions as independent: best one an image
     #[arg(long, value_name = "PAIRS", conflicts_with = "image", env = "AEIR_CALIBRATION")]
     pub(crate) calibration: Option<PathBuf>,
     /// With --calibration: share of queries whose results are to hold the right image

@@ -1,12 +1,11 @@
 //! How far to trust a search: confidence from unpaired sentences, and sets of results with a stated coverage from a few labels.
 
-use std::fs;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::files::{at, write_synced};
-use crate::{Error, Matrix, Result, nearest};
+use crate::{Error, Index, Matrix, Result, nearest};
 
 /// The file of a stored [`Confidence`].
 pub const CONFIDENCE_FILE: &str = "confidence.json";
@@ -84,16 +83,13 @@ impl Confidence {
         write_synced(&file, |writer| writer.write_all(&bytes))
     }
 
-    /// Reads what [`Confidence::write`] wrote; none where the folder has none.
+    /// Reads what [`Confidence::write`] put into an index; none where the index has none.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Version`], [`Error::Damaged`].
-    pub fn read(folder: &Path) -> Result<Option<Self>> {
-        let file = folder.join(CONFIDENCE_FILE);
-        let bytes = match fs::read(&file) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(at(&file))?,
-        };
+    pub fn read(index: &Index) -> Result<Option<Self>> {
+        let file = index.folder().join(CONFIDENCE_FILE);
+        let Some(bytes) = index.read_file(CONFIDENCE_FILE)? else { return Ok(None) };
         let damaged = |expected: &str, got: String| Error::Damaged {
             file: file.clone(),
             expected: expected.into(),

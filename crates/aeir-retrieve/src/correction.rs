@@ -1,6 +1,5 @@
 //! Hubness correction that is worked out once for a gallery, from a bank of queries, and costs a query one subtraction an item.
 
-use std::fs;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -10,7 +9,7 @@ use crate::files::{at, write_synced};
 use crate::scores::same_dimension;
 use crate::search::mean_top_k_similarity;
 use crate::{
-    Error, Matrix, Ranks, Relevance, Result, Ties, k_occurrence_embeddings, nearest, rank_embeddings,
+    Error, Index, Matrix, Ranks, Relevance, Result, Ties, k_occurrence_embeddings, nearest, rank_embeddings,
     similarity,
 };
 
@@ -19,8 +18,10 @@ pub const CORRECTION_FILE: &str = "correction.json";
 /// The penalties of a stored correction: one little-endian `f32` an item.
 pub const PENALTIES_FILE: &str = "penalties.f32";
 const CORRECTION_VERSION: u64 = 1;
-/// Gallery rows scored against the bank at once.
+/// Gallery rows scored against the bank at once, at most.
 const BLOCK: usize = 1_024;
+/// Scores held at once, at most: a large bank takes fewer rows.
+const BLOCK_SCORES: usize = 1 << 24;
 
 /// Which correction, with its settings.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -228,16 +229,13 @@ impl GalleryCorrection {
         })
     }
 
-    /// Reads what [`GalleryCorrection::write`] wrote, for a gallery of `items`; none where the folder holds no correction.
+    /// Reads what [`GalleryCorrection::write`] put into an index; none where the index holds no correction.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Version`], [`Error::Damaged`] where the files don't fit together or the gallery.
-    pub fn read(folder: &Path, items: usize) -> Result<Option<Self>> {
-        let file = folder.join(CORRECTION_FILE);
-        let bytes = match fs::read(&file) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            read => read.map_err(at(&file))?,
-        };
+    pub fn read(index: &Index) -> Result<Option<Self>> {
+        let (file, items) = (index.folder().join(CORRECTION_FILE), index.len());
+        let Some(bytes) = index.read_file(CORRECTION_FILE)? else { return Ok(None) };
         let damaged =
             |file: &Path, expected: String, got: String| Error::Damaged { file: file.into(), expected, got };
         let stored: Stored = serde_json::from_slice(&bytes)
@@ -245,8 +243,10 @@ impl GalleryCorrection {
         if stored.version != CORRECTION_VERSION {
             return Err(Error::Version { file, expected: CORRECTION_VERSION, got: stored.version });
         }
-        let place = folder.join(PENALTIES_FILE);
-        let bytes = fs::read(&place).map_err(at(&place))?;
+        let place = index.folder().join(PENALTIES_FILE);
+        let bytes = index
+            .read_file(PENALTIES_FILE)?
+            .ok_or_else(|| damaged(&place, "a file of the index".into(), "none".into()))?;
         if stored.items != items || bytes.len() != 4 * items {
             let expected = format!("{items} penalties");
             return Err(damaged(&place, expected, format!("{} for {} items", bytes.len() / 4, stored.items)));
@@ -332,8 +332,9 @@ fn with_column(set: &Matrix, value: impl Fn(usize) -> f32) -> Result<Matrix> {
 /// `ln sum_b exp(beta s[j, b] + shift_b)` of every gallery item.
 fn log_sums(gallery: &Matrix, bank: &Matrix, beta: f64, shifts: &[f64]) -> Result<Vec<f64>> {
     let mut sums = Vec::with_capacity(gallery.rows());
-    for first in (0..gallery.rows()).step_by(BLOCK) {
-        let rows: Vec<usize> = (first..gallery.rows().min(first + BLOCK)).collect();
+    let block = (BLOCK_SCORES / bank.rows().max(1)).clamp(1, BLOCK);
+    for first in (0..gallery.rows()).step_by(block) {
+        let rows: Vec<usize> = (first..gallery.rows().min(first + block)).collect();
         let scores = similarity(&gallery.select_rows(&rows)?, bank)?;
         let of_row = |i: usize| {
             let row = scores.row(i).unwrap_or_default();

@@ -552,6 +552,19 @@ impl Index {
         self.manifest.files.keys().map(String::as_str)
     }
 
+    /// The bytes of one of its files, checked once more: what is parsed is what was written with the index. None where the manifest
+    /// does not list it, whatever lies in the folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Damaged`] where the file has changed since the index was opened.
+    pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(entry) = self.manifest.files.get(name) else { return Ok(None) };
+        let file = self.folder.join(name);
+        let bytes = fs::read(&file).map_err(at(&file))?;
+        check_crc(&file, entry, &hexadecimal(checksum(&bytes)))?;
+        Ok(Some(bytes))
+    }
+
     /// Refuses a model other than the one that made the embeddings.
     ///
     /// # Errors

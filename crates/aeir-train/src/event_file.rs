@@ -15,6 +15,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What all event files have in their names.
 const MARK: &str = ".tfevents.";
+/// What stands before the number in the names of the files that are written here.
+const WRITER: &str = ".aeir.";
 const MASK_DELTA: u32 = 0xa282_ead8;
 /// Length and its checksum.
 const HEAD_BYTES: usize = 12;
@@ -53,7 +55,10 @@ impl EventWriter {
         }
         // Readers follow the files in the order of their names: the time is that of the first, the number decides.
         let started = old.first().and_then(|path| start_of(path)).unwrap_or_else(|| wall_time() as u64);
-        let path = folder.join(format!("events.out{MARK}{started:010}.aeir.{:04}", old.len()));
+        // Not how many there are: one may have been removed, and the next must still be a new one.
+        let last = old.iter().filter_map(|path| number_of(path)).max();
+        let number = last.map_or(0, |last| last.saturating_add(1));
+        let path = folder.join(format!("events.out{MARK}{started:010}{WRITER}{number:04}"));
         let file = OpenOptions::new().create_new(true).append(true).open(&path)?;
         let mut writer = Self { path, file };
         writer.record(&version_event())?;
@@ -115,6 +120,11 @@ fn event_files(folder: &Path) -> io::Result<Vec<PathBuf>> {
 fn start_of(path: &Path) -> Option<u64> {
     let name = path.file_name()?.to_str()?;
     name.split(MARK).nth(1)?.split('.').next()?.parse().ok()
+}
+
+/// The number in a file's name.
+fn number_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.rsplit_once(WRITER)?.1.parse().ok()
 }
 
 /// The scalar events of the first records that are whole and of no later step, and the length of all these records.
@@ -346,6 +356,21 @@ mod tests {
         assert_eq!(steps(folder.path()), [1, 2]);
         let names = event_files(folder.path()).unwrap();
         assert!(names.windows(2).all(|pair| pair[0] < pair[1]) && names.len() == 6);
+    }
+
+    #[test]
+    fn a_removed_file_does_not_keep_the_next_from_being_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |step: u64| {
+            let (mut writer, _) = EventWriter::resume(folder.path(), step - 1).unwrap();
+            scalar(&mut writer, step);
+            writer.path().to_owned()
+        };
+        let first = write(1);
+        let second = write(2);
+        fs::remove_file(first).unwrap();
+        assert!(write(3) > second, "the newest file comes last");
+        assert_eq!(steps(folder.path()), [2, 3]);
     }
 
     #[test]

@@ -106,20 +106,8 @@ impl Inputs {
         let mut skipped: Vec<Skipped> =
             sources.iter().flat_map(|source| &source.skipped).chain(images.skipped()).cloned().collect();
         skipped.extend(sentences.skipped().iter().cloned());
-        let train = sources.iter().map(|source| source.train.len()).sum::<usize>();
-        for (what, count) in [
-            ("source images", train),
-            ("target images", images.images().len()),
-            ("target sentences", sentences.sentences().len()),
-        ] {
-            if count < FEWEST {
-                return Err(CliError::Data {
-                    message: format!("{what}: expected {FEWEST} or more to compare domains, got {count}"),
-                    hint: "with so few items every figure is chance".into(),
-                }
-                .into());
-            }
-        }
+        let train = sources.iter().map(|source| source.train.len()).sum();
+        check_counts(train, images.images().len(), sentences.sentences().len())?;
         let (of_sources, seed) = (flags.sample.max(FEWEST).div_ceil(sources.len().max(1)), flags.seed);
         for (stream, source) in sources.iter_mut().enumerate() {
             hold_out(source);
@@ -166,6 +154,9 @@ impl Inputs {
         let kept = extracted.kept().filter_map(|index| self.target_images.get(index)).cloned().collect();
         let sentences = extractor.sentences("target sentences", &self.target_sentences)?;
         skipped.extend(extracted.skipped);
+        // Once more: damaged images are only found by decoding.
+        let train = sources.iter().map(|source| source.images.len()).sum();
+        check_counts(train, extracted.table.len(), sentences.len())?;
         let target = TargetData { images: extracted.table, sentences };
         let inputs = Self {
             sources: Vec::new(),
@@ -177,9 +168,22 @@ impl Inputs {
     }
 }
 
-/// Without a validation split, some training images are one.
+/// Refuses sets that are too small to be compared.
+fn check_counts(source: usize, images: usize, sentences: usize) -> Result<(), CliError> {
+    let counts = [("source images", source), ("target images", images), ("target sentences", sentences)];
+    match counts.into_iter().find(|(_, count)| *count < FEWEST) {
+        None => Ok(()),
+        Some((what, count)) => Err(CliError::Data {
+            message: format!("{what}: expected {FEWEST} or more to compare domains, got {count}"),
+            hint: "with so few items every figure is chance".into(),
+        }),
+    }
+}
+
+/// Without a validation split, some training images are one, where enough are left.
 fn hold_out(source: &mut ParallelDomain) {
-    if !source.validation.is_empty() || source.train.len() < 2 * HELD_OUT_OF {
+    let held_out = source.train.len().div_ceil(HELD_OUT_OF);
+    if !source.validation.is_empty() || source.train.len() < FEWEST + held_out {
         return;
     }
     let (held_out, train) =

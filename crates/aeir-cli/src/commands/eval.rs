@@ -2,10 +2,10 @@
 
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
-use aeir_data::{Split, TargetImages, TargetSentences, TestPairs};
+use aeir_data::{ImageSource, Skipped, Split, TargetImages, TargetSentences, TestPairs};
 use aeir_encoders::{Bundle, Encoded};
 use aeir_retrieve::{
     BootstrapOptions, Comparison, Confidence, GalleryCorrection, Matrix, MetricIntervals, Ranks, Relevance,
@@ -147,15 +147,28 @@ impl Pairs {
 
     /// A bank that holds the test queries looks at what it is to be tested on.
     fn warn_of_leaks(&self, terminal: &Terminal) {
-        let Some(bank) = &self.sentence_bank else { return };
-        let own: std::collections::HashSet<&str> = self.test.captions().iter().map(String::as_str).collect();
-        let shared = bank.sentences().iter().filter(|sentence| own.contains(sentence.as_str())).count();
-        if shared > 0 {
-            terminal.warn(&format!(
-                "{shared} of {} sentences of the query bank are test sentences too: a bank should hold none of the queries",
-                bank.sentences().len()
-            ));
+        if let Some(bank) = &self.sentence_bank {
+            let own: HashSet<&str> = self.test.captions().iter().map(String::as_str).collect();
+            let shared = bank.sentences().iter().filter(|sentence| own.contains(sentence.as_str())).count();
+            warn_of_leak(
+                shared,
+                bank.sentences().len(),
+                "sentences of the query bank are test sentences",
+                terminal,
+            );
         }
+        if let Some(bank) = &self.image_bank {
+            let name = |image: &ImageSource| image.absolute_name().ok();
+            let own: HashSet<String> = self.test.images().iter().filter_map(name).collect();
+            let shared = bank.images().iter().filter_map(name).filter(|image| own.contains(image)).count();
+            warn_of_leak(shared, bank.images().len(), "images of the image bank are test images", terminal);
+        }
+    }
+}
+
+fn warn_of_leak(shared: usize, all: usize, what: &str, terminal: &Terminal) {
+    if shared > 0 {
+        terminal.warn(&format!("{shared} of {all} {what} too: a bank should hold none of the queries"));
     }
 }
 
@@ -241,6 +254,7 @@ fn score_model(
     };
     let with_head = bundle.encoder().config().head.is_cross_attentive() && rerank != Rerank::First(0);
     let banks = Banks::embed(&bundle, &mut extractor, pairs)?;
+    skipped.extend(banks.skipped.iter().cloned());
     if with_head && !banks.is_empty() {
         return Err(CliError::Usage {
             message: "hubness correction is of pooled vectors: it does not go with a head that scores pairs"
@@ -284,12 +298,16 @@ fn how(bundle: &Bundle, rerank: Rerank) -> String {
 struct Banks {
     sentences: Option<Matrix>,
     images: Option<Matrix>,
+    /// What of them could not be read.
+    skipped: Vec<Skipped>,
 }
 
 impl Banks {
     fn embed(bundle: &Bundle, extractor: &mut FeatureExtractor<'_>, pairs: &Pairs) -> anyhow::Result<Self> {
+        let mut skipped = Vec::new();
         let sentences = match &pairs.sentence_bank {
             Some(bank) => {
+                skipped.extend(bank.skipped().iter().cloned());
                 let table = extractor.sentences("bank sentences", bank.sentences())?;
                 Some(embed_table(&table, bundle.device(), |items| bundle.encode_sentences(items))?)
             }
@@ -297,12 +315,13 @@ impl Banks {
         };
         let images = match &pairs.image_bank {
             Some(bank) => {
-                let table = extractor.images("bank images", bank.images())?.table;
-                Some(embed_table(&table, bundle.device(), |items| bundle.encode_images(items))?)
+                let extracted = extractor.images("bank images", bank.images())?;
+                skipped.extend(bank.skipped().iter().cloned().chain(extracted.skipped));
+                Some(embed_table(&extracted.table, bundle.device(), |items| bundle.encode_images(items))?)
             }
             None => None,
         };
-        Ok(Self { sentences, images })
+        Ok(Self { sentences, images, skipped })
     }
 
     fn is_empty(&self) -> bool {

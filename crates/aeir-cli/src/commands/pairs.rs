@@ -15,11 +15,16 @@ use serde::Serialize;
 
 use super::{print, print_json, tell_skipped};
 use crate::backbones::extractor_of;
+use crate::failure::CliError;
 use crate::flags::pairs::{PairsCommand, PairsExportFlags, PairsFlags};
 use crate::place::feature_cache;
 use crate::progress::extraction;
 use crate::terminal::Terminal;
 
+/// Images times sentences whose scores are held at most; matching copies them.
+const MOST_SCORES: usize = 400_000_000;
+/// Of a score and its copy in the other order.
+const BYTES_A_SCORE: usize = 8;
 /// Sentences beside the best that are told.
 const ALTERNATIVES: usize = 2;
 
@@ -68,6 +73,7 @@ fn export(flags: &PairsExportFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let images = TargetImages::read_with(&flags.target_images, &options)?;
     let sentences = TargetSentences::read_with(&flags.target_sentences, &options)?;
     images.notes().iter().chain(sentences.notes()).for_each(|note| terminal.warn(note));
+    check_size(images.images().len(), sentences.sentences().len())?;
     let bundle = Bundle::load(&flags.model, &device)?;
     let mut extractor = extractor_of(&bundle)?
         .with_cache(&feature_cache()?)?
@@ -90,6 +96,24 @@ fn export(flags: &PairsExportFlags, terminal: &Terminal) -> anyhow::Result<()> {
     skipped.extend(images.skipped().iter().chain(sentences.skipped()).cloned());
     tell_skipped(terminal, &skipped, None);
     tell(flags, &pairs, (kept.len(), sentences.sentences().len()), skipped.len())
+}
+
+/// Refuses sets whose scores would not fit into memory, before anything is encoded.
+fn check_size(images: usize, sentences: usize) -> Result<(), CliError> {
+    let scores = images.saturating_mul(sentences);
+    if scores <= MOST_SCORES {
+        return Ok(());
+    }
+    Err(CliError::Data {
+        message: format!(
+            "{images} images and {sentences} sentences: expected at most {} million scores, got {} million, for which matching needs \
+             {} GB of memory or more",
+            MOST_SCORES / 1_000_000,
+            scores.div_ceil(1_000_000),
+            scores.saturating_mul(BYTES_A_SCORE).div_ceil(1_000_000_000)
+        ),
+        hint: "give smaller sets, such as a part of the images at a time".into(),
+    })
 }
 
 /// The matches, the surest first.
@@ -188,4 +212,17 @@ fn thumbnail(source: &ImageSource, limits: &ImageLimits) -> Option<Vec<u8>> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.to_rgb8().write_to(&mut bytes, image::ImageFormat::Jpeg).ok()?;
     Some(bytes.into_inner())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_too_large_to_match_are_refused_with_what_they_would_need() {
+        assert!(check_size(20_000, 20_000).is_ok());
+        let told = check_size(20_001, 100_000).unwrap_err().to_string();
+        assert!(told.contains("400 million scores, got 2001 million") && told.contains("17 GB"), "{told}");
+        assert!(check_size(usize::MAX, 2).is_err());
+    }
 }

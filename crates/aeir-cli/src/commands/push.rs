@@ -101,8 +101,7 @@ impl Staging {
         if !elsewhere {
             return Ok(Self { folders: vec![run.to_owned()], temporary: None });
         }
-        let folder = std::env::temp_dir().join(format!("aeir-push-{}", std::process::id()));
-        fs::create_dir_all(&folder).with_context(|| format!("could not make `{}`", folder.display()))?;
+        let folder = private_folder()?;
         let staging = Self { folders: vec![folder.clone(), run.to_owned()], temporary: Some(folder.clone()) };
         bundle.copy_to(&folder)?;
         Ok(staging)
@@ -123,6 +122,25 @@ impl Staging {
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(files)
     }
+}
+
+/// A new folder that only this user can look into. One that is there already, perhaps another user's, is not taken.
+fn private_folder() -> anyhow::Result<PathBuf> {
+    const TRIES: usize = 1_000;
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    for number in 0..TRIES {
+        let folder = std::env::temp_dir().join(format!("aeir-push-{}-{number}", std::process::id()));
+        match builder.create(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("could not make `{}`", folder.display()));
+            }
+        }
+    }
+    anyhow::bail!("could not make a new folder in `{}`", std::env::temp_dir().display())
 }
 
 impl Drop for Staging {
@@ -189,6 +207,13 @@ fn send(flags: &PushFlags, id: &ModelId, files: &[Listed], terminal: &Terminal) 
     let what = match &pushed.commit {
         Some(commit) => {
             format!("commit  {commit}, {} files, {} unchanged\n", pushed.sent.len(), pushed.unchanged.len())
+        }
+        None if !pushed.sent.is_empty() => {
+            format!(
+                "commit  made, {} files, {} unchanged; the answer that names it was lost\n",
+                pushed.sent.len(),
+                pushed.unchanged.len()
+            )
         }
         None => format!("commit  none: all {} files are there already\n", pushed.unchanged.len()),
     };

@@ -139,7 +139,7 @@ struct Trust {
 impl Trust {
     /// Of an index, for the kind of query that is asked: all of it was worked out for sentences.
     fn read(flags: &SearchFlags, index: &Index) -> anyhow::Result<Self> {
-        let confidence = Confidence::read(index.folder())?;
+        let confidence = Confidence::read(index)?;
         if flags.min_confidence.is_some() && (confidence.is_none() || flags.image.is_some()) {
             let (message, hint) = match flags.image {
                 Some(_) => ("--min-confidence is of queries by sentence", "leave it out with --image"),
@@ -153,7 +153,7 @@ impl Trust {
         if flags.image.is_some() {
             return Ok(Self { correction: None, confidence: None, calibration: None });
         }
-        let correction = GalleryCorrection::read(index.folder(), index.len())?.filter(|_| !flags.plain);
+        let correction = GalleryCorrection::read(index)?.filter(|_| !flags.plain);
         let calibration = flags.calibration.as_deref().map(|path| TestPairs::read(path, None)).transpose()?;
         Ok(Self { correction, confidence, calibration })
     }

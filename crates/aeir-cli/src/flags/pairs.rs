@@ -19,6 +19,8 @@ pub(crate) struct PairsFlags {
 #[derive(Subcommand)]
 pub(crate) enum PairsCommand {
     /// Match unpaired images and sentences with a model, and write the pairs with their confidence
+    ///
+    /// Images times sentences are at most 400 million: all scores are held in memory.
     Export(PairsExportFlags),
 }
 

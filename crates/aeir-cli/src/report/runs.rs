@@ -190,9 +190,27 @@ pub(crate) fn figure_names(runs: &[RunRecord]) -> Vec<String> {
     names
 }
 
-/// Whether a figure is one by which epochs and runs may be chosen: none of them sees a label of the target.
-pub(crate) fn is_criterion(figure: &str) -> bool {
-    ["source_validation", "target_"].iter().any(|start| figure.starts_with(start))
+/// The figures of an epoch by which epochs and runs may be chosen, the higher the better: none of them sees a label of the target.
+///
+/// The entropy of the posterior is better when lower. It stands here as `target_posterior_certainty`, minus the entropy, and
+/// `target_information` is the diversity less the entropy, as the selections of these names have it.
+pub(crate) fn criteria(figures: &Figures) -> Figures {
+    const ENTROPY: &str = "target_posterior_entropy";
+    let is_criterion = |figure: &str| {
+        figure != ENTROPY && ["source_validation", "target_"].iter().any(|start| figure.starts_with(start))
+    };
+    let mut criteria: Figures = figures
+        .iter()
+        .filter(|(name, _)| is_criterion(name))
+        .map(|(name, value)| (name.clone(), *value))
+        .collect();
+    if let Some(entropy) = figures.get(ENTROPY) {
+        criteria.insert("target_posterior_certainty".to_owned(), -entropy);
+        if let Some(diversity) = figures.get("target_posterior_diversity") {
+            criteria.insert("target_information".to_owned(), diversity - entropy);
+        }
+    }
+    criteria
 }
 
 /// What a figure is called where people read.
@@ -316,6 +334,24 @@ mod tests {
         assert_eq!(record.setting("method"), Some("aeir"));
         assert_eq!(record.warnings[0].step, 7);
         assert!(RunRecord::read(folder.path()).unwrap_err().to_string().contains("not a run"));
+    }
+
+    #[test]
+    fn every_criterion_is_better_when_higher() {
+        let figures = [
+            ("epoch", 1.0),
+            ("source_validation_rsum", 90.0),
+            ("target_posterior_entropy", 0.25),
+            ("target_posterior_diversity", 0.75),
+        ];
+        let found = criteria(&figures.map(|(name, value)| (name.to_owned(), value)).into());
+        let expected = [
+            ("source_validation_rsum", 90.0),
+            ("target_information", 0.5),
+            ("target_posterior_certainty", -0.25),
+            ("target_posterior_diversity", 0.75),
+        ];
+        assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value)).into());
     }
 
     #[test]

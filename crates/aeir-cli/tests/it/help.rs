@@ -639,8 +639,8 @@ fn search() {
                                     other kinds; needs an index with a query bank [env:
                                     AEIR_MIN_CONFIDENCE=]
           --calibration <PAIRS>     Labelled pairs of indexed images: gives as many results as hold the
-                                    right one in --coverage of the queries, `-k` at most [env:
-                                    AEIR_CALIBRATION=]
+                                    right one in --coverage of the queries, `-k` at most. Takes captions
+                                    as independent: best one an image [env: AEIR_CALIBRATION=]
           --coverage <SHARE>        With --calibration: share of queries whose results are to hold the
                                     right image [env: AEIR_COVERAGE=] [default: 0.9]
           --plain                   Search without the index's hubness correction [env: AEIR_PLAIN=]

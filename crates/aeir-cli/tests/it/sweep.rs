@@ -126,6 +126,10 @@ fn a_wrong_file_is_refused_before_anything_runs() {
         &format!("{}[eval]\ndata = \"nowhere.jsonl\"\n", with("")),
         "`eval.data`: `nowhere.jsonl` is not there",
     );
+    refused(
+        &format!("{}[eval]\ndata = \"source.jsonl\"\nprotocol = \"five-fold-1k\"\n", with("")),
+        "`eval.protocol` must be \"full\", got \"five-fold-1k\"",
+    );
     refused(&format!("config = \"none.toml\"\n{}", with("")), "could not read `config`");
 
     scene.write("good.toml", with(""));

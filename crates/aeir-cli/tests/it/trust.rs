@@ -53,6 +53,8 @@ fn a_bank_with_test_sentences_is_told() {
     let scene = Scene::with_model();
     let told = scene.run("eval --model model --data test.jsonl --query-bank test.jsonl").ok();
     assert!(told.stderr.contains("of the query bank are test sentences too"), "{told:?}");
+    let told = scene.run("eval --model model --data test.jsonl --image-bank test.jsonl").ok();
+    assert!(told.stderr.contains("images of the image bank are test images too"), "{told:?}");
 }
 
 #[test]

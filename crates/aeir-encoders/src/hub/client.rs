@@ -164,7 +164,8 @@ impl<'a> Client<'a> {
             }
             let location = header(response.headers(), "location").unwrap_or_default();
             target = resolved(&target, location).ok_or_else(|| {
-                Failure::last(reply_error(&target, "a place to go on at (`https://...`)", location))
+                let got = without_query(location);
+                Failure::last(reply_error(&target, "a place to go on at (`https://...`)", got))
             })?;
         }
         Err(Failure::last(reply_error(url, &format!("at most {MAX_REDIRECTS} redirects"), "more")))
@@ -220,7 +221,7 @@ impl<'a> Client<'a> {
             return Err(Failure::last(reply_error(
                 url,
                 "an encrypted place to send to (`https://...`)",
-                url,
+                without_query(url),
             )));
         }
         for (name, value) in sent.headers {
@@ -234,7 +235,11 @@ impl<'a> Client<'a> {
             builder.send(ureq::SendBody::from_reader(sent.body)).map_err(|error| not_sent(url, error))?;
         if response.status().is_redirection() {
             let location = header(response.headers(), "location").unwrap_or_default();
-            return Err(Failure::last(reply_error(url, "an answer, not a redirect", location)));
+            return Err(Failure::last(reply_error(
+                url,
+                "an answer, not a redirect",
+                without_query(location),
+            )));
         }
         checked(url, response)
     }

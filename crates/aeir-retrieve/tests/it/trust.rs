@@ -1,11 +1,13 @@
 //! Corrections by gallery, comparison of models, confidence and conformal sets.
 
 use std::fs;
+use std::path::Path;
 
 use aeir_retrieve::{
-    BootstrapOptions, Confidence, ConformalSets, Correction, Error, GalleryCorrection, Index, IndexContent,
-    Matrix, PENALTIES_FILE, QueryBank, Ranks, Relevance, Ties, bootstrap, bootstrap_folds, compare,
-    csls_with_bank, rank_corrected, rank_embeddings, rank_scores, similarity,
+    BootstrapOptions, CONFIDENCE_FILE, CORRECTION_FILE, Confidence, ConformalSets, Correction, Error,
+    GalleryCorrection, Index, IndexBuilder, IndexContent, Matrix, PENALTIES_FILE, QueryBank, Ranks,
+    Relevance, Ties, bootstrap, bootstrap_folds, compare, csls_with_bank, rank_corrected, rank_embeddings,
+    rank_scores, similarity,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -115,19 +117,17 @@ fn settings_and_banks_that_make_no_sense_are_refused() {
 fn a_stored_correction_is_read_back_and_searched_with() {
     let place = tempfile::tempdir().unwrap();
     let (gallery, bank, queries) = (unit(40, 6, 1), unit(30, 6, 2), unit(15, 6, 3));
-    let items: Vec<String> = (0..40).map(|i| format!("{i}.jpg")).collect();
-    let content = IndexContent { embeddings: &gallery, items: &items, model_fingerprint: "m" };
-    Index::create(place.path().join("index"), content).unwrap();
-    let index = Index::open(place.path().join("index")).unwrap();
-    assert_eq!(GalleryCorrection::read(place.path(), 40).unwrap(), None);
+    let folder = place.path().join("index");
+    let index = index_with(&folder, &gallery, |_| ());
+    assert_eq!(GalleryCorrection::read(&index).unwrap(), None);
     for correction in [
         Correction::Csls { k: 10 },
         Correction::DynamicInvertedSoftmax { beta: BETA },
         Correction::Sinkhorn { beta: BETA, iterations: 5 },
     ] {
         let made = GalleryCorrection::of_bank(correction, &gallery, &bank).unwrap();
-        made.write(place.path()).unwrap();
-        let read = GalleryCorrection::read(place.path(), 40).unwrap().unwrap();
+        let index = index_with(&folder, &gallery, |staging| made.write(staging).unwrap());
+        let read = GalleryCorrection::read(&index).unwrap().unwrap();
         assert_eq!((&read, read.bank()), (&made, 30));
         for query in queries.iter_rows() {
             let raw = index.search(query, 1).unwrap()[0].position;
@@ -145,9 +145,43 @@ fn a_stored_correction_is_read_back_and_searched_with() {
             }
         }
     }
-    assert!(matches!(GalleryCorrection::read(place.path(), 39), Err(Error::Damaged { .. })));
-    fs::write(place.path().join(PENALTIES_FILE), [0xff; 160]).unwrap();
-    assert!(matches!(GalleryCorrection::read(place.path(), 40), Err(Error::Damaged { .. })), "NaN");
+    let made = GalleryCorrection::of_bank(Correction::Csls { k: 10 }, &gallery, &bank).unwrap();
+    let of_others = index_with(&folder, &unit(39, 6, 1), |staging| made.write(staging).unwrap());
+    assert!(matches!(GalleryCorrection::read(&of_others), Err(Error::Damaged { .. })));
+    let index = index_with(&folder, &gallery, |staging| {
+        made.write(staging).unwrap();
+        fs::write(staging.join(PENALTIES_FILE), [0xff; 160]).unwrap();
+    });
+    assert!(matches!(GalleryCorrection::read(&index), Err(Error::Damaged { .. })), "NaN");
+}
+
+#[test]
+fn what_the_manifest_does_not_list_is_no_part_of_an_index() {
+    let place = tempfile::tempdir().unwrap();
+    let (gallery, bank) = (unit(12, 6, 1), unit(30, 6, 2));
+    let correction = GalleryCorrection::of_bank(Correction::Csls { k: 10 }, &gallery, &bank).unwrap();
+    let confidence = Confidence::of_bank(&gallery, &bank).unwrap();
+    let index = index_with(&place.path().join("index"), &gallery, |_| ());
+    correction.write(index.folder()).unwrap();
+    confidence.write(index.folder()).unwrap();
+    assert_eq!(index.read_file(CORRECTION_FILE).unwrap(), None);
+    assert_eq!(GalleryCorrection::read(&index).unwrap(), None);
+    assert_eq!(Confidence::read(&index).unwrap(), None);
+    // Listed, and changed after the index was opened.
+    let index =
+        index_with(&place.path().join("listed"), &gallery, |staging| confidence.write(staging).unwrap());
+    assert_eq!(Confidence::read(&index).unwrap().as_ref(), Some(&confidence));
+    fs::write(index.folder().join(CONFIDENCE_FILE), br#"{"version":1,"bank":3,"best":[1.0]}"#).unwrap();
+    assert!(matches!(Confidence::read(&index), Err(Error::Damaged { .. })));
+}
+
+/// An index of `gallery` with what `add` writes into its staging folder.
+fn index_with(folder: &Path, gallery: &Matrix, add: impl Fn(&Path)) -> Index {
+    let items: Vec<String> = (0..gallery.rows()).map(|i| format!("{i}.jpg")).collect();
+    let builder = IndexBuilder::begin(folder).unwrap();
+    add(builder.staging());
+    builder.commit(IndexContent { embeddings: gallery, items: &items, model_fingerprint: "m" }).unwrap();
+    Index::open(folder).unwrap()
 }
 
 fn ranks(images: usize, noise: f32, seed: u64) -> Ranks {
@@ -230,15 +264,18 @@ fn confidence_turns_away_as_many_of_the_own_kind_as_it_says() {
 #[test]
 fn confidence_is_kept_on_disk_and_a_large_bank_is_thinned() {
     let place = tempfile::tempdir().unwrap();
-    assert_eq!(Confidence::read(place.path()).unwrap(), None);
-    let gallery = unit(10, 4, 1);
+    let (folder, gallery) = (place.path().join("index"), unit(10, 4, 1));
+    assert_eq!(Confidence::read(&index_with(&folder, &gallery, |_| ())).unwrap(), None);
     let confidence = Confidence::of_bank(&gallery, &unit(2_500, 4, 2)).unwrap();
     assert_eq!(confidence.bank(), 2_500);
-    confidence.write(place.path()).unwrap();
-    assert_eq!(Confidence::read(place.path()).unwrap().as_ref(), Some(&confidence));
+    let index = index_with(&folder, &gallery, |staging| confidence.write(staging).unwrap());
+    assert_eq!(Confidence::read(&index).unwrap().as_ref(), Some(&confidence));
     assert!((confidence.of(f32::MAX) - 1.0).abs() < 1e-12 && confidence.of(f32::MIN) < 0.0011);
-    fs::write(place.path().join("confidence.json"), br#"{"version":1,"bank":3,"best":[2.0,1.0]}"#).unwrap();
-    assert!(matches!(Confidence::read(place.path()), Err(Error::Damaged { .. })));
+    let index = index_with(&folder, &gallery, |staging| {
+        let unsorted = br#"{"version":1,"bank":3,"best":[2.0,1.0]}"#;
+        fs::write(staging.join(CONFIDENCE_FILE), unsorted).unwrap();
+    });
+    assert!(matches!(Confidence::read(&index), Err(Error::Damaged { .. })));
 }
 
 #[test]

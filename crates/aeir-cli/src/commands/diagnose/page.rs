@@ -185,7 +185,8 @@ fn domains(diagnosis: &Diagnosis) -> Markup {
             } }
             p.note {
                 "Proxy A-distance: how well a linear classifier tells the domains apart on items it has not seen; 0 not at all, 2 always; ± its standard error. "
-                "MMD²: squared maximum mean discrepancy; p from " (diagnosis.domains.images.joint.mean_discrepancy.permutations) " shuffles of the labels. One sentence an image."
+                "MMD²: squared maximum mean discrepancy; p from " (diagnosis.domains.images.joint.mean_discrepancy.permutations) " shuffles of the labels, conservative for standardised features. "
+                "Of the source one sentence an image; target sentences are taken as given."
             }
         }
     }

@@ -68,10 +68,11 @@ pub(super) fn verdict(
     } else {
         text.push(of_overlap(overlap, fits));
     }
-    let skew = hubness.images.figures.skewness.max(hubness.sentences.figures.skewness);
+    // Of images alone: an index holds images, and its correction is of them.
+    let skew = hubness.images.figures.skewness;
     if skew > HUBBY {
         text.push(format!(
-            "Some items are found for everything and {:.0} % of the images for nothing (k-occurrence skewness {skew:.1}): compare \
+            "Some images are found for everything and {:.0} % of the images for nothing (k-occurrence skewness {skew:.1}): compare \
              `aeir eval --query-bank SENTENCES`, and index with `--correction csls --query-bank SENTENCES` if it helps.",
             100.0 * hubness.images.anti_hub_share
         ));

@@ -13,8 +13,8 @@ use toml::{Table, Value};
 
 use crate::commands::train::check_target_flags;
 use crate::failure::CliError;
-use crate::flags::{Command, EvalFlags, Flags, TrainFlags};
-use crate::report::runs::flatten_settings;
+use crate::flags::{Command, EvalFlags, Flags, Protocol, Rerank, TrainFlags};
+use crate::report::runs::{Evaluation, flatten_settings};
 use crate::report::slug;
 
 /// The format this version reads.
@@ -54,9 +54,28 @@ pub(super) struct Plan {
     pub(super) cells: Vec<Cell>,
     /// Flags of `aeir eval`; none without test pairs.
     pub(super) eval: Option<Vec<String>>,
-    /// The test pairs and their split, as the results name them.
-    pub(super) test: Option<(PathBuf, Option<String>)>,
+    /// What `aeir eval` measures, as the results name it.
+    pub(super) test: Option<Test>,
     file: File,
+}
+
+/// The test pairs of a sweep and how they are scored.
+pub(super) struct Test {
+    data: PathBuf,
+    split: Option<String>,
+    /// What is asked for; none leaves it to the model.
+    rerank: Option<Rerank>,
+}
+
+impl Test {
+    /// Whether an evaluation measured this. A model without a head that scores pairs has nothing to re-rank.
+    pub(super) fn is_of(&self, found: &Evaluation) -> bool {
+        let same_rerank = match (&self.rerank, &found.rerank) {
+            (Some(asked), Some(done)) => asked.to_string() == *done,
+            _ => true,
+        };
+        (&self.data, &self.split) == (&found.data, &found.split) && same_rerank
+    }
 }
 
 /// One run of a sweep.
@@ -140,9 +159,19 @@ impl Plan {
                 let flags = flags_of("eval", &file.eval).map_err(refuse)?;
                 let parsed = parse_eval(&flags, &output)
                     .with_context(|| format!("sweep `{}`: [eval]", path.display()))?;
-                let split = parsed.split.map(crate::flags::SplitFlag::name);
+                if parsed.protocol != Protocol::Full {
+                    return Err(refuse(format!(
+                        "`eval.protocol` must be \"full\", got \"{}\": runs are compared on all test pairs at once",
+                        parsed.protocol.name()
+                    )));
+                }
                 exists("eval", "data", &parsed.data).map_err(refuse)?;
-                (Some(flags), Some((std::path::absolute(&parsed.data)?, split)))
+                let test = Test {
+                    data: std::path::absolute(&parsed.data)?,
+                    split: parsed.split.map(crate::flags::SplitFlag::name),
+                    rerank: parsed.rerank,
+                };
+                (Some(flags), Some(test))
             }
         };
         Ok(Self { output, keys, cells, eval, test, file })

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use aeir_retrieve::{RetrievalMetrics, spearman};
 use serde::Serialize;
 
-use super::plan::{Cell, Plan};
+use super::plan::{Cell, Plan, Test};
 use crate::report::Summary;
-use crate::report::runs::{Evaluation, RunRecord, is_criterion};
+use crate::report::runs::{self, Evaluation, RunRecord};
 use crate::report::sweep::{self, CriterionPlot, Row};
 
 /// The results of all runs that are there.
@@ -72,8 +72,8 @@ pub(super) struct Failed {
 }
 
 /// What was measured on the sweep's own test pairs.
-pub(super) fn evaluation<'a>(run: &'a RunRecord, test: &(PathBuf, Option<String>)) -> Option<&'a Evaluation> {
-    run.evaluations.iter().rev().find(|found| (&found.data, &found.split) == (&test.0, &test.1))
+pub(super) fn evaluation<'a>(run: &'a RunRecord, test: &Test) -> Option<&'a Evaluation> {
+    run.evaluations.iter().rev().find(|found| test.is_of(found))
 }
 
 impl Results {
@@ -266,7 +266,6 @@ impl Results {
 impl RunResult {
     fn read(cell: &Cell, plan: &Plan) -> anyhow::Result<Self> {
         let run = RunRecord::read(&cell.folder)?;
-        let chosen = run.chosen().cloned().unwrap_or_default();
         Ok(Self {
             folder: cell.folder.clone(),
             values: cell.values.clone(),
@@ -274,7 +273,7 @@ impl RunResult {
             epoch: run.selection.as_ref().map(|selection| selection.epoch),
             selection: run.selection.as_ref().map(|selection| selection.criterion.clone()),
             score: run.selection.as_ref().and_then(|selection| selection.score),
-            criteria: chosen.into_iter().filter(|(name, _)| is_criterion(name)).collect(),
+            criteria: run.chosen().map(runs::criteria).unwrap_or_default(),
             test: plan.test.as_ref().and_then(|test| Some(evaluation(&run, test)?.metrics)),
             seconds: run.seconds,
             warnings: run.warnings.len(),

@@ -13,17 +13,20 @@ use ::parquet::file::metadata::ColumnChunkMetaData;
 use ::parquet::file::serialized_reader::SerializedPageReader;
 use ruzstd::decoding::StreamingDecoder;
 
+/// A page's size is a 32-bit signed number: a footer that claims more lies.
+const LARGEST_PAGE: u64 = i32::MAX as u64;
+
 /// The pages of a column chunk.
 pub(super) struct ZstdPages {
     stored: SerializedPageReader<File>,
-    /// Bytes of all pages of the chunk as its header says: no page has more.
+    /// No page has more: the bytes of all pages of the chunk as the footer says, and at most [`LARGEST_PAGE`].
     most: u64,
 }
 
 impl ZstdPages {
     pub(super) fn new(file: Arc<File>, chunk: &ColumnChunkMetaData, rows: usize) -> Result<Self> {
         let plain = chunk.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build()?;
-        let most = u64::try_from(chunk.uncompressed_size()).unwrap_or(0);
+        let most = u64::try_from(chunk.uncompressed_size()).unwrap_or(0).min(LARGEST_PAGE);
         Ok(Self { stored: SerializedPageReader::new(file, &plain, rows, None)?, most })
     }
 
