@@ -32,6 +32,9 @@ const SOURCE_STREAM: u64 = 0;
 const TARGET_IMAGE_STREAM: u64 = 1;
 const TARGET_SENTENCE_STREAM: u64 = 2;
 
+/// Below so many target images or sentences a run that adapts is warned of.
+const FEW_TARGET_ITEMS: usize = 20;
+
 /// Prefix of the encoders' averaged parameters.
 const AVERAGE: &str = "average.";
 
@@ -233,6 +236,7 @@ impl<'a> Trainer<'a> {
 
     fn run(mut self) -> Result<Trained> {
         self.open_run()?;
+        self.warn_of_target();
         self.warn_of_patience();
         self.observer.started(self.progress.step, self.length.steps());
         while !self.is_done() {
@@ -248,6 +252,28 @@ impl<'a> Trainer<'a> {
             score: self.progress.best.map(|(_, score)| score),
             history: self.progress.records,
         })
+    }
+
+    /// A target that is hardly there, or that no step looks at.
+    fn warn_of_target(&mut self) {
+        if !self.config.method.adapts() {
+            return;
+        }
+        let sizes = self.data.target.as_ref().map(|target| [target.images.len(), target.sentences.len()]);
+        if let Some([images, sentences]) = sizes
+            && images.min(sentences) < FEW_TARGET_ITEMS
+        {
+            self.observer.warning(&format!(
+                "the target has {images} images and {sentences} sentences: below {FEW_TARGET_ITEMS} of each there is hardly a domain \
+                 to adapt to"
+            ));
+        }
+        if !(0..self.config.epochs).any(|epoch| self.uses_target(epoch * self.length.steps_per_epoch())) {
+            self.observer.warning(
+                "no step looks at the target: so few epochs are source alignment alone; raise `epochs`, or lower the method's \
+                 `source_share`",
+            );
+        }
     }
 
     /// An early stop by a figure that this data doesn't give would never come.

@@ -130,6 +130,9 @@ pub fn target_figures(encoder: &DualEncoder, target: &PreparedTarget) -> Result<
 
 /// Proxy A-distance of source and target, by the pooled vectors of each modality. Larger sets are sampled, always alike.
 ///
+/// Of a model with a memory the towers' part is looked at: a source item finds itself in the memory, which tells it from any
+/// other and says nothing of the domains.
+///
 /// # Errors
 /// When embedding fails or a domain has too few items to be split.
 pub fn domain_distances(
@@ -141,8 +144,8 @@ pub fn domain_distances(
         if source.len() < FEWEST_FOR_DISTANCE || target.len() < FEWEST_FOR_DISTANCE {
             return Ok(None);
         }
-        let source = sampled(encoder, modality, source, 2)?;
-        let target = sampled(encoder, modality, target, 3)?;
+        let source = towers_alone(encoder, &sampled(encoder, modality, source, 2)?)?;
+        let target = towers_alone(encoder, &sampled(encoder, modality, target, 3)?)?;
         let distance = aeir_retrieve::proxy_a_distance(&source, &target, &ProxyADistanceOptions::default())?;
         Ok::<_, TrainError>(Some(distance.distance))
     };
@@ -155,6 +158,13 @@ pub fn domain_distances(
 enum Modality {
     Images,
     Sentences,
+}
+
+/// The columns that the towers made.
+fn towers_alone(encoder: &DualEncoder, embeddings: &Matrix) -> Result<Matrix> {
+    let towers = encoder.config().trained_dimension();
+    let rows: Vec<&[f32]> = embeddings.iter_rows().map(|row| row.get(..towers).unwrap_or(row)).collect();
+    Ok(Matrix::from_rows(&rows)?)
 }
 
 /// Pooled vectors of some of the items, always the same for a stream.

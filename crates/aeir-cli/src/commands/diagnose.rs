@@ -29,7 +29,7 @@ const TOWER_EPOCHS: usize = 20;
 /// Of source data without a validation split every so many-th image is held out.
 const HELD_OUT_OF: usize = 10;
 /// Sets of fewer items say nothing.
-const FEWEST: usize = 20;
+pub(crate) const FEWEST: usize = 20;
 
 /// Measures the domains against each other and says what to do.
 pub(crate) fn run(flags: &DiagnoseFlags, terminal: &Terminal) -> anyhow::Result<()> {
@@ -108,15 +108,15 @@ impl Inputs {
         skipped.extend(sentences.skipped().iter().cloned());
         let train = sources.iter().map(|source| source.train.len()).sum();
         check_counts(train, images.images().len(), sentences.sentences().len())?;
-        let (of_sources, seed) = (flags.sample.max(FEWEST).div_ceil(sources.len().max(1)), flags.seed);
+        let (of_sources, seed) = (flags.sample.div_ceil(sources.len().max(1)), flags.seed);
         for (stream, source) in sources.iter_mut().enumerate() {
             hold_out(source);
             source.train = sampled(&source.train, of_sources, seed, 16 + stream as u64);
             source.validation = sampled(&source.validation, of_sources, seed, 1024 + stream as u64);
         }
         Ok(Self {
-            target_images: sampled(images.images(), flags.sample.max(FEWEST), seed, 0),
-            target_sentences: sampled(sentences.sentences(), flags.sample.max(FEWEST), seed, 1),
+            target_images: sampled(images.images(), flags.sample, seed, 0),
+            target_sentences: sampled(sentences.sentences(), flags.sample, seed, 1),
             sources,
             skipped,
         })

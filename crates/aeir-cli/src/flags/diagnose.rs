@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 
-use super::{DeviceFlag, ReadingFlags, at_least_one};
+use super::{DeviceFlag, ReadingFlags};
+use crate::commands::diagnose::FEWEST;
 use crate::limits::LoadingFlags;
 
 #[derive(Args)]
@@ -32,8 +33,8 @@ pub(crate) struct DiagnoseFlags {
     /// the cache [default: static-minilm]
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) text_encoder: Option<String>,
-    /// Items of each set that are looked at: larger sets are sampled, always alike
-    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = at_least_one, env = "AEIR_SAMPLE")]
+    /// Items of each set that are looked at, 20 or more: larger sets are sampled, always alike
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = at_least_twenty, env = "AEIR_SAMPLE")]
     pub(crate) sample: usize,
     /// Decides the samples and the shuffles
     #[arg(long, value_name = "N", default_value_t = 0, env = "AEIR_SEED")]
@@ -48,4 +49,10 @@ pub(crate) struct DiagnoseFlags {
     pub(crate) loading: LoadingFlags,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
+}
+
+/// Fewer items a set say nothing.
+fn at_least_twenty(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| *count >= FEWEST);
+    count.ok_or_else(|| format!("expected a whole number of at least {FEWEST}"))
 }

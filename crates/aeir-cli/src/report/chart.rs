@@ -113,7 +113,7 @@ impl Chart<'_> {
                 .map_err(|error| text(&error))?;
             chart
                 .configure_mesh()
-                .x_labels(8)
+                .x_labels(if scattered { 8 } else { 8.min((last - first) as usize + 1) })
                 .y_labels(6)
                 .x_label_formatter(&|x| label(*x, x_decimals))
                 .y_label_formatter(&|y| label(*y, decimals))

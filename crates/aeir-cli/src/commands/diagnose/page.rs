@@ -146,7 +146,7 @@ fn plots(diagnosis: &Diagnosis, space: &JointSpace) -> anyhow::Result<Vec<Markup
     let mut figures = vec![html! {
         figure {
             figcaption { (title) span.legend { @for group in &groups { span {
-                i style=(format!("background:rgb({},{},{})", group.colour.0, group.colour.1, group.colour.2)) {}
+                i style=(format!("border-color:rgb({},{},{})", group.colour.0, group.colour.1, group.colour.2)) {}
                 (match group.mark { Mark::Dot => "● ", Mark::Cross => "✕ " }) (group.name)
             } } } }
             (PreEscaped(projection))

@@ -94,12 +94,11 @@ fn before(differences: &Differences) -> Difference {
 fn what_to_do(advice: Advice) -> String {
     match advice {
         Advice::Adapt => {
-            "Adapt: `aeir train --method adapt`, and compare with `--method source-only --standardise`, which is most of the gain \
-             where it suffices."
+            "Adapt: `aeir train --method adapt`, and compare with `--method source-only --standardise`."
         }
         Advice::Standardise => {
-            "Standardise: the domains differ in the mean and spread of their features, and little else that could be seen. Begin \
-             with `aeir train --method source-only --standardise`; `--method adapt` does that and more."
+            "Standardise, and adapt: the domains differ in the mean and spread of their features, and little else that could be \
+             seen. `aeir train --method adapt` standardises each and does more; compare with `--method source-only --standardise`."
         }
         Advice::NoShift => {
             "No shift was found between source and target: train on the source (`aeir train --method source-only`). Adaptation has \
