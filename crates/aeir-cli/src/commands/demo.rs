@@ -78,7 +78,7 @@ const PLANS: [Plan; 5] = [
     Plan {
         key: "adapt",
         title: "Adapt (the recipe)",
-        what: "`--method adapt`: standardised, a memory of the source pairs, matches mined between the target's unpaired sets",
+        what: "each domain standardised, a memory of the source pairs, matches mined between the target's unpaired sets",
         method: MethodName::Adapt,
         standardise: true,
         oracle: false,
