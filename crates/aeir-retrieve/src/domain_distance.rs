@@ -39,7 +39,8 @@ impl Default for ProxyADistanceOptions {
 pub struct ProxyADistance {
     /// `2 (1 - 2 error)`: 0 where the domains can't be told apart, 2 where they always can. Slightly below 0 by chance.
     pub distance: f64,
-    /// Share of the test items given to the wrong domain.
+    /// Share of the test items given to the wrong domain; `classifier_error` in JSON.
+    #[serde(rename = "classifier_error")]
     pub error: f64,
     /// Items of each domain that the classifier was trained on.
     pub n_train: usize,

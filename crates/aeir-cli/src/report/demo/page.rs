@@ -95,7 +95,8 @@ fn table(report: &Report) -> Markup {
             h2 { "Retrieval in the target domain" }
             (layout::table("", &columns, &lines))
             p.note {
-                "Mean of " (seeds) " seeds, ± sample standard deviation. R@K: per cent of queries with at least one right item "
+                @if seeds > 1 { "Mean of " (seeds) " seeds, ± sample standard deviation. " } @else { "One seed. " }
+                "R@K: per cent of queries with at least one right item "
                 "in the first K; of items with equal scores the wrong ones count first. rSum: the six recalls added. Gap closed: "
                 "(method − source only) / (oracle − source only). The model of a run is its best epoch on the "
                 b { "source" } " validation split; no target label is used for training or choosing, the oracle's training apart."
