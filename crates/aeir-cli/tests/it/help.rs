@@ -333,7 +333,7 @@ fn train() {
 
 #[test]
 fn diagnose() {
-    insta::assert_snapshot!(help("diagnose"), @r#"
+    insta::assert_snapshot!(help("diagnose"), @"
     Say how far source and target are apart, whether the target's two sets fit, and what to do
 
     Usage: aeir diagnose [OPTIONS] --source <PATH> --target-images <PATH> --target-sentences <PATH>
@@ -358,8 +358,8 @@ fn diagnose() {
           --text-encoder <DIR|ID>    Frozen sentence encoder, where no model is given: a folder, an id,
                                      or the name of one in `fixtures/backbones` or in the cache
                                      [default: static-minilm]
-          --sample <N>               Items of each set that are looked at: larger sets are sampled,
-                                     always alike [env: AEIR_SAMPLE=] [default: 2000]
+          --sample <N>               Items of each set that are looked at, 20 or more: larger sets are
+                                     sampled, always alike [env: AEIR_SAMPLE=] [default: 2000]
           --seed <N>                 Decides the samples and the shuffles [env: AEIR_SEED=] [default: 0]
       -o, --output <FILE>            Write a page with plots and the hub items: one HTML file that needs
                                      nothing else [env: AEIR_OUTPUT=]
@@ -379,7 +379,7 @@ fn diagnose() {
                                  [default: 268435456]
           --workers <N>          Threads in all, for decoding images and for our kernels [default:
                                  RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
-    "#);
+    ");
 }
 
 #[test]
