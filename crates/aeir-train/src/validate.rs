@@ -1,5 +1,7 @@
 //! Scoring without target labels, for choosing an epoch, and the final scoring of pairs.
 
+use std::ops::Range;
+
 use aeir_data::ShuffledSampler;
 use aeir_encoders::{DualEncoder, Encoded, EncoderError, Items, Mode};
 use aeir_retrieve::{
@@ -144,8 +146,8 @@ pub fn domain_distances(
         if source.len() < FEWEST_FOR_DISTANCE || target.len() < FEWEST_FOR_DISTANCE {
             return Ok(None);
         }
-        let source = towers_alone(encoder, &sampled(encoder, modality, source, 2)?)?;
-        let target = towers_alone(encoder, &sampled(encoder, modality, target, 3)?)?;
+        let source = towers_alone(encoder, sampled(encoder, modality, source, 2)?)?;
+        let target = towers_alone(encoder, sampled(encoder, modality, target, 3)?)?;
         let distance = aeir_retrieve::proxy_a_distance(&source, &target, &ProxyADistanceOptions::default())?;
         Ok::<_, TrainError>(Some(distance.distance))
     };
@@ -160,11 +162,21 @@ enum Modality {
     Sentences,
 }
 
-/// The columns that the towers made.
-fn towers_alone(encoder: &DualEncoder, embeddings: &Matrix) -> Result<Matrix> {
-    let towers = encoder.config().trained_dimension();
-    let rows: Vec<&[f32]> = embeddings.iter_rows().map(|row| row.get(..towers).unwrap_or(row)).collect();
-    Ok(Matrix::from_rows(&rows)?)
+/// What the towers made of joined vectors, in the scale of vectors without a memory.
+fn towers_alone(encoder: &DualEncoder, embeddings: Matrix) -> Result<Matrix> {
+    let config = encoder.config();
+    if config.memory.is_none() {
+        Ok(embeddings)
+    } else {
+        unit_columns(&embeddings, 0..config.trained_dimension())
+    }
+}
+
+/// Unit vectors of a range of columns.
+pub(crate) fn unit_columns(embeddings: &Matrix, columns: Range<usize>) -> Result<Matrix> {
+    let rows: Vec<&[f32]> =
+        embeddings.iter_rows().map(|row| row.get(columns.clone()).unwrap_or_default()).collect();
+    Ok(Matrix::from_rows(&rows)?.l2_normalised()?)
 }
 
 /// Pooled vectors of some of the items, always the same for a stream.

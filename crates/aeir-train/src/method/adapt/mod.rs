@@ -29,7 +29,7 @@ use crate::data::{PreparedData, PreparedTarget};
 use crate::error::Result;
 use crate::mining::{Match, Matches, MiningOptions, match_sets};
 use crate::parameters::ParameterStore;
-use crate::validate::embed_prepared;
+use crate::validate::{embed_prepared, unit_columns};
 
 /// Prefix of the teacher's parameters.
 pub(super) const TEACHER: &str = "teacher";
@@ -167,7 +167,8 @@ impl Adapt {
     /// The loss of each match under the towers alone, which have learned from the earlier rounds: `-sum_j m_j ln softmax_j(s cos)`.
     fn losses(&self, matches: &Matches, images: &Matrix, sentences: &Matrix) -> Result<Vec<f64>> {
         let dimension = self.encoder.config().trained_dimension();
-        let scores = similarity(&tower_part(images, dimension)?, &tower_part(sentences, dimension)?)?;
+        let scores =
+            similarity(&unit_columns(images, 0..dimension)?, &unit_columns(sentences, 0..dimension)?)?;
         let scale = value(&self.encoder.log_scale().exp()?)?;
         let loss = |found: &Match| {
             let row = scores.row(found.image).unwrap_or_default();
@@ -415,12 +416,6 @@ fn targets(matches: &Matches, rows: &TargetRows, device: &Device) -> Result<(Ten
         Tensor::from_vec(masses, (size, rows.sentences.len()), device)?,
         Tensor::from_vec(weights, size, device)?,
     ))
-}
-
-/// The towers' part of joined embeddings, unit vectors again.
-fn tower_part(embeddings: &Matrix, dimension: usize) -> Result<Matrix> {
-    let rows: Vec<&[f32]> = embeddings.iter_rows().map(|row| row.get(..dimension).unwrap_or(row)).collect();
-    Ok(Matrix::from_rows(&rows)?.l2_normalised()?)
 }
 
 /// `KL(p || q)` of an item's neighbourhood in the backbone's space and in the joint one.

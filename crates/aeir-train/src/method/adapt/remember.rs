@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aeir_data::ShuffledSampler;
 use aeir_encoders::{DualEncoder, MemoryConfig, Mode, frozen_features, l2_normalise};
-use aeir_retrieve::{Matrix, similarity};
+use aeir_retrieve::similarity;
 use candle_core::{D, Device, Tensor};
 
 use crate::data::{PreparedData, PreparedTarget};
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::items::PreparedItems;
 use crate::mining::deviation;
 use crate::parameters::ParameterStore;
-use crate::validate::embed_prepared;
+use crate::validate::{embed_prepared, unit_columns};
 
 /// Stream of the sampler that chooses which pairs are remembered, where not all are.
 const PAIR_STREAM: u64 = 0x0ad4;
@@ -69,8 +69,8 @@ impl Memory<'_> {
             encoder.encode_sentences(items, &mut Mode::Evaluation)
         })?;
         let towers = self.encoder.config().trained_dimension();
-        let [tower, code] = [(0, towers), (towers, self.config.code_dimension)].map(|part| {
-            let scores = similarity(&columns(&images, part)?, &columns(&sentences, part)?)?;
+        let [tower, code] = [0..towers, towers..towers + self.config.code_dimension].map(|part| {
+            let scores = similarity(&unit_columns(&images, part.clone())?, &unit_columns(&sentences, part)?)?;
             Ok::<_, crate::TrainError>(1.0 / deviation(scores.values()))
         });
         let (tower, code) = (tower?, code?);
@@ -78,13 +78,6 @@ impl Memory<'_> {
         let weights = Tensor::new(&weights, &Device::Cpu)?;
         self.store.restore(&BTreeMap::from([(format!("{prefix}.memory_weights"), weights)]))
     }
-}
-
-/// Unit vectors of a range of columns, given as first and count.
-fn columns(embeddings: &Matrix, (first, count): (usize, usize)) -> Result<Matrix> {
-    let rows: Vec<&[f32]> =
-        embeddings.iter_rows().map(|row| row.get(first..first + count).unwrap_or_default()).collect();
-    Ok(Matrix::from_rows(&rows)?.l2_normalised()?)
 }
 
 /// How near unpaired items are to each anchor on average, `[n]`.
