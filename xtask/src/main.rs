@@ -1,5 +1,6 @@
 //! `cargo xtask`: automation of this workspace.
 
+mod fetch;
 mod fixtures;
 mod manifest;
 mod reproduce;
@@ -19,6 +20,7 @@ cargo xtask COMMAND
 
 Commands:
   tidy      Check the house rules; exits with 1 and lists what to do where one is broken
+  fetch     Fetch backbones and data sets, or list them; `fetch --help`
   fixtures  Write fixtures/MANIFEST.sha256 anew from the files that are there
   reproduce Run the tables of results, cell by cell, and write the report; `reproduce --help`
   help      Print this
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["help" | "--help" | "-h"] => say(HELP).map(|()| ExitCode::SUCCESS),
         ["tidy"] => tidy::run(),
+        ["fetch", rest @ ..] => fetch::run(rest),
         ["reproduce", rest @ ..] => reproduce::run(rest).map(|()| ExitCode::SUCCESS),
         ["fixtures"] => fixtures::run().map(|()| ExitCode::SUCCESS),
         other => complain(&format!("error: no command `{}`\n\n{HELP}", other.join(" ")))

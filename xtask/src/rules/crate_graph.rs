@@ -10,7 +10,7 @@ const BRIDGE: &str = "aeir-train";
 const WITHOUT_CANDLE: [&str; 3] = ["aeir-data", "aeir-retrieve", "xtask"];
 /// Packages that belong to programs, and the crates that may have them.
 const OF_PROGRAMS: [(&str, &[&str]); 3] =
-    [("clap", &[DOOR]), ("anyhow", &[DOOR, "xtask"]), ("tracing-subscriber", &[DOOR])];
+    [("clap", &[DOOR, "xtask"]), ("anyhow", &[DOOR, "xtask"]), ("tracing-subscriber", &[DOOR])];
 
 pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
     let (crates, mut found) = crates(tree);
