@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (vectors(items, dimension, 1)?, vectors(bank, dimension, 2)?, vectors(100, dimension, 3)?);
     let place = std::env::temp_dir().join(format!("aeir-corrected-search-{}", std::process::id()));
     let names: Vec<String> = (0..items).map(|item| item.to_string()).collect();
-    Index::create(&place, IndexContent { embeddings: &gallery, items: &names, model_fingerprint: "random" })?;
+    Index::create(&place, IndexContent::new(&gallery, &names, "random"))?;
     let index = Index::open(&place)?;
     let a_query = |search: &dyn Fn(&[f32]) -> aeir_retrieve::Result<usize>| -> aeir_retrieve::Result<f64> {
         let mut times = Vec::new();

@@ -123,6 +123,46 @@ pub enum Error {
         /// Why it is refused.
         reason: &'static str,
     },
+    /// An item is named twice among those that are added at once.
+    #[error("item `{item}` comes twice: every item of an index has a name of its own")]
+    DuplicateItem {
+        /// Its path or id.
+        item: String,
+    },
+    /// An index holds no item of this name.
+    #[error("`{folder}` holds no item `{item}`", folder = folder.display())]
+    UnknownItem {
+        /// The index's folder.
+        folder: PathBuf,
+        /// The path or id that was asked for.
+        item: String,
+    },
+    /// A filter asks for metadata that the index has not.
+    #[error("`{folder}` holds no metadata to filter by: give some when the items are added", folder = folder.display())]
+    NoMetadata {
+        /// The index's folder.
+        folder: PathBuf,
+    },
+    /// A selection of items was made in another generation of the index.
+    #[error("a selection of items of `{folder}` is of another generation: select again", folder = folder.display())]
+    OtherGeneration {
+        /// The index's folder.
+        folder: PathBuf,
+    },
+    /// This build leaves out what is asked for.
+    #[error("{what} needs a build with the feature `{feature}`")]
+    WithoutFeature {
+        /// What was asked for, in words.
+        what: &'static str,
+        /// The crate's feature.
+        feature: &'static str,
+    },
+    /// Somebody else is writing into the index.
+    #[error("`{folder}` is being changed by another writer: wait until it has finished", folder = folder.display())]
+    Locked {
+        /// The index's folder.
+        folder: PathBuf,
+    },
     /// The index was built with another model than the one that encodes the query.
     #[error("`{folder}` was built with model `{expected}`, the query's model is `{got}`: rebuild the index with this model, or search it with the one that built it", folder = folder.display())]
     ModelMismatch {

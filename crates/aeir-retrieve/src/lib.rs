@@ -1,13 +1,17 @@
 #![doc = include_str!("../README.md")]
 
+mod bits;
 mod confidence;
 mod correction;
 mod domain_distance;
 mod error;
 mod files;
+mod graph;
 mod hubness;
 mod index;
+mod int8;
 mod label_free;
+mod mapped;
 mod matrix;
 mod mean_discrepancy;
 mod metrics;
@@ -20,6 +24,7 @@ mod sampling;
 mod scores;
 mod search;
 mod set_overlap;
+mod storage;
 mod tiles;
 mod uncertainty;
 
@@ -33,7 +38,8 @@ pub use hubness::{
     mean_top_k_rows, skewness, skewness_adjusted,
 };
 pub use index::{
-    EMBEDDINGS_FILE, FORMAT, Hit, ITEMS_FILE, Index, IndexBuilder, IndexContent, MANIFEST_FILE, VERSION,
+    CommitStage, FORMAT, Filter, GraphReport, Hit, Index, IndexBuilder, IndexContent, IndexWriter,
+    MANIFEST_FILE, Metadata, SearchOptions, Selection, VERSION,
 };
 pub use label_free::{LabelFree, LabelFreeOptions, MutualPair, label_free, mutual_neighbours};
 pub use matrix::Matrix;
@@ -54,6 +60,7 @@ pub use rerank::{
 pub use scores::similarity;
 pub use search::{Neighbour, mean_top_k_similarity, nearest};
 pub use set_overlap::{AgainstNull, OverlapOptions, SetOverlap, set_overlap};
+pub use storage::Storage;
 pub use uncertainty::{
     BootstrapOptions, Comparison, Difference, DirectionDifferences, DirectionIntervals, Interval,
     MetricIntervals, bootstrap, bootstrap_folds, compare,

@@ -3,9 +3,15 @@
 //! A fast pass in `f32` finds every item that could be among the best, rounding counted in; those few are scored
 //! again in `f64` in one fixed order, rounded to `f32`, and sorted. Equal scores keep the order of positions.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use crate::bits::Bits;
+use crate::graph::{Graph, Walk};
 use crate::hubness::by_score;
+pub(crate) use crate::int8::Codes;
+use crate::int8::{self, QueryCodes};
 use crate::matrix::euclidean_length;
 use crate::scores::same_dimension;
 use crate::tiles::{self, TILE_COLUMNS, TILE_ROWS};
@@ -43,8 +49,8 @@ pub fn nearest(queries: &Matrix, gallery: &Matrix, k: usize) -> Result<Vec<Vec<N
     let dimension = same_dimension(queries, gallery)?;
     gallery.check_finite("gallery embeddings")?;
     let longest = longest_row(gallery);
-    Gallery { values: gallery.values(), rows: gallery.rows(), dimension, longest, penalties: None }
-        .search(queries, k)
+    let run = Run { first: 0, rows: gallery.rows(), vectors: Vectors::F32(gallery.values()) };
+    Gallery { runs: vec![run], dimension, longest, penalties: None, selected: None }.search(queries, k)
 }
 
 /// The mean of the `k` best dot products of every query, `[Q]`, without holding the score matrix.
@@ -71,17 +77,37 @@ pub(crate) fn longest_row(gallery: &Matrix) -> f64 {
     lengths.map(|i| euclidean_length(gallery.row(i).unwrap_or_default())).reduce(|| 0.0, f64::max)
 }
 
-/// Finite embeddings to search in.
-#[derive(Clone, Copy)]
-pub(crate) struct Gallery<'a> {
-    /// `[rows, dimension]`.
-    pub(crate) values: &'a [f32],
+/// How some rows are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Vectors<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    /// Codes for the first pass, and what candidates are scored by.
+    Int8(Codes<'a>, &'a [f16]),
+}
+
+/// Rows that lie together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run<'a> {
+    /// The number of its first row.
+    pub(crate) first: usize,
     pub(crate) rows: usize,
+    /// `[rows, dimension]`.
+    pub(crate) vectors: Vectors<'a>,
+}
+
+/// Finite embeddings to search in.
+#[derive(Clone)]
+pub(crate) struct Gallery<'a> {
+    /// In the order of their rows, without gaps.
+    pub(crate) runs: Vec<Run<'a>>,
     pub(crate) dimension: usize,
     /// No row is longer.
     pub(crate) longest: f64,
-    /// Taken off each item's score, `[rows]`, finite.
+    /// Taken off each row's score, finite.
     pub(crate) penalties: Option<&'a [f32]>,
+    /// The rows that may be found, if not all.
+    pub(crate) selected: Option<&'a Bits>,
 }
 
 /// A query scaled to length 1 for the fast pass, and what is needed to judge that pass.
@@ -93,8 +119,95 @@ struct Query<'a> {
     slack: f64,
 }
 
-impl Gallery<'_> {
+/// Rows of a run, counted from its first.
+#[derive(Clone, Copy)]
+struct Range<'a> {
+    run: Run<'a>,
+    first: usize,
+    last: usize,
+}
+
+/// Below this share of selected rows they are scored one by one instead of all in tiles.
+const FEW_SELECTED: usize = 16;
+
+impl<'g> Gallery<'g> {
+    pub(crate) fn rows(&self) -> usize {
+        self.runs.iter().map(|run| run.rows).sum()
+    }
+
+    /// How many rows may be found.
+    fn selected(&self) -> usize {
+        let within = |rows: &Bits| {
+            self.runs.iter().map(|run| rows.count_within(run.first, run.first + run.rows)).sum()
+        };
+        self.selected.map_or_else(|| self.rows(), within)
+    }
+
+    /// Neighbours by row: the best of all.
     pub(crate) fn search(&self, queries: &Matrix, k: usize) -> Result<Vec<Vec<Neighbour>>> {
+        let prepared = self.prepared(queries, k)?;
+        let selected = self.selected();
+        let k = k.min(selected);
+        if k == 0 {
+            return Ok(vec![Vec::new(); queries.rows()]);
+        }
+        if let Some(rows) = self.selected
+            && selected * FEW_SELECTED <= self.rows()
+        {
+            let within = |run: &Run<'_>| run.first..run.first + run.rows;
+            let rows: Vec<usize> =
+                self.runs.iter().flat_map(within).filter(|row| rows.contains(*row)).collect();
+            return Ok(prepared.iter().map(|query| self.best_of(query, &rows, k)).collect());
+        }
+        let blocks: Vec<&[Query<'_>]> = prepared.chunks(TILE_ROWS).collect();
+        let ranges = self.ranges(blocks.len());
+        let tasks: Vec<(&[Query<'_>], Range<'_>)> =
+            blocks.iter().flat_map(|block| ranges.iter().map(move |range| (*block, *range))).collect();
+        let wanted = self.candidates(k);
+        let found: Vec<Vec<Selector>> =
+            tasks.into_par_iter().map(|(block, range)| self.scan(block, range, wanted)).collect();
+        Ok((blocks.par_iter().zip(found.par_chunks(ranges.len().max(1))))
+            .flat_map_iter(|(block, parts)| {
+                (0..block.len()).filter_map(move |q| {
+                    let query = block.get(q)?;
+                    let candidates = parts.iter().filter_map(|part| part.get(q)).flat_map(|s| &s.candidates);
+                    let mut merged =
+                        Selector { candidates: candidates.copied().collect(), ..Selector::new(wanted) };
+                    merged.prune(self, query, 0);
+                    Some(self.exact(query, &merged.candidates, k))
+                })
+            })
+            .collect())
+    }
+
+    /// Neighbours by row, of the one run there is: the best of those that walks over its graph come to.
+    pub(crate) fn walk(
+        &self,
+        graph: Graph<'_>,
+        effort: usize,
+        queries: &Matrix,
+        k: usize,
+    ) -> Result<Vec<Vec<Neighbour>>> {
+        let prepared = self.prepared(queries, k)?;
+        let Some(run) = self.runs.first() else { return Ok(vec![Vec::new(); queries.rows()]) };
+        let may = |row: u32| self.selected.is_none_or(|rows| rows.contains(run.first + row as usize));
+        let walked = prepared.par_iter().map_init(
+            || Walk::new(run.rows),
+            |walk, query| {
+                let scorer = RowScorer::new(&query.unit, run.vectors);
+                let rows = walk.run(graph, effort, |row| scorer.prepare(row), |row| scorer.score(row), may);
+                let score = |row: u32| {
+                    let row = run.first + row as usize;
+                    (self.exact_score(query, row), row)
+                };
+                best(rows.into_iter().map(score).collect(), k)
+            },
+        );
+        Ok(walked.collect())
+    }
+
+    /// Checked queries.
+    fn prepared<'q>(&self, queries: &'q Matrix, k: usize) -> Result<Vec<Query<'q>>> {
         if k == 0 {
             return Err(Error::Setting { name: "k", expected: "1 or more".into(), got: "0".into() });
         }
@@ -107,30 +220,7 @@ impl Gallery<'_> {
         }
         queries.check_finite("query")?;
         let heaviest = self.penalties.unwrap_or_default().iter().fold(0.0_f32, |high, p| high.max(p.abs()));
-        let prepared: Vec<Query<'_>> =
-            (queries.iter_rows()).map(|row| self.prepare(row, f64::from(heaviest))).collect::<Result<_>>()?;
-        let k = k.min(self.rows);
-        if k == 0 {
-            return Ok(vec![Vec::new(); queries.rows()]);
-        }
-        let blocks: Vec<&[Query<'_>]> = prepared.chunks(TILE_ROWS).collect();
-        let ranges = self.ranges(blocks.len());
-        let tasks: Vec<(&[Query<'_>], (usize, usize))> =
-            blocks.iter().flat_map(|block| ranges.iter().map(move |range| (*block, *range))).collect();
-        let found: Vec<Vec<Selector>> =
-            tasks.into_par_iter().map(|(block, range)| self.scan(block, range, k)).collect();
-        Ok((blocks.par_iter().zip(found.par_chunks(ranges.len().max(1))))
-            .flat_map_iter(|(block, parts)| {
-                (0..block.len()).filter_map(move |q| {
-                    let query = block.get(q)?;
-                    let candidates = parts.iter().filter_map(|part| part.get(q)).flat_map(|s| &s.candidates);
-                    let mut merged =
-                        Selector { candidates: candidates.copied().collect(), ..Selector::new(k) };
-                    merged.prune(self, query, 0);
-                    Some(self.exact(query, &merged.candidates, k))
-                })
-            })
-            .collect())
+        queries.iter_rows().map(|row| self.prepare(row, f64::from(heaviest))).collect()
     }
 
     fn prepare<'q>(&self, original: &'q [f32], heaviest: f64) -> Result<Query<'q>> {
@@ -151,38 +241,62 @@ impl Gallery<'_> {
         let error = terms * f64::from(f32::EPSILON) * (self.longest + heaviest / length)
             + terms * f64::from(f32::MIN_POSITIVE)
             + f64::from(f32::MIN_POSITIVE) / length;
-        Ok(Query { original, unit, length, slack: 2.0 * error })
+        // Codes are too coarse for a bound to be of use: more candidates are taken instead.
+        let slack = if self.has_codes() { 0.0 } else { 2.0 * error };
+        Ok(Query { original, unit, length, slack })
     }
 
-    /// Runs of the gallery, enough of them for all threads, whole tiles each.
-    fn ranges(&self, blocks: usize) -> Vec<(usize, usize)> {
+    fn has_codes(&self) -> bool {
+        self.runs.iter().any(|run| matches!(run.vectors, Vectors::Int8(..)))
+    }
+
+    /// How many of the fast pass are scored again, at least.
+    fn candidates(&self, k: usize) -> usize {
+        if self.has_codes() { k.saturating_mul(2).saturating_add(64) } else { k }
+    }
+
+    /// Parts of runs, enough of them for all threads, whole tiles each.
+    fn ranges(&self, blocks: usize) -> Vec<Range<'g>> {
         let wanted = (rayon::current_num_threads() * 4).div_ceil(blocks.max(1));
-        let tiles = self.rows.div_ceil(TILE_COLUMNS);
+        let tiles = self.rows().div_ceil(TILE_COLUMNS);
         let step = tiles.div_ceil(wanted.max(1)).max(1) * TILE_COLUMNS;
-        (0..self.rows).step_by(step).map(|first| (first, (first + step).min(self.rows))).collect()
+        let within = |run: Run<'g>| {
+            let starts = (0..run.rows).step_by(step);
+            starts.map(move |first| Range { run, first, last: (first + step).min(run.rows) })
+        };
+        self.runs.iter().copied().flat_map(within).collect()
     }
 
-    /// The fast pass of a block of queries over a run of the gallery.
-    fn scan(&self, block: &[Query<'_>], (first, last): (usize, usize), k: usize) -> Vec<Selector> {
+    /// The fast pass of a block of queries over some rows.
+    fn scan(&self, block: &[Query<'_>], range: Range<'_>, wanted: usize) -> Vec<Selector> {
         let units: Vec<f32> = block.iter().flat_map(|query| &query.unit).copied().collect();
-        let mut selectors: Vec<Selector> = block.iter().map(|_| Selector::new(k)).collect();
+        let mut scorer = Scorer::new(&units, self.dimension, range.run.vectors);
+        let mut selectors: Vec<Selector> = block.iter().map(|_| Selector::new(wanted)).collect();
         let mut scores = vec![0.0_f32; block.len() * TILE_COLUMNS];
-        for start in (first..last).step_by(TILE_COLUMNS) {
-            let columns = TILE_COLUMNS.min(last - start);
-            let items = self
-                .values
-                .get(start * self.dimension..(start + columns) * self.dimension)
-                .unwrap_or_default();
+        for start in (range.first..range.last).step_by(TILE_COLUMNS) {
+            let end = range.last.min(start + TILE_COLUMNS);
+            let (columns, first) = (end - start, range.run.first + start);
+            let left_out =
+                self.selected.map_or_else(Vec::new, |rows| rows.zeros_within(first, first + columns));
             let Some(tile) = scores.get_mut(..block.len() * columns) else { continue };
-            fast_scores(&units, items, self.dimension, tile);
+            if left_out.len() == columns {
+                continue;
+            }
+            scorer.scores(start, end, tile);
             for ((query, selector), row) in block.iter().zip(&mut selectors).zip(tile.chunks_mut(columns)) {
                 if let Some(penalties) = self.penalties {
-                    let penalties = penalties.get(start..).unwrap_or_default();
+                    let penalties = penalties.get(first..).unwrap_or_default();
                     row.iter_mut()
                         .zip(penalties)
                         .for_each(|(score, penalty)| *score -= (f64::from(*penalty) / query.length) as f32);
                 }
-                selector.take(self, query, row, start);
+                // Not a number is never among the best.
+                for place in &left_out {
+                    if let Some(score) = row.get_mut(*place) {
+                        *score = f32::NAN;
+                    }
+                }
+                selector.take(self, query, row, first);
             }
         }
         selectors
@@ -190,48 +304,194 @@ impl Gallery<'_> {
 
     /// The candidates' true scores, best `k` first.
     fn exact(&self, query: &Query<'_>, candidates: &[(f32, usize)], k: usize) -> Vec<Neighbour> {
-        let mut scored: Vec<(f32, usize)> =
-            candidates.iter().map(|(_, position)| (self.exact_score(query, *position), *position)).collect();
-        scored.sort_unstable_by(|a, b| by_score(*a, *b));
-        scored.truncate(k);
-        scored.into_iter().map(|(score, position)| Neighbour { position, score }).collect()
+        let scored = candidates.iter().map(|(_, row)| (self.exact_score(query, *row), *row)).collect();
+        best(scored, k)
     }
 
-    fn exact_score(&self, query: &Query<'_>, position: usize) -> f32 {
-        let item =
-            self.values.get(position * self.dimension..(position + 1) * self.dimension).unwrap_or_default();
-        let penalty = self.penalties.and_then(|p| p.get(position)).copied().unwrap_or(0.0);
-        (exact_dot(query.original, item) - f64::from(penalty)) as f32
+    /// The best `k` of some rows by their true scores.
+    fn best_of(&self, query: &Query<'_>, rows: &[usize], k: usize) -> Vec<Neighbour> {
+        best(rows.par_iter().map(|row| (self.exact_score(query, *row), *row)).collect(), k)
+    }
+
+    fn exact_score(&self, query: &Query<'_>, row: usize) -> f32 {
+        let place = self.runs.partition_point(|run| run.first <= row).saturating_sub(1);
+        let Some(run) = self.runs.get(place) else { return f32::NAN };
+        let start = (row - run.first) * self.dimension;
+        let range = start..start + self.dimension;
+        let dot = match run.vectors {
+            Vectors::F32(values) => exact_dot(query.original, values.get(range).unwrap_or_default()),
+            Vectors::F16(values) | Vectors::Int8(_, values) => {
+                exact_dot(query.original, &values.get(range).unwrap_or_default().to_f32_vec())
+            }
+        };
+        let penalty = self.penalties.and_then(|p| p.get(row)).copied().unwrap_or(0.0);
+        (dot - f64::from(penalty)) as f32
     }
 }
 
-/// Dot products for the fast pass. Few queries are bound by memory: plain sums do; many go through the matrix product.
-fn fast_scores(units: &[f32], items: &[f32], dimension: usize, out: &mut [f32]) {
-    const FEW: usize = 3;
-    if dimension == 0 {
-        out.fill(0.0);
-        return;
+/// The best `k`, best first.
+pub(crate) fn merged(lists: impl Iterator<Item = Neighbour>, k: usize) -> Vec<Neighbour> {
+    best(lists.map(|neighbour| (neighbour.score, neighbour.position)).collect(), k)
+}
+
+fn best(mut scored: Vec<(f32, usize)>, k: usize) -> Vec<Neighbour> {
+    if k < scored.len() {
+        scored.select_nth_unstable_by(k, |a, b| by_score(*a, *b));
+        scored.truncate(k);
     }
-    if units.len() / dimension > FEW {
-        tiles::multiply(units, items, dimension, out);
-        return;
+    scored.sort_unstable_by(|a, b| by_score(*a, *b));
+    scored.into_iter().map(|(score, position)| Neighbour { position, score }).collect()
+}
+
+/// Up to this many queries, each row is taken once for all of them; above it a matrix product pays.
+const FEW_QUERIES: usize = 3;
+
+/// Scores a block of unit queries with rows of one run, within the rounding that [`Query::slack`] allows for.
+struct Scorer<'a> {
+    units: &'a [f32],
+    dimension: usize,
+    vectors: Vectors<'a>,
+    codes: QueryCodes,
+    /// Room for rows that are made wider.
+    wide: Vec<f32>,
+}
+
+impl<'a> Scorer<'a> {
+    fn new(units: &'a [f32], dimension: usize, vectors: Vectors<'a>) -> Self {
+        let coded = if matches!(vectors, Vectors::Int8(..)) { units } else { &[] };
+        Self { units, dimension, vectors, codes: QueryCodes::of(coded, dimension), wide: Vec::new() }
     }
-    let columns = items.len() / dimension;
-    for (unit, row) in units.chunks_exact(dimension).zip(out.chunks_mut(columns)) {
-        for (slot, item) in row.iter_mut().zip(items.chunks_exact(dimension)) {
-            *slot = fast_dot(unit, item);
+
+    /// `out [queries, last - first]`.
+    fn scores(&mut self, first: usize, last: usize, out: &mut [f32]) {
+        let (dimension, columns) = (self.dimension, last - first);
+        if dimension == 0 {
+            return out.fill(0.0);
+        }
+        let range = first * dimension..last * dimension;
+        let few = self.units.len() / dimension <= FEW_QUERIES;
+        match self.vectors {
+            Vectors::F32(values) if few => {
+                let items = values.get(range).unwrap_or_default().chunks_exact(dimension);
+                items.enumerate().for_each(|(column, item)| self.column(item, column, columns, out));
+            }
+            Vectors::F32(values) => {
+                tiles::multiply(self.units, values.get(range).unwrap_or_default(), dimension, out);
+            }
+            Vectors::F16(values) if few => {
+                let mut wide = vec![0.0; dimension];
+                let items = values.get(range).unwrap_or_default().chunks_exact(dimension);
+                for (column, item) in items.enumerate() {
+                    item.convert_to_f32_slice(&mut wide);
+                    self.column(&wide, column, columns, out);
+                }
+            }
+            Vectors::F16(values) => {
+                let items = values.get(range).unwrap_or_default();
+                self.wide.resize(items.len(), 0.0);
+                items.convert_to_f32_slice(&mut self.wide);
+                tiles::multiply(self.units, &self.wide, dimension, out);
+            }
+            Vectors::Int8(codes, _) => int8::scores(&self.codes, codes.rows(first, last), out),
+        }
+    }
+
+    /// One item's scores with all queries.
+    fn column(&self, item: &[f32], column: usize, columns: usize, out: &mut [f32]) {
+        for (unit, row) in self.units.chunks_exact(self.dimension).zip(out.chunks_mut(columns)) {
+            if let Some(slot) = row.get_mut(column) {
+                *slot = fast_dot(unit, item);
+            }
         }
     }
 }
 
-fn fast_dot(left: &[f32], right: &[f32]) -> f32 {
-    const LANES: usize = 32;
+/// Scores one unit query with single rows, about.
+struct RowScorer<'a> {
+    unit: &'a [f32],
+    vectors: Vectors<'a>,
+    codes: QueryCodes,
+}
+
+impl<'a> RowScorer<'a> {
+    fn new(unit: &'a [f32], vectors: Vectors<'a>) -> Self {
+        let coded = if matches!(vectors, Vectors::Int8(..)) { unit } else { &[] };
+        Self { unit, vectors, codes: QueryCodes::of(coded, unit.len()) }
+    }
+
+    /// Asks for a row's memory before it is needed.
+    fn prepare(&self, row: u32) {
+        let (row, dimension) = (row as usize, self.unit.len());
+        match self.vectors {
+            Vectors::F32(values) => prefetch(values.get(row * dimension..).unwrap_or_default()),
+            Vectors::F16(values) => prefetch(values.get(row * dimension..).unwrap_or_default()),
+            Vectors::Int8(codes, _) => prefetch(codes.codes.get(row * codes.stride..).unwrap_or_default()),
+        }
+    }
+
+    fn score(&self, row: u32) -> f32 {
+        let (row, dimension) = (row as usize, self.unit.len());
+        let range = row * dimension..(row + 1) * dimension;
+        match self.vectors {
+            Vectors::F32(values) => fast_dot(self.unit, values.get(range).unwrap_or_default()),
+            Vectors::F16(values) => fast_dot_half(self.unit, values.get(range).unwrap_or_default()),
+            Vectors::Int8(codes, _) => {
+                let mut score = [0.0];
+                int8::scores(&self.codes, codes.rows(row, row + 1), &mut score);
+                score[0]
+            }
+        }
+    }
+}
+
+/// Bytes of a row that are asked for early; the machine goes on by itself.
+#[cfg(target_arch = "x86_64")]
+const EARLY: usize = 256;
+
+#[cfg(target_arch = "x86_64")]
+fn prefetch<T>(values: &[T]) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    let start = values.as_ptr().cast::<i8>();
+    for offset in (0..EARLY.min(size_of_val(values))).step_by(64) {
+        // SAFETY: a hint, of an address inside the slice; it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(offset)) };
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn prefetch<T>(_values: &[T]) {}
+
+/// The product of a query with a row of 16-bit numbers.
+fn fast_dot_half(left: &[f32], right: &[f16]) -> f32 {
+    const LANES: usize = 64;
+    let mut wide = [0.0_f32; LANES];
+    let (chunks, rest) = right.as_chunks::<LANES>();
+    let mut sum = 0.0;
+    for (left, right) in left.chunks(LANES).zip(chunks) {
+        right.convert_to_f32_slice(&mut wide);
+        sum += fast_dot(left, &wide);
+    }
+    let behind = left.get(chunks.len() * LANES..).unwrap_or_default();
+    sum + behind.iter().zip(rest).map(|(a, b)| a * b.to_f32()).sum::<f32>()
+}
+
+/// With the widest instructions of this machine.
+pub(crate) fn fast_dot(left: &[f32], right: &[f32]) -> f32 {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || dot_in_lanes(left, right),
+    )
+}
+
+#[inline(always)]
+fn dot_in_lanes(left: &[f32], right: &[f32]) -> f32 {
+    const LANES: usize = 64;
     let mut sums = [0.0_f32; LANES];
-    let (left_chunks, right_chunks) = (left.chunks_exact(LANES), right.chunks_exact(LANES));
-    let rest: f32 = left_chunks.remainder().iter().zip(right_chunks.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in left_chunks.zip(right_chunks) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum += a * b;
+    let (left, right) = (left.as_chunks::<LANES>(), right.as_chunks::<LANES>());
+    let rest: f32 = left.1.iter().zip(right.1).map(|(a, b)| a * b).sum();
+    for (a, b) in left.0.iter().zip(right.0) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
         }
     }
     sums.iter().sum::<f32>() + rest

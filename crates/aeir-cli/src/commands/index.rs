@@ -103,10 +103,6 @@ pub(crate) fn build(
     }
     skipped.extend(extracted.skipped);
     write_skipped(&builder.staging().join(SKIPPED_FILE), &skipped)?;
-    builder.commit(IndexContent {
-        embeddings: &embeddings,
-        items: &items,
-        model_fingerprint: bundle.fingerprint(),
-    })?;
+    builder.commit(IndexContent::new(&embeddings, &items, bundle.fingerprint()))?;
     Ok(Built { items, skipped })
 }

@@ -197,7 +197,7 @@ impl Trust {
         terminal: &Terminal,
     ) -> anyhow::Result<Option<SetOfResults>> {
         let Some(pairs) = &self.calibration else { return Ok(None) };
-        let places: HashMap<&str, usize> = index.items().iter().map(String::as_str).zip(0..).collect();
+        let places: HashMap<&str, usize> = index.items().zip(0..).collect();
         let (mut gaps, mut unknown) = (Vec::new(), 0);
         for (caption, owner) in pairs.captions().iter().zip(pairs.owners()) {
             let name = pairs.images().get(*owner).map(ImageSource::absolute_name).transpose()?;

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use aeir_retrieve::{
-    EMBEDDINGS_FILE, Error, ITEMS_FILE, Index, IndexBuilder, IndexContent, MANIFEST_FILE, Matrix,
-    csls_with_bank, mean_top_k_similarity, similarity,
+    Error, Index, IndexBuilder, IndexContent, MANIFEST_FILE, Matrix, csls_with_bank, mean_top_k_similarity,
+    similarity,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -13,15 +13,17 @@ use tempfile::TempDir;
 use crate::naive;
 use crate::properties::scattered;
 
+const VECTORS: &str = "segment-000001/vectors.f32";
+const NAMES: &str = "segment-000001/items.txt";
+
 fn names(count: usize) -> Vec<String> {
     (0..count).map(|i| format!("photos/\"{i}\"\n ü.jpg")).collect()
 }
 
 fn create(folder: &Path, rows: usize, seed: u64) -> Matrix {
     let embeddings = scattered(rows, 19, seed).l2_normalised().unwrap();
-    let content =
-        IndexContent { embeddings: &embeddings, items: &names(rows), model_fingerprint: "clip-vit-b32@abc" };
-    Index::create(folder, content).unwrap();
+    let items = names(rows);
+    Index::create(folder, IndexContent::new(&embeddings, &items, "clip-vit-b32@abc")).unwrap();
     embeddings
 }
 
@@ -45,16 +47,19 @@ fn what_is_written_comes_back() {
     let (parent, folder) = place();
     let embeddings = create(&folder, 50, 1);
     assert_eq!(entries(parent.path()), ["photos.index"]);
-    assert_eq!(entries(&folder), [EMBEDDINGS_FILE, ITEMS_FILE, MANIFEST_FILE]);
+    assert_eq!(entries(&folder), [MANIFEST_FILE, "segment-000001"]);
+    let segment = folder.join("segment-000001");
+    assert_eq!(entries(&segment), ["items.offsets", "items.txt", "vectors.f32"]);
     let index = Index::open(&folder).unwrap();
     assert_eq!((index.len(), index.dimension(), index.is_empty()), (50, 19, false));
-    assert_eq!((index.embeddings(), index.items()), (embeddings.values(), &names(50)[..]));
-    assert_eq!(index.embedding(49), embeddings.row(49));
+    assert_eq!(index.embeddings().unwrap(), embeddings);
+    assert_eq!(index.items().collect::<Vec<_>>(), names(50));
+    assert_eq!(index.embedding(49).as_deref(), embeddings.row(49));
+    assert_eq!((index.position(&names(50)[7]), index.position("other")), (Some(7), None));
     assert_eq!(index.item(3), Some(names(50)[3].as_str()));
     assert!(
         index.embedding(50).is_none() && index.embedding(usize::MAX).is_none() && index.item(50).is_none()
     );
-    assert_eq!(index.embeddings().as_ptr() as usize % 64, 0);
     assert_eq!(index.model_fingerprint(), "clip-vit-b32@abc");
     assert!(index.created_by().starts_with("aeir-retrieve "));
     assert!(index.check_model("clip-vit-b32@abc").is_ok());
@@ -65,8 +70,8 @@ fn what_is_written_comes_back() {
     // Same content, same bytes.
     let again = parent.path().join("again");
     create(&again, 50, 1);
-    for name in entries(&folder) {
-        assert_eq!(fs::read(folder.join(&name)).unwrap(), fs::read(again.join(&name)).unwrap(), "{name}");
+    for name in [MANIFEST_FILE, VECTORS, NAMES, "segment-000001/items.offsets"] {
+        assert_eq!(fs::read(folder.join(name)).unwrap(), fs::read(again.join(name)).unwrap(), "{name}");
     }
 }
 
@@ -136,7 +141,7 @@ fn bad_content_is_refused_and_leaves_nothing() {
     let (parent, folder) = place();
     let unit = Matrix::from_rows(&[[1.0, 0.0], [0.0, 0.0]]).unwrap();
     let refused = |embeddings: &Matrix, items: &[String]| {
-        Index::create(&folder, IndexContent { embeddings, items, model_fingerprint: "" }).unwrap_err()
+        Index::create(&folder, IndexContent::new(embeddings, items, "")).unwrap_err()
     };
     assert!(matches!(refused(&unit, &names(3)), Error::Shape { expected: 2, got: 3, .. }));
     assert!(matches!(refused(&Matrix::new(vec![], 0, 2).unwrap(), &[]), Error::Empty { .. }));
@@ -159,13 +164,11 @@ fn staged_files_travel_and_are_checked() {
     fs::write(model.join("empty"), "").unwrap();
     assert!(!folder.exists());
     let embeddings = scattered(3, 4, 1).l2_normalised().unwrap();
-    builder
-        .commit(IndexContent { embeddings: &embeddings, items: &names(3), model_fingerprint: "m" })
-        .unwrap();
+    builder.commit(IndexContent::new(&embeddings, &names(3), "m")).unwrap();
     let index = Index::open(&folder).unwrap();
     assert_eq!(
         index.files().collect::<Vec<_>>(),
-        [EMBEDDINGS_FILE, ITEMS_FILE, "model/empty", "model/weights.bin"]
+        ["model/empty", "model/weights.bin", "segment-000001/items.offsets", NAMES, VECTORS]
     );
     assert_eq!(entries(parent.path()), ["photos.index"]);
     let mut weights = fs::read(folder.join("model/weights.bin")).unwrap();
@@ -181,7 +184,8 @@ fn staged_files_travel_and_are_checked() {
 fn staged_names_of_its_own_and_links_are_refused() {
     let (parent, folder) = place();
     let embeddings = scattered(3, 4, 1).l2_normalised().unwrap();
-    let content = IndexContent { embeddings: &embeddings, items: &names(3), model_fingerprint: "m" };
+    let items = names(3);
+    let content = IndexContent::new(&embeddings, &items, "m");
     let builder = IndexBuilder::begin(&folder).unwrap();
     fs::write(builder.staging().join(MANIFEST_FILE), "{}").unwrap();
     assert!(matches!(builder.commit(content), Err(Error::ExtraFile { .. })));
@@ -200,8 +204,8 @@ fn a_new_index_replaces_an_old_one_and_open_ones_live_on() {
     let first = create(&folder, 10, 1);
     let open = Index::open(&folder).unwrap();
     let second = create(&folder, 20, 2);
-    assert_eq!(Index::open(&folder).unwrap().embeddings(), second.values());
-    assert_eq!(open.embeddings(), first.values());
+    assert_eq!(Index::open(&folder).unwrap().embeddings().unwrap(), second);
+    assert_eq!(open.embeddings().unwrap(), first);
     assert_eq!(entries(parent.path()), ["photos.index"]);
 }
 
@@ -233,7 +237,8 @@ fn a_folder_that_turns_up_meanwhile_is_not_replaced() {
     let builder = IndexBuilder::begin(&folder).unwrap();
     fs::create_dir(&folder).unwrap();
     let embeddings = scattered(3, 4, 1).l2_normalised().unwrap();
-    let content = IndexContent { embeddings: &embeddings, items: &names(3), model_fingerprint: "m" };
+    let items = names(3);
+    let content = IndexContent::new(&embeddings, &items, "m");
     assert!(matches!(builder.commit(content), Err(Error::WouldOverwrite { .. })));
     assert_eq!(entries(parent.path()), ["photos.index"]);
 }
@@ -249,7 +254,7 @@ fn leftovers_of_killed_writers_are_cleared_and_living_ones_kept() {
     {
         fs::create_dir(parent.path().join(dead)).unwrap();
         fs::write(parent.path().join(dead).join(".writer.lock"), "").unwrap();
-        fs::write(parent.path().join(dead).join(EMBEDDINGS_FILE), "half").unwrap();
+        fs::write(parent.path().join(dead).join("half"), "half").unwrap();
     }
     fs::remove_file(parent.path().join(".photos.index.aeir-staging-1-2/.writer.lock")).unwrap();
     let foreign = parent.path().join(".other.index.aeir-staging-1-1");
@@ -275,7 +280,7 @@ fn an_index_moved_aside_by_a_killed_writer_comes_back() {
     let embeddings = create(&folder, 4, 1);
     fs::rename(&folder, parent.path().join(".photos.index.aeir-old-7-0")).unwrap();
     drop(IndexBuilder::begin(&folder).unwrap());
-    assert_eq!(Index::open(&folder).unwrap().embeddings(), embeddings.values());
+    assert_eq!(Index::open(&folder).unwrap().embeddings().unwrap(), embeddings);
     assert_eq!(entries(parent.path()), ["photos.index"]);
 }
 
@@ -307,14 +312,14 @@ fn unfinished_and_other_versions_say_so() {
     let message = Index::open(&folder).unwrap_err().to_string();
     assert!(message.contains("not an index, or not finished"), "{message}");
     for (place, reason) in
-        [(parent.path().join("nowhere"), "no such folder"), (folder.join(ITEMS_FILE), "expected a folder")]
+        [(parent.path().join("nowhere"), "no such folder"), (folder.join(NAMES), "expected a folder")]
     {
         let Err(Error::NotAnIndex { reason: told, .. }) = Index::open(place) else { panic!("opened") };
         assert!(told.starts_with(reason), "{told}");
     }
 
-    fs::write(&manifest, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
-    assert!(matches!(Index::open(&folder), Err(Error::Version { expected: 1, got: 2, .. })));
+    fs::write(&manifest, text.replace("\"version\": 2", "\"version\": 1")).unwrap();
+    assert!(matches!(Index::open(&folder), Err(Error::Version { expected: 2, got: 1, .. })));
     fs::write(&manifest, text.replace("clip", "flip")).unwrap();
     assert!(matches!(Index::open(&folder), Err(Error::Damaged { .. })));
     fs::write(&manifest, text.replace("  ", " ")).unwrap();
@@ -323,11 +328,11 @@ fn unfinished_and_other_versions_say_so() {
     assert!(Index::open(&folder).is_ok());
 }
 
-/// The three files of a small index, in memory.
+/// Three files of a small index, in memory.
 fn small_index() -> (TempDir, PathBuf, Vec<(&'static str, Vec<u8>)>) {
     let (parent, folder) = place();
     create(&folder, 6, 1);
-    let files = [EMBEDDINGS_FILE, ITEMS_FILE, MANIFEST_FILE];
+    let files = [VECTORS, NAMES, MANIFEST_FILE];
     let contents = files.map(|name| (name, fs::read(folder.join(name)).unwrap())).to_vec();
     (parent, folder, contents)
 }

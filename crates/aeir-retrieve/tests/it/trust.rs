@@ -180,7 +180,7 @@ fn index_with(folder: &Path, gallery: &Matrix, add: impl Fn(&Path)) -> Index {
     let items: Vec<String> = (0..gallery.rows()).map(|i| format!("{i}.jpg")).collect();
     let builder = IndexBuilder::begin(folder).unwrap();
     add(builder.staging());
-    builder.commit(IndexContent { embeddings: gallery, items: &items, model_fingerprint: "m" }).unwrap();
+    builder.commit(IndexContent::new(gallery, &items, "m")).unwrap();
     Index::open(folder).unwrap()
 }
 
