@@ -153,7 +153,7 @@ mod tests {
             );
         }
         assert!(found("xtask", "[dependencies]\nanyhow = \"1\"\n").is_empty());
-        assert_eq!(found("xtask", "[dependencies]\nclap = \"4\"\n").len(), 1);
+        assert_eq!(found("xtask", "[dependencies]\ntracing-subscriber = \"1\"\n").len(), 1);
     }
 
     #[test]
