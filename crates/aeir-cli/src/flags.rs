@@ -3,6 +3,7 @@
 pub(crate) mod correction;
 pub(crate) mod data;
 pub(crate) mod diagnose;
+pub(crate) mod label;
 pub(crate) mod pairs;
 pub(crate) mod runs;
 
@@ -71,6 +72,8 @@ pub(crate) enum Command {
     Data(data::DataFlags),
     /// Match unpaired images and sentences, to look through what a model takes for pairs
     Pairs(pairs::PairsFlags),
+    /// Label a few target pairs where it helps most: plan which, and click them on a local page
+    Label(label::LabelFlags),
     /// Embed a data set into `.npy`, safetensors or Parquet files, in parts on many machines if it is large
     Embed(EmbedFlags),
     /// Show and remove cached features of frozen encoders
@@ -90,6 +93,9 @@ impl Command {
             Self::Embed(flags) => flags.loading.workers,
             Self::Data(flags) => flags.workers(),
             Self::Pairs(pairs::PairsFlags { command: pairs::PairsCommand::Export(flags) }) => {
+                flags.loading.workers
+            }
+            Self::Label(label::LabelFlags { command: label::LabelCommand::Plan(flags) }) => {
                 flags.loading.workers
             }
             _ => None,
@@ -129,6 +135,10 @@ pub(crate) struct TrainFlags {
     /// be known
     #[arg(long, value_name = "PATH", env = "AEIR_TARGET_SENTENCES")]
     pub(crate) target_sentences: Option<PathBuf>,
+    /// A few pairs of the target that a person labelled, as `aeir label serve` writes them: learned from beside the source pairs. Those
+    /// marked `test` are left out, for `eval --labelled`
+    #[arg(long, value_name = "PAIRS", env = "AEIR_LABELLED")]
+    pub(crate) labelled: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) reading: ReadingFlags,
     /// What to train [default: aeir]
@@ -208,8 +218,23 @@ pub(crate) struct EvalFlags {
     #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
     pub(crate) model: PathBuf,
     /// Test pairs, in any format that `train --source` takes
-    #[arg(long, value_name = "PATH", env = "AEIR_DATA")]
-    pub(crate) data: PathBuf,
+    #[arg(long, required_unless_present = "labelled", value_name = "PATH", env = "AEIR_DATA")]
+    pub(crate) data: Option<PathBuf>,
+    /// In place of --data: labelled pairs of the target, as `aeir label serve` writes them. Those marked `test` are queries against the
+    /// whole target sets; each recall has a 95 % interval
+    #[arg(
+        long,
+        value_name = "PAIRS",
+        conflicts_with_all = ["data", "split", "protocol", "query_bank", "image_bank", "compare", "replicates"],
+        env = "AEIR_LABELLED"
+    )]
+    pub(crate) labelled: Option<PathBuf>,
+    /// With --labelled: the images to find the right ones among, as `train --target-images` takes them [default: the labelled ones]
+    #[arg(long, value_name = "PATH", requires = "labelled", env = "AEIR_TARGET_IMAGES")]
+    pub(crate) target_images: Option<PathBuf>,
+    /// With --labelled: the sentences to find the right ones among [default: the labelled ones]
+    #[arg(long, value_name = "PATH", requires = "labelled", env = "AEIR_TARGET_SENTENCES")]
+    pub(crate) target_sentences: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) reading: ReadingFlags,
     /// Score this split only [default: the items marked `test`, or all where none is]

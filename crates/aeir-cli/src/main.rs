@@ -8,6 +8,7 @@ mod commands;
 mod failure;
 mod flags;
 mod interrupt;
+mod labelled;
 mod limits;
 mod place;
 mod progress;
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
         Command::Report(flags) => commands::report::run(&flags, &terminal),
         Command::Data(flags) => commands::data::run(&flags, &terminal),
         Command::Pairs(flags) => commands::pairs::run(&flags, &terminal),
+        Command::Label(flags) => commands::label::run(&flags, &terminal),
         Command::Embed(flags) => commands::embed::run(&flags, &terminal),
         Command::Bench(flags) => commands::bench::run(&flags, &terminal),
         Command::Cache(flags) => commands::cache::run(&flags.command, &terminal),

@@ -77,6 +77,20 @@ pub enum DataError {
         /// What the parser met, with the column where it stopped if it did.
         reason: String,
     },
+    /// Two lines that can't both be right about an image.
+    #[error("`{}` lines {earlier} and {line} disagree on `{image}`: {reason}", path.display())]
+    LabelsDisagree {
+        /// The file.
+        path: PathBuf,
+        /// The later line, 1-based.
+        line: usize,
+        /// The earlier one.
+        earlier: usize,
+        /// What they are about.
+        image: String,
+        /// How they disagree.
+        reason: &'static str,
+    },
     /// A file of another kind than the reader's, which would otherwise be read without complaint.
     #[error("`{}`{}: expected {expected}, got {got}", path.display(), at_line(*line))]
     WrongKind {
@@ -352,6 +366,7 @@ impl DataError {
             | Self::NotUtf8 { path, .. }
             | Self::LineTooLong { path, .. }
             | Self::CaptionRecord { path, .. }
+            | Self::LabelsDisagree { path, .. }
             | Self::WrongKind { path, .. }
             | Self::UnknownFormat { path, .. }
             | Self::Malformed { path, .. }
@@ -386,7 +401,8 @@ impl DataError {
         match self {
             Self::NotUtf8 { line, .. }
             | Self::LineTooLong { line, .. }
-            | Self::CaptionRecord { line, .. } => Some(*line),
+            | Self::CaptionRecord { line, .. }
+            | Self::LabelsDisagree { line, .. } => Some(*line),
             Self::WrongKind { line, .. } | Self::Malformed { line, .. } => *line,
             _ => None,
         }

@@ -11,6 +11,7 @@ mod hubness;
 mod index;
 mod int8;
 mod label_free;
+mod label_plan;
 mod mapped;
 mod matrix;
 mod mean_discrepancy;
@@ -20,6 +21,7 @@ mod principal_axes;
 mod rank_correlation;
 mod relevance;
 mod rerank;
+mod sampled_recall;
 mod sampling;
 mod scores;
 mod search;
@@ -42,6 +44,7 @@ pub use index::{
     MANIFEST_FILE, Metadata, SearchOptions, Selection, VERSION,
 };
 pub use label_free::{LabelFree, LabelFreeOptions, MutualPair, label_free, mutual_neighbours};
+pub use label_plan::{LabelPlan, LabelPlanOptions, PlannedLabel, plan_labels};
 pub use matrix::Matrix;
 pub use mean_discrepancy::{MeanDiscrepancy, MeanDiscrepancyOptions, maximum_mean_discrepancy};
 pub use metrics::{
@@ -57,6 +60,7 @@ pub use rerank::{
     Query, RerankError, RerankedHit, Reranker, evaluate_two_stage, rank_two_stage, rank_two_stage_embeddings,
     rerank_hits,
 };
+pub use sampled_recall::{SampledRecall, SampledRecalls, ranks_in_gallery, sampled_recalls};
 pub use scores::similarity;
 pub use search::{Neighbour, mean_top_k_similarity, nearest};
 pub use set_overlap::{AgainstNull, OverlapOptions, SetOverlap, set_overlap};

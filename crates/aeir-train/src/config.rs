@@ -45,6 +45,9 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Target images and target sentences a step.
     pub target_batch_size: usize,
+    /// Labelled pairs of the target that stand beside the source pairs of a step, as a share of `batch_size`; where there are
+    /// fewer, all of them.
+    pub labelled_share: f64,
     /// In which precision the towers' linear layers multiply in training.
     pub precision: Precision,
     /// The encoders.
@@ -159,6 +162,12 @@ impl MethodName {
             self,
             Self::Aeir | Self::Adapt | Self::Dann | Self::Adda | Self::Mmd | Self::Coral | Self::Cdan
         )
+    }
+
+    /// Whether it can learn from a few labelled pairs of the target beside the source pairs. Methods that set the source's items as a whole
+    /// against the target's would take them for source.
+    pub fn learns_labelled(self) -> bool {
+        matches!(self, Self::SourceOnly | Self::Aeir | Self::Adapt) || self.is_supervised_model()
     }
 
     /// The similarity head that the name stands for, where it stands for one.
@@ -350,6 +359,7 @@ impl Default for TrainConfig {
             epoch_length: EpochLength::default(),
             batch_size: 128,
             target_batch_size: 128,
+            labelled_share: 0.125,
             precision: Precision::Fp32,
             model: ModelConfig::default(),
             source_loss: SourceLossConfig::default(),
@@ -467,6 +477,26 @@ impl TrainConfig {
         self.method == MethodName::Aeir && self.aeir.fidelity == Fidelity::Released
     }
 
+    /// Refuses labelled pairs where the method can't learn from them.
+    ///
+    /// # Errors
+    /// Then.
+    pub fn check_labelled(&self) -> Result<()> {
+        let expected = "one that learns from labelled pairs: source-only, aeir, adapt, vsepp, scan, saf, sgr or sgraf";
+        demand(self.method.learns_labelled(), "method", expected, format!("`{}`", self.method.as_str()))?;
+        demand(
+            !self.is_released(),
+            "aeir.fidelity",
+            "`paper` with labelled pairs, which the released procedure does not know",
+            "`released`",
+        )
+    }
+
+    /// Labelled pairs that stand beside the source pairs of a step, of so many.
+    pub(crate) fn labelled_batch_size(&self, labelled: usize) -> usize {
+        ((self.labelled_share * self.batch_size as f64).ceil() as usize).min(labelled)
+    }
+
     /// Whether features are taken as they are: the released procedure has no standardisation.
     pub(crate) fn raw_features(&self) -> bool {
         self.is_released()
@@ -544,6 +574,12 @@ impl TrainConfig {
             self.batch_size,
         )?;
         demand(self.target_batch_size > 0, "target_batch_size", "at least 1", self.target_batch_size)?;
+        demand(
+            self.labelled_share > 0.0 && self.labelled_share <= 1.0,
+            "labelled_share",
+            "above 0, at most 1",
+            self.labelled_share,
+        )?;
         demand(self.checkpoint_every > 0, "checkpoint_every", "at least 1", self.checkpoint_every)?;
         demand(self.keep_checkpoints > 0, "keep_checkpoints", "at least 1", self.keep_checkpoints)?;
         demand(

@@ -59,8 +59,13 @@ pub struct TrainingData {
     pub sources: Vec<SourceData>,
     /// The target, where the method needs it.
     pub target: Option<TargetData>,
+    /// Pairs of the target that a person labelled, where there are some. They get the target's statistics, and a share of every
+    /// step. Nothing is validated on them: their validation split stays unused.
+    pub labelled: Option<SourceData>,
 }
 
+/// What the source of the labelled pairs is called.
+pub const LABELLED: &str = "labelled pairs of the target";
 /// Name of the target's statistics.
 pub const TARGET: &str = "target";
 /// Name of the statistics of all sources together.
@@ -101,6 +106,12 @@ impl TrainingData {
             target.images.digest(&mut hash);
             target.sentences.digest(&mut hash);
         }
+        if let Some(labelled) = &self.labelled {
+            hash.update(b"labelled");
+            labelled.images.digest(&mut hash);
+            labelled.sentences.digest(&mut hash);
+            labelled.sentences_of.iter().for_each(|rows| numbers(&mut hash, rows.iter()));
+        }
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -114,7 +125,7 @@ impl TrainingData {
         };
         let images: usize = self.sources.iter().map(|source| source.images.len()).sum();
         let sentences: usize = self.sources.iter().map(|source| source.sentences.len()).sum();
-        let pairs = sizes.pairs as f64;
+        let pairs = (sizes.pairs + sizes.labelled) as f64;
         let mut bytes = of(self.sources.iter().map(|source| &source.images).collect(), pairs)
             + of(
                 self.sources.iter().map(|source| &source.sentences).collect(),
@@ -138,6 +149,9 @@ impl TrainingData {
                 expected: "2 or more".into(),
                 got: pairs.to_string(),
             });
+        }
+        if self.labelled.is_some() {
+            config.check_labelled()?;
         }
         let standardisation = self.standardisation(config, device)?;
         let mut names = self.domain_names();
@@ -167,6 +181,15 @@ impl TrainingData {
                 });
             }
         }
+        let first_labelled = [sentences_of.len(), sentence_count];
+        if let Some(labelled) = &self.labelled {
+            let statistics = standardisation.domain(standardisation.serving())?;
+            images.push((&labelled.images, statistics.image.as_ref()));
+            sentences.push((&labelled.sentences, statistics.sentence.as_ref()));
+            for of_image in &labelled.sentences_of {
+                sentences_of.push(of_image.iter().map(|row| row + sentence_count).collect());
+            }
+        }
         let (target, target_held_out) = match &self.target {
             Some(target) => {
                 let statistics = standardisation.domain(standardisation.serving())?;
@@ -186,6 +209,7 @@ impl TrainingData {
             images: PreparedItems::new(&images, device)?,
             sentences: PreparedItems::new(&sentences, device)?,
             sentences_of,
+            first_labelled,
             validation,
             target,
             target_held_out,
@@ -261,12 +285,14 @@ fn fit(tables: &[&ItemTable], device: &Device) -> Result<Option<Standardiser>> {
 
 /// Standardised features, ready for batches.
 pub struct PreparedData {
-    /// Source images, all domains.
+    /// Source images, all domains; behind them the labelled ones of the target.
     pub images: PreparedItems,
-    /// Source sentences, all domains.
+    /// Source sentences, all domains; behind them those of the labelled pairs.
     pub sentences: PreparedItems,
-    /// For each source image the rows of its sentences.
+    /// For each image the rows of its sentences.
     pub sentences_of: Vec<Vec<usize>>,
+    /// The rows at which the labelled pairs of the target begin: of the images, of the sentences.
+    first_labelled: [usize; 2],
     /// Validation splits, one a source domain that has one.
     pub validation: Vec<PreparedPairs>,
     /// The target's two sets, without what is held out of them.
@@ -279,6 +305,23 @@ pub struct PreparedData {
 }
 
 impl PreparedData {
+    /// How many source pairs there are: the first rows of the images.
+    pub fn source_pairs(&self) -> usize {
+        let [images, _] = self.first_labelled;
+        images
+    }
+
+    /// How many labelled pairs of the target there are: the last rows.
+    pub fn labelled_pairs(&self) -> usize {
+        self.sentences_of.len() - self.source_pairs()
+    }
+
+    /// The source's images and sentences alone.
+    pub(crate) fn source_alone(&self) -> [PreparedItems; 2] {
+        let [images, sentences] = self.first_labelled;
+        [self.images.view((0..images).collect()), self.sentences.view((0..sentences).collect())]
+    }
+
     /// The encoders that are trained with the towers, each with how its parameters' names begin.
     fn tuned(&self) -> impl Iterator<Item = (&'static str, &TunedEncoder)> {
         let images = self.images.tuned().map(|encoder| (IMAGE_BACKBONE, encoder.as_ref()));
@@ -437,6 +480,7 @@ pub(crate) mod tests {
                 }),
             }],
             target: Some(TargetData { images: shifted_images, sentences: sentence_of(&shifted_sentences) }),
+            labelled: None,
         }
     }
 
@@ -477,6 +521,7 @@ pub(crate) mod tests {
                 validation,
                 ..source.clone()
             }],
+            labelled: None,
         }
     }
 

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use aeir_data::{
     AlignedTarget, CaptionedImage, ContentHash, DataError, DecodedImage, FeatureCache, FeatureRow, Features,
-    ImageLimits, ImageSource, LoadOptions, ParallelDomain, Precision, Prepared, Skipped, TargetImages,
+    ImageLimits, ImageSource, LabelledPairs, LoadOptions, ParallelDomain, Precision, Prepared, Skipped, TargetImages,
     TargetSentences, TestPairs, for_each_prepared_batch, hash_text,
 };
 use aeir_encoders::{Fragments, ImageBackbone, TextBackbone, Vocabulary};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use crate::data::{EvaluationPairs, SourceData, TargetData};
+use crate::data::{EvaluationPairs, LABELLED, SourceData, TargetData};
 use crate::error::{Result, TrainError};
 use crate::items::{FeatureTable, FragmentTable, FragmentTableBuilder, ItemTable, WordTable};
 use crate::tuned::{RawItems, TunedEncoder, TunedTable};
@@ -372,6 +372,15 @@ impl<'a> FeatureExtractor<'a> {
     ) -> Result<(SourceData, Vec<Skipped>)> {
         let (images, sentences, sentences_of, skipped) = self.captioned(name, target.items())?;
         Ok((SourceData { name: name.into(), images, sentences, sentences_of, validation: None }, skipped))
+    }
+
+    /// Pairs of the target that a person labelled, those to learn from.
+    ///
+    /// # Errors
+    /// When no image is left.
+    pub fn labelled(&mut self, pairs: &LabelledPairs) -> Result<(SourceData, Vec<Skipped>)> {
+        let (images, sentences, sentences_of, skipped) = self.captioned(LABELLED, pairs.learn())?;
+        Ok((SourceData { name: LABELLED.into(), images, sentences, sentences_of, validation: None }, skipped))
     }
 
     /// The two unpaired target sets.

@@ -24,6 +24,8 @@ const LONG_STEP: Duration = Duration::from_secs(5);
 pub struct Sizes {
     /// Source images that have sentences.
     pub pairs: usize,
+    /// Labelled images of the target.
+    pub labelled: usize,
     /// Target images and target sentences, where there is a target.
     pub target: Option<[usize; 2]>,
 }
@@ -109,7 +111,8 @@ fn look_ahead(config: &TrainConfig, sample: &TrainingData, sizes: Sizes, device:
     let prepared = sample.prepare(&whole, device)?;
     let store = ParameterStore::new(config.seed, device);
     // What grows with the data, such as a memory of pairs, is planned in its full size.
-    let inputs = Inputs { pairs: sizes.pairs, ..prepared.inputs(config.model.head.unwrap_or_default())? };
+    let pairs = sizes.pairs + sizes.labelled;
+    let inputs = Inputs { pairs, ..prepared.inputs(config.model.head.unwrap_or_default())? };
     let method = method::build(config, inputs, &store)?;
     prepared.adopt_tuned(&store)?;
     let mut stepper = Stepper::new(method, &store, config)?;
@@ -119,11 +122,12 @@ fn look_ahead(config: &TrainConfig, sample: &TrainingData, sizes: Sizes, device:
         (0..length.epochs).filter(|epoch| adapts(&stepper, epoch * per_epoch)).count() * per_epoch;
     let memory = memory(config, &store, sample.bytes_of(sizes));
     let groups = groups(config, &store);
+    let labelled = config.labelled_batch_size(sizes.labelled);
     let mut seconds = [None; 2];
     for (place, step) in [(0, 0), (1, steps.saturating_sub(1))] {
         // The first step may adapt already, and the last one may not.
         if adapts(&stepper, step) == (place == 1) {
-            let time = timed(config, &mut stepper, &prepared, Moment { step, steps })?;
+            let time = timed(config, &mut stepper, &prepared, labelled, Moment { step, steps })?;
             if let Some(slot) = seconds.get_mut(place) {
                 *slot = Some(time.as_secs_f64() * config.optimizer.accumulate as f64);
             }
@@ -136,6 +140,7 @@ fn timed(
     config: &TrainConfig,
     stepper: &mut Stepper,
     data: &PreparedData,
+    labelled: usize,
     moment: Moment,
 ) -> Result<Duration> {
     let rates = Rates {
@@ -146,7 +151,7 @@ fn timed(
         let started = Instant::now();
         let mut random = ChaCha8Rng::seed_from_u64(config.seed);
         let mode = &mut Mode::Training(&mut random);
-        let batch = trial_batch(config, data, stepper.method().anchors(), mode)?;
+        let batch = trial_batch(config, data, labelled, stepper.method().anchors(), mode)?;
         stepper.step(&batch, moment, rates, mode)?;
         Ok::<_, TrainError>(started.elapsed())
     };
@@ -159,6 +164,7 @@ fn timed(
 fn trial_batch(
     config: &TrainConfig,
     data: &PreparedData,
+    labelled: usize,
     anchors: usize,
     mode: &mut Mode<'_>,
 ) -> Result<Batch> {
@@ -173,7 +179,7 @@ fn trial_batch(
             data.sentences.select_in(&sentences, mode)?,
         ))
     };
-    let (source_images, source_sentences) = pick(config.batch_size)?;
+    let (source_images, source_sentences) = pick(config.batch_size + labelled)?;
     let anchors = if anchors > 0 { Some(pick(anchors)?) } else { None };
     let target = match &data.target {
         Some(target) if config.method.adapts() => Some(TargetBatch {
@@ -185,7 +191,7 @@ fn trial_batch(
         }),
         _ => None,
     };
-    Ok(Batch { source_images, source_sentences, target, anchors })
+    Ok(Batch { source_images, source_sentences, labelled, target, anchors })
 }
 
 fn groups(config: &TrainConfig, store: &ParameterStore) -> Vec<PlannedGroup> {
@@ -249,7 +255,7 @@ mod tests {
         ];
         config.optimizer.accumulate = 2;
         let config = config.resolved().unwrap();
-        let sizes = Sizes { pairs: 1_000, target: Some([300, 5_000]) };
+        let sizes = Sizes { pairs: 1_000, labelled: 0, target: Some([300, 5_000]) };
         let found = plan(&config, &toy(6, 4, 5), sizes, &Device::Cpu).unwrap();
         // 40 batches of 128 sentences are more than 32 of 32 pairs; two batches a step.
         assert_eq!((found.steps_per_epoch, found.steps, found.adapting_steps), (20, 160, 40));

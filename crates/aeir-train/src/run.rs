@@ -19,6 +19,8 @@ pub const CONFIG_FILE: &str = "config.toml";
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// One line an epoch with its seconds.
 pub const TIMING_FILE: &str = "timing.jsonl";
+/// The labelled pairs of the target that were trained on.
+pub const LABELLED_FILE: &str = "labelled.jsonl";
 /// Items that were left out, with the reason.
 pub const SKIPPED_FILE: &str = "skipped.jsonl";
 /// What the guards said, a line a warning.
@@ -42,7 +44,8 @@ pub const CHECKPOINT_FOLDER: &str = "checkpoints";
 pub const CONFIG_HASH_FILE: &str = "config.sha256";
 
 /// Everything that a run writes; a folder with other names in it is not replaced.
-const OWN_NAMES: [&str; 18] = [
+const OWN_NAMES: [&str; 19] = [
+    LABELLED_FILE,
     CONFIG_FILE,
     CONFIG_HASH_FILE,
     METRICS_FILE,
@@ -64,7 +67,8 @@ const OWN_NAMES: [&str; 18] = [
 ];
 
 /// What a run that starts afresh clears away.
-const OF_A_RUN: [&str; 11] = [
+const OF_A_RUN: [&str; 12] = [
+    LABELLED_FILE,
     METRICS_FILE,
     TIMING_FILE,
     SKIPPED_FILE,

@@ -31,6 +31,7 @@ const STACK_BYTES: usize = 256 << 20;
 const SOURCE_STREAM: u64 = 0;
 const TARGET_IMAGE_STREAM: u64 = 1;
 const TARGET_SENTENCE_STREAM: u64 = 2;
+const LABELLED_STREAM: u64 = 3;
 
 /// Below so many target images or sentences a run that adapts is warned of.
 const FEW_TARGET_ITEMS: usize = 20;
@@ -112,6 +113,8 @@ struct Trainer<'a> {
     /// Rows of images and of their sentences.
     anchors: Option<(Vec<usize>, Vec<usize>)>,
     source: ShuffledSampler,
+    /// Of the labelled pairs of the target.
+    labelled: Option<ShuffledSampler>,
     target: Option<(ShuffledSampler, ShuffledSampler)>,
     length: Length,
     progress: Progress,
@@ -180,8 +183,10 @@ impl<'a> Trainer<'a> {
         if config.optimizer.ema_decay > 0.0 {
             store.copy(Group::Encoder.prefix(), AVERAGE)?;
         }
-        let pairs = prepared.sentences_of.len();
+        let pairs = prepared.source_pairs();
         let source = source_sampler(config, pairs);
+        let labelled = Some(prepared.labelled_pairs()).filter(|count| *count > 0);
+        let labelled = labelled.map(|count| ShuffledSampler::new(count, config.seed, LABELLED_STREAM));
         let used = prepared.target.as_ref().filter(|_| config.method.adapts());
         let sizes = used.map(|sets| [sets.images.len(), sets.sentences.len()]);
         let target = sizes.map(|[images, sentences]| {
@@ -208,6 +213,7 @@ impl<'a> Trainer<'a> {
             store,
             stepper,
             source,
+            labelled,
             target,
             length: Length::new(config, pairs, sizes),
             progress: Progress::default(),
@@ -527,19 +533,40 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
+    /// The sentence of each pair in an epoch of its sampler.
+    fn sentences_for(&self, pairs: &[usize], sampler: &ShuffledSampler, epoch: u64) -> Vec<usize> {
+        let sentence = |&pair: &usize| {
+            let choices = self.data.sentences_of.get(pair)?;
+            choices.get(sampler.pick(epoch, pair, choices.len())).copied()
+        };
+        pairs.iter().filter_map(sentence).collect()
+    }
+
+    /// The labelled pairs of a batch, and which of their epochs it belongs to.
+    fn labelled_batch(&self, sampler: &ShuffledSampler, number: u64) -> (Vec<usize>, u64) {
+        let first = self.data.source_pairs();
+        let size = self.config.labelled_batch_size(sampler.len());
+        let pairs = sampler.batch(number, size).into_iter().map(|pair| first + pair).collect();
+        (pairs, sampler.epoch_of(number, size))
+    }
+
     /// The batch of that number, counted over all epochs.
     fn batch(&self, number: usize, mode: &mut Mode<'_>) -> Result<Batch> {
         let number = number as u64;
-        let pairs = self.source.batch(number, self.config.batch_size);
+        let mut pairs = self.source.batch(number, self.config.batch_size);
         let epoch = self.source.epoch_of(number, self.config.batch_size);
         // One random sentence an image and epoch.
-        let sentences: Vec<usize> = pairs
-            .iter()
-            .filter_map(|&pair| {
-                let choices = self.data.sentences_of.get(pair)?;
-                choices.get(self.source.pick(epoch, pair, choices.len())).copied()
-            })
-            .collect();
+        let mut sentences = self.sentences_for(&pairs, &self.source, epoch);
+        let labelled = match &self.labelled {
+            Some(sampler) => {
+                let (more, epoch) = self.labelled_batch(sampler, number);
+                sentences.extend(self.sentences_for(&more, sampler, epoch));
+                let count = more.len();
+                pairs.extend(more);
+                count
+            }
+            None => 0,
+        };
         let target = match (&self.target, &self.data.target) {
             (Some((images, sentences)), Some(features)) => {
                 let size = self.config.target_batch_size;
@@ -566,6 +593,7 @@ impl<'a> Trainer<'a> {
         Ok(Batch {
             source_images: data.images.select_in(&pairs, mode)?,
             source_sentences: data.sentences.select_in(&sentences, mode)?,
+            labelled,
             target,
             anchors,
         })

@@ -151,8 +151,9 @@ pub fn domain_distances(
         let distance = aeir_retrieve::proxy_a_distance(&source, &target, &ProxyADistanceOptions::default())?;
         Ok::<_, TrainError>(Some(distance.distance))
     };
-    let images = distance(Modality::Images, &source.images, &target.images)?;
-    let sentences = distance(Modality::Sentences, &source.sentences, &target.sentences)?;
+    let [source_images, source_sentences] = source.source_alone();
+    let images = distance(Modality::Images, &source_images, &target.images)?;
+    let sentences = distance(Modality::Sentences, &source_sentences, &target.sentences)?;
     Ok(images.zip(sentences).map(|(images, sentences)| DomainDistances { images, sentences }))
 }
 

@@ -237,7 +237,7 @@ impl Inputs {
         }
         // The oracle's images are the target's: only its pairing is new.
         let (aligned, _) = extractor.aligned_target("openclipart aligned", &self.aligned)?;
-        let source = TrainingData { sources: vec![source], target: Some(target) };
+        let source = TrainingData { sources: vec![source], target: Some(target), labelled: None };
         let mut oracle = source.clone();
         oracle.sources.push(aligned);
         Ok((EncodedInputs { source, oracle, test }, skipped))

@@ -164,7 +164,7 @@ impl Inputs {
             target_sentences: self.target_sentences.clone(),
             skipped,
         };
-        Ok((TrainingData { sources, target: Some(target) }, inputs))
+        Ok((TrainingData { sources, target: Some(target), labelled: None }, inputs))
     }
 }
 

@@ -1,5 +1,6 @@
 //! `aeir eval`.
 
+mod labelled;
 mod table;
 
 use std::collections::{BTreeMap, HashSet};
@@ -39,11 +40,22 @@ const TIES: &str = "of items with equal scores the wrong ones count first";
 
 /// Scores a model on test pairs.
 pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> {
+    let data = match (&flags.data, &flags.labelled) {
+        (Some(data), _) => data,
+        (None, Some(labelled)) => return labelled::run(flags, labelled, terminal),
+        (None, None) => {
+            return Err(CliError::Usage {
+                message: "there are no pairs to score".into(),
+                hint: "add --data or --labelled".into(),
+            }
+            .into());
+        }
+    };
     let device = flags.device.device.open(terminal)?;
     let split = flags.split.map(SplitFlag::split);
-    let pairs = Pairs::read(flags, split, terminal)?;
+    let pairs = Pairs::read(flags, data, split, terminal)?;
     let scored = score_model(&flags.model, flags, &pairs, &device, terminal)?;
-    remember(flags, &scored, terminal)?;
+    remember(flags, data, &scored, terminal)?;
     let options =
         BootstrapOptions { replicates: flags.replicates, seed: flags.seed, ..BootstrapOptions::default() };
     let comparison = match &flags.compare {
@@ -126,9 +138,14 @@ struct Pairs {
 }
 
 impl Pairs {
-    fn read(flags: &EvalFlags, split: Option<Split>, terminal: &Terminal) -> anyhow::Result<Self> {
+    fn read(
+        flags: &EvalFlags,
+        data: &Path,
+        split: Option<Split>,
+        terminal: &Terminal,
+    ) -> anyhow::Result<Self> {
         let options = flags.reading.options();
-        let test = TestPairs::read_with(&flags.data, split, &options)?;
+        let test = TestPairs::read_with(data, split, &options)?;
         let read_sentences = |path| TargetSentences::read_with(path, &options);
         let read_images = |path| TargetImages::read_with(path, &options);
         let pairs = Self {
@@ -412,12 +429,12 @@ fn joined(folds: &[Ranks]) -> anyhow::Result<Ranks> {
 }
 
 /// Leaves the plain figures in the model's folder, where `aeir report` finds them.
-fn remember(flags: &EvalFlags, scored: &Scored, terminal: &Terminal) -> anyhow::Result<()> {
+fn remember(flags: &EvalFlags, data: &Path, scored: &Scored, terminal: &Terminal) -> anyhow::Result<()> {
     if flags.protocol != Protocol::Full {
         return Ok(());
     }
     let evaluation = runs::Evaluation {
-        data: std::path::absolute(&flags.data)?,
+        data: std::path::absolute(data)?,
         split: flags.split.map(SplitFlag::name),
         rerank: scored.rerank.clone(),
         metrics: scored.metrics()?,

@@ -10,6 +10,7 @@ mod dry_run;
 pub(crate) mod embed;
 pub(crate) mod eval;
 pub(crate) mod index;
+pub(crate) mod label;
 pub(crate) mod pairs;
 pub(crate) mod push;
 pub(crate) mod report;

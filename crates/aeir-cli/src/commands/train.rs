@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aeir_data::{
-    FeatureRow, ImageLimits, ImageSource, ParallelDomain, Skipped, TargetImages, TargetSentences,
+    FeatureRow, ImageLimits, ImageSource, LabelledPairs, ParallelDomain, Skipped, TargetImages, TargetSentences,
     write_skipped,
 };
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
@@ -24,6 +24,7 @@ use crate::backbones::{Backbones, Sentences, WORDS, find, load_image, load_sente
 use crate::failure::CliError;
 use crate::flags::TrainFlags;
 use crate::interrupt::Interrupt;
+use crate::labelled;
 use crate::place::feature_cache;
 use crate::progress::{TrainingBar, extraction};
 use crate::run_files;
@@ -63,9 +64,13 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
     }
     // Says at once what this folder is.
     run.write_config(&config)?;
+    let labelled = inputs.labelled.clone();
     let (data, skipped) =
         inputs.encode(&backbones, flags.loading.limits(), Some(&feature_cache()?), terminal)?;
     write_skipped(&run.path().join(SKIPPED_FILE), &skipped)?;
+    if let Some(pairs) = &labelled {
+        labelled::remember(run.path(), pairs)?;
+    }
 
     let interrupt = Interrupt::listen()?;
     let name = format!("training {}", config.method.as_str());
@@ -85,7 +90,7 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
     }
 
     tell_skipped(terminal, &skipped, Some(&run.path().join(SKIPPED_FILE)));
-    print(&summary(run.path(), &config, &trained))
+    print(&summary(run.path(), &config, &data, &trained))
 }
 
 /// The settings file, or the defaults.
@@ -102,6 +107,8 @@ pub(crate) fn read_config(file: Option<&Path>) -> anyhow::Result<TrainConfig> {
 pub(super) struct Inputs {
     sources: Vec<ParallelDomain>,
     target: Option<(TargetImages, TargetSentences)>,
+    /// A few pairs of the target, those to learn from.
+    labelled: Option<LabelledPairs>,
     /// Whether the images come as features.
     regions: bool,
 }
@@ -133,7 +140,14 @@ impl Inputs {
             }
             .into());
         }
-        let inputs = Self { sources, target, regions: regions > 0 };
+        let labelled = match &flags.labelled {
+            Some(path) => {
+                config.check_labelled()?;
+                Some(labelled::to_learn_from(path, &options)?)
+            }
+            None => None,
+        };
+        let inputs = Self { sources, target, labelled, regions: regions > 0 };
         inputs.check_shapes()?;
         Ok(inputs)
     }
@@ -143,6 +157,8 @@ impl Inputs {
         let of_sources =
             self.sources.iter().filter_map(|source| source.train.first()).map(|item| &item.image);
         let of_target = self.target.iter().filter_map(|(images, _)| images.images().first());
+        let of_labelled = self.labelled.iter().filter_map(|pairs| pairs.learn().first());
+        let of_target = of_target.chain(of_labelled.map(|item| &item.image));
         let mut features = of_sources.chain(of_target).filter_map(ImageSource::features);
         let Some(FeatureRow { features: first, .. }) = features.next() else { return Ok(()) };
         for row in features {
@@ -213,13 +229,15 @@ impl Inputs {
     fn training_sentences(&self) -> Vec<&str> {
         let source = self.sources.iter().flat_map(|source| &source.train).flat_map(|item| &item.captions);
         let target = self.target.iter().flat_map(|(_, sentences)| sentences.sentences());
-        source.chain(target).map(String::as_str).collect()
+        let labelled = self.labelled.iter().flat_map(LabelledPairs::learn).flat_map(|item| &item.captions);
+        source.chain(target).chain(labelled).map(String::as_str).collect()
     }
 
     /// How many items there are.
     pub(super) fn sizes(&self) -> Sizes {
         Sizes {
             pairs: self.sources.iter().map(|source| source.train.len()).sum(),
+            labelled: self.labelled.as_ref().map_or(0, |pairs| pairs.learn().len()),
             target: self
                 .target
                 .as_ref()
@@ -234,6 +252,7 @@ impl Inputs {
             source.validation.clear();
         }
         self.target = self.target.map(|(images, sentences)| (images.first(count), sentences.first(count)));
+        self.labelled = self.labelled.map(|pairs| pairs.first(count));
         self
     }
 
@@ -249,7 +268,7 @@ impl Inputs {
             extractor = extractor.with_cache(cache)?;
         }
         let mut extractor = extractor.with_limits(limits).with_progress(extraction(terminal));
-        let (mut data, mut skipped) = (TrainingData { sources: Vec::new(), target: None }, Vec::new());
+        let (mut data, mut skipped) = (TrainingData { sources: Vec::new(), target: None, labelled: None }, Vec::new());
         for domain in &self.sources {
             domain.notes.iter().for_each(|note| terminal.warn(note));
             skipped.extend(domain.skipped.iter().cloned());
@@ -262,6 +281,14 @@ impl Inputs {
             skipped.extend(images.skipped().iter().chain(sentences.skipped()).cloned());
             let (target, more) = extractor.target(images, sentences)?;
             data.target = Some(target);
+            skipped.extend(more);
+        }
+        if let Some(pairs) = &self.labelled {
+            pairs.notes().iter().for_each(|note| terminal.warn(note));
+            skipped.extend(pairs.skipped().iter().cloned());
+            labelled::tell(pairs, self.target.as_ref(), terminal);
+            let (labelled, more) = extractor.labelled(pairs)?;
+            data.labelled = Some(labelled);
             skipped.extend(more);
         }
         Ok((data, skipped))
@@ -369,6 +396,13 @@ pub(crate) fn write_card(
             )
         })
         .collect();
+    let labelled = data.labelled.as_ref().map_or_else(String::new, |pairs| {
+        format!(
+            "- labelled pairs of the target: {} images with {} sentences, a share of every step (`labelled.jsonl`)\n",
+            pairs.images.len(),
+            pairs.sentences.len()
+        )
+    });
     let target = data.target.as_ref().map_or_else(
         || "- no target domain was given\n".to_owned(),
         |target| {
@@ -387,7 +421,7 @@ pub(crate) fn write_card(
     let card = format!(
         "{CARD_HEAD}# An aeir model\n\n\
          Finds images by sentence and sentences by image. Trained with aeir {version}, method `{method}`, seed {seed}.\n\n\
-         ## Data\n\n{sources}{target}\n\
+         ## Data\n\n{sources}{target}{labelled}\n\
          ## Training\n\n\
          - similarity head `{head}`\n\
          - {epochs} epochs; the model is that of epoch {epoch}{chosen}\n\
@@ -461,14 +495,18 @@ fn distances(trained: &Trained) -> Option<String> {
     ))
 }
 
-fn summary(folder: &Path, config: &TrainConfig, trained: &Trained) -> String {
+fn summary(folder: &Path, config: &TrainConfig, data: &TrainingData, trained: &Trained) -> String {
     let epoch = format!("{} of {}{}", trained.epoch, trained.history.len(), chosen_by(config, trained));
     let standardised = if config.standardise { ", standardised per domain" } else { "" };
     let head = config.model.head.unwrap_or_default();
     let head = if head.is_cross_attentive() { format!(", head {}", head.as_str()) } else { String::new() };
+    let labelled = data
+        .labelled
+        .as_ref()
+        .map_or_else(String::new, |pairs| format!("learned from {} labelled pairs of the target\n", pairs.images.len()));
     let domains = distances(trained).map_or_else(String::new, |text| format!("domains {text}\n"));
     format!(
-        "model   {folder}\nmethod  {method}{head}{standardised}, seed {seed}\nepoch   {epoch}\n{domains}next    aeir index --model {folder} --images PHOTOS --output INDEX\n",
+        "model   {folder}\nmethod  {method}{head}{standardised}, seed {seed}\n{labelled}epoch   {epoch}\n{domains}next    aeir index --model {folder} --images PHOTOS --output INDEX\n",
         folder = folder.display(),
         method = config.method.as_str(),
         seed = config.seed,

@@ -87,7 +87,7 @@ fn parse(text: &str) -> Result<Record, serde_json::Error> {
 }
 
 /// The parser's answer without its line number, which counts inside the line.
-fn inside_a_line(error: &serde_json::Error) -> String {
+pub(crate) fn inside_a_line(error: &serde_json::Error) -> String {
     let text = error.to_string();
     match text.strip_suffix(&format!(" at line {} column {}", error.line(), error.column())) {
         Some(answer) => format!("{answer} at column {}", error.column()),

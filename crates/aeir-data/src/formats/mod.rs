@@ -3,9 +3,9 @@
 mod coco;
 mod features;
 pub(crate) mod folder;
-mod image_root;
+pub(crate) mod image_root;
 mod json;
-mod jsonl;
+pub(crate) mod jsonl;
 mod karpathy;
 mod list;
 #[cfg(feature = "parquet")]

@@ -11,6 +11,7 @@ mod domains;
 mod fixtures;
 mod formats;
 mod images;
+mod labelled;
 mod loader;
 mod region_features;
 mod sampler;

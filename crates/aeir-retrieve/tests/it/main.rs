@@ -8,6 +8,7 @@ mod approximate;
 mod domain_distance;
 mod index_changes;
 mod index_folder;
+mod labelling;
 mod naive;
 mod parity;
 mod properties;

@@ -99,6 +99,7 @@ impl Method for Adda {
         let source = embed(&self.reference, batch, false, &mut Mode::Evaluation)?;
         Ok(Embeddings {
             source_images: source.source_images.detach(),
+            labelled: source.labelled,
             source_sentences: source.source_sentences.detach(),
             target: Some(TargetEmbeddings {
                 images: self.encoder.encode_images(&target.images, mode)?,

@@ -77,6 +77,8 @@ pub struct Batch {
     pub source_images: Items,
     /// B sentences; row i belongs to image i.
     pub source_sentences: Items,
+    /// How many of the last of these pairs are labelled ones of the target.
+    pub labelled: usize,
     /// The target's, where the run has one.
     pub target: Option<TargetBatch>,
     /// Source pairs that are the same in every step, for methods that ask for them: images and their sentences.
@@ -136,6 +138,8 @@ pub struct Embeddings {
     pub source_images: Encoded,
     /// B sentences; row i belongs to image i.
     pub source_sentences: Encoded,
+    /// How many of the last of these pairs are labelled ones of the target.
+    pub labelled: usize,
     /// The target's, where this step uses it.
     pub target: Option<TargetEmbeddings>,
     /// The anchors, where the method asks for them and this step uses the target.
@@ -155,6 +159,18 @@ pub struct TargetEmbeddings {
 }
 
 impl Embeddings {
+    /// Rows of the source pairs alone, of vectors of `source_images` or `source_sentences`: what stands for the source's domain.
+    ///
+    /// # Errors
+    /// When there are fewer rows.
+    fn of_source(&self, vectors: Tensor) -> Result<Tensor> {
+        if self.labelled == 0 {
+            return Ok(vectors);
+        }
+        let rows = vectors.dim(0)?;
+        Ok(vectors.narrow(0, 0, rows.saturating_sub(self.labelled))?)
+    }
+
     /// The target's part.
     ///
     /// # Errors
@@ -293,7 +309,7 @@ fn embed(encoder: &DualEncoder, batch: &Batch, uses_target: bool, mode: &mut Mod
         }
         _ => None,
     };
-    Ok(Embeddings { source_images, source_sentences, target, anchors })
+    Ok(Embeddings { source_images, source_sentences, labelled: batch.labelled, target, anchors })
 }
 
 fn no_target() -> TrainError {

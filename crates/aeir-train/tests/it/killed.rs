@@ -11,6 +11,7 @@ use std::process::Command;
 
 use aeir_encoders::bundle::tensor_bytes;
 use aeir_train::config::Selection;
+use aeir_train::data::LABELLED;
 use aeir_train::run::{Existing, METRICS_FILE, Opened, RunFolder};
 use aeir_train::{
     EvaluationPairs, FeatureTable, ItemTable, Observer, SourceData, TargetData, TrainConfig, TrainingData,
@@ -37,6 +38,7 @@ fn data() -> TrainingData {
     let (images, sentences) = pairs(44, 1);
     let (held_images, held_sentences) = pairs(9, 3);
     let (target_images, target_sentences) = (table(23, 8, 5), table(31, 6, 6));
+    let (labelled_images, labelled_sentences) = (table(4, 8, 7), table(5, 6, 8));
     TrainingData {
         sources: vec![SourceData {
             name: "toy".into(),
@@ -50,6 +52,13 @@ fn data() -> TrainingData {
             }),
         }],
         target: Some(TargetData { images: target_images, sentences: target_sentences }),
+        labelled: Some(SourceData {
+            name: LABELLED.into(),
+            images: labelled_images,
+            sentences: labelled_sentences,
+            sentences_of: vec![vec![0, 1], vec![2], vec![3], vec![4]],
+            validation: None,
+        }),
     }
 }
 

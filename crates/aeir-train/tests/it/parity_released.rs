@@ -186,6 +186,7 @@ impl Recording {
     fn batch(&self) -> Batch {
         Batch {
             source_images: self.images("source"),
+            labelled: 0,
             source_sentences: self.sentences("source"),
             target: Some(TargetBatch {
                 images: self.images("target"),
@@ -211,6 +212,7 @@ impl Recording {
         };
         let embeddings = Embeddings {
             source_images: encoded("source_image_emb", "eval.source.image_emb"),
+            labelled: 0,
             source_sentences: encoded("source_text_emb", "eval.source.text_emb"),
             target: Some(TargetEmbeddings {
                 images: encoded("target_image_emb", "eval.target.image_emb"),

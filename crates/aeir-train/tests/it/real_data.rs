@@ -51,7 +51,7 @@ fn a_model_trained_on_the_fixtures_beats_chance_by_far_and_survives_its_folder()
         .unwrap();
     assert_eq!((target.0.images.len(), target.0.sentences.len()), (60, 366), "the two sets differ in size");
 
-    let data = TrainingData { sources: vec![source], target: Some(target.0) };
+    let data = TrainingData { sources: vec![source], target: Some(target.0), labelled: None };
     let config = TrainConfig { standardise: true, epochs: 8, batch_size: 64, ..TrainConfig::default() };
     let trained = train(&config, &data, None, &device, &mut Silent).unwrap();
 

@@ -117,6 +117,7 @@ impl Scene {
                 }),
             }],
             target: Some(TargetData { images: target_images, sentences: target_sentences }),
+            labelled: None,
         }
     }
 

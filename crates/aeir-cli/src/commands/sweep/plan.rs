@@ -165,9 +165,12 @@ impl Plan {
                         parsed.protocol.name()
                     )));
                 }
-                exists("eval", "data", &parsed.data).map_err(refuse)?;
+                let Some(data) = &parsed.data else {
+                    return Err(refuse("`eval.data` is missing: runs are compared on test pairs".into()));
+                };
+                exists("eval", "data", data).map_err(refuse)?;
                 let test = Test {
-                    data: std::path::absolute(&parsed.data)?,
+                    data: std::path::absolute(data)?,
                     split: parsed.split.map(crate::flags::SplitFlag::name),
                     rerank: parsed.rerank,
                 };

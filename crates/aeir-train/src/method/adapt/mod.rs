@@ -216,8 +216,8 @@ impl Adapt {
 
     fn sides(embeddings: &Embeddings, target: &TargetEmbeddings) -> Result<[Sides; 2]> {
         Ok([
-            Sides { source: embeddings.source_images.mean()?, target: target.images.mean()? },
-            Sides { source: embeddings.source_sentences.mean()?, target: target.sentences.mean()? },
+            Sides { source: embeddings.of_source(embeddings.source_images.mean()?)?, target: target.images.mean()? },
+            Sides { source: embeddings.of_source(embeddings.source_sentences.mean()?)?, target: target.sentences.mean()? },
         ])
     }
 
@@ -611,6 +611,7 @@ mod tests {
         let sentences: Vec<usize> = pairs.iter().map(|pair| data.sentences_of[*pair][0]).collect();
         let batch = Batch {
             source_images: data.images.select(&pairs).unwrap(),
+            labelled: 0,
             source_sentences: data.sentences.select(&sentences).unwrap(),
             target: Some(TargetBatch {
                 images: target.images.select(&rows.images).unwrap(),

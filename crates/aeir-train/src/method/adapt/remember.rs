@@ -32,9 +32,11 @@ pub(super) struct Memory<'a> {
 }
 
 impl Memory<'_> {
-    /// Remembers source pairs, a sentence side being the mean of a pair's sentences; and how near the target is to each on average.
+    /// Remembers source pairs and labelled pairs, a sentence side being the mean of a pair's sentences; and how near the target is to each on average.
     pub(super) fn learn(&self, data: &PreparedData, target: &PreparedTarget) -> Result<()> {
         let mut pairs = ShuffledSampler::new(data.sentences_of.len(), self.seed, PAIR_STREAM).epoch_order(0);
+        // What a person labelled is never left out.
+        pairs.sort_by_key(|pair| *pair < data.source_pairs());
         pairs.truncate(self.config.pairs);
         pairs.sort_unstable();
         let mut images = Vec::new();
