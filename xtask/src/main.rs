@@ -2,6 +2,7 @@
 
 mod fetch;
 mod fixtures;
+mod labels;
 mod manifest;
 mod reproduce;
 mod rules;
@@ -22,6 +23,7 @@ Commands:
   tidy      Check the house rules; exits with 1 and lists what to do where one is broken
   fetch     Fetch backbones and data sets, or list them; `fetch --help`
   fixtures  Write fixtures/MANIFEST.sha256 anew from the files that are there
+  labels    What a few labels are worth on the fixtures; `labels --help`
   reproduce Run the tables of results, cell by cell, and write the report; `reproduce --help`
   help      Print this
 ";
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         ["tidy"] => tidy::run(),
         ["fetch", rest @ ..] => fetch::run(rest),
         ["reproduce", rest @ ..] => reproduce::run(rest).map(|()| ExitCode::SUCCESS),
+        ["labels", rest @ ..] => labels::run(rest).map(|()| ExitCode::SUCCESS),
         ["fixtures"] => fixtures::run().map(|()| ExitCode::SUCCESS),
         other => complain(&format!("error: no command `{}`\n\n{HELP}", other.join(" ")))
             .map(|()| ExitCode::from(2)),

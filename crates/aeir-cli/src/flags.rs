@@ -213,19 +213,20 @@ pub(crate) struct TrainFlags {
 }
 
 #[derive(Args)]
+#[command(group(clap::ArgGroup::new("pairs").required(true).args(["data", "labelled"])))]
 pub(crate) struct EvalFlags {
     /// Folder of a trained model
     #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
     pub(crate) model: PathBuf,
     /// Test pairs, in any format that `train --source` takes
-    #[arg(long, required_unless_present = "labelled", value_name = "PATH", env = "AEIR_DATA")]
+    #[arg(long, value_name = "PATH", env = "AEIR_DATA")]
     pub(crate) data: Option<PathBuf>,
     /// In place of --data: labelled pairs of the target, as `aeir label serve` writes them. Those marked `test` are queries against the
     /// whole target sets; each recall has a 95 % interval
     #[arg(
         long,
         value_name = "PAIRS",
-        conflicts_with_all = ["data", "split", "protocol", "query_bank", "image_bank", "compare", "replicates"],
+        conflicts_with_all = ["split", "protocol", "query_bank", "image_bank", "compare", "replicates"],
         env = "AEIR_LABELLED"
     )]
     pub(crate) labelled: Option<PathBuf>,

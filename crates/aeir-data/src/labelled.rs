@@ -170,8 +170,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, line: usize, text: &str) -> Result<(), DataError> {
         let refused =
             |reason: String| DataError::CaptionRecord { path: self.path.to_path_buf(), line, reason };
-        let record: Record =
-            serde_json::from_str(text).map_err(|error| refused(inside_a_line(&error)))?;
+        let record: Record = serde_json::from_str(text).map_err(|error| refused(inside_a_line(&error)))?;
         if record.image.trim().is_empty() {
             return Err(refused("the image path is empty".into()));
         }

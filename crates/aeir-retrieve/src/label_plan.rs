@@ -253,8 +253,7 @@ fn representatives(
     choices.retain(|row| free.get(*row).copied().unwrap_or(false));
     let represented = drawn(REPRESENTED_STREAM, MOST_REPRESENTED);
     let nearness = similarity(&images.select_rows(&choices)?, &images.select_rows(&represented)?)?;
-    let weights: Vec<f64> =
-        represented.iter().map(|row| weights.get(*row).copied().unwrap_or(0.0)).collect();
+    let weights: Vec<f64> = represented.iter().map(|row| weights.get(*row).copied().unwrap_or(0.0)).collect();
     let mut reached = vec![0.0_f32; represented.len()];
     let gain = |choice: usize, reached: &[f32]| -> f64 {
         let row = nearness.row(choice).unwrap_or_default();

@@ -482,7 +482,8 @@ impl TrainConfig {
     /// # Errors
     /// Then.
     pub fn check_labelled(&self) -> Result<()> {
-        let expected = "one that learns from labelled pairs: source-only, aeir, adapt, vsepp, scan, saf, sgr or sgraf";
+        let expected =
+            "one that learns from labelled pairs: source-only, aeir, adapt, vsepp, scan, saf, sgr or sgraf";
         demand(self.method.learns_labelled(), "method", expected, format!("`{}`", self.method.as_str()))?;
         demand(
             !self.is_released(),

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use aeir_data::{
     AlignedTarget, CaptionedImage, ContentHash, DataError, DecodedImage, FeatureCache, FeatureRow, Features,
-    ImageLimits, ImageSource, LabelledPairs, LoadOptions, ParallelDomain, Precision, Prepared, Skipped, TargetImages,
-    TargetSentences, TestPairs, for_each_prepared_batch, hash_text,
+    ImageLimits, ImageSource, LabelledPairs, LoadOptions, ParallelDomain, Precision, Prepared, Skipped,
+    TargetImages, TargetSentences, TestPairs, for_each_prepared_batch, hash_text,
 };
 use aeir_encoders::{Fragments, ImageBackbone, TextBackbone, Vocabulary};
 use candle_core::Tensor;

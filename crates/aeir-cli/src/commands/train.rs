@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aeir_data::{
-    FeatureRow, ImageLimits, ImageSource, LabelledPairs, ParallelDomain, Skipped, TargetImages, TargetSentences,
-    write_skipped,
+    FeatureRow, ImageLimits, ImageSource, LabelledPairs, ParallelDomain, Skipped, TargetImages,
+    TargetSentences, write_skipped,
 };
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::{DEFAULT_MINIMUM_COUNT, Vocabulary, write_atomically};
@@ -268,7 +268,8 @@ impl Inputs {
             extractor = extractor.with_cache(cache)?;
         }
         let mut extractor = extractor.with_limits(limits).with_progress(extraction(terminal));
-        let (mut data, mut skipped) = (TrainingData { sources: Vec::new(), target: None, labelled: None }, Vec::new());
+        let (mut data, mut skipped) =
+            (TrainingData { sources: Vec::new(), target: None, labelled: None }, Vec::new());
         for domain in &self.sources {
             domain.notes.iter().for_each(|note| terminal.warn(note));
             skipped.extend(domain.skipped.iter().cloned());
@@ -500,10 +501,9 @@ fn summary(folder: &Path, config: &TrainConfig, data: &TrainingData, trained: &T
     let standardised = if config.standardise { ", standardised per domain" } else { "" };
     let head = config.model.head.unwrap_or_default();
     let head = if head.is_cross_attentive() { format!(", head {}", head.as_str()) } else { String::new() };
-    let labelled = data
-        .labelled
-        .as_ref()
-        .map_or_else(String::new, |pairs| format!("learned from {} labelled pairs of the target\n", pairs.images.len()));
+    let labelled = data.labelled.as_ref().map_or_else(String::new, |pairs| {
+        format!("learned from {} labelled pairs of the target\n", pairs.images.len())
+    });
     let domains = distances(trained).map_or_else(String::new, |text| format!("domains {text}\n"));
     format!(
         "model   {folder}\nmethod  {method}{head}{standardised}, seed {seed}\n{labelled}epoch   {epoch}\n{domains}next    aeir index --model {folder} --images PHOTOS --output INDEX\n",

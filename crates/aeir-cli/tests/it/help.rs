@@ -41,6 +41,7 @@ fn aeir() {
       convert   Turn a PyTorch checkpoint into safetensors, without running what is pickled in it
       data      Check, split, convert and unpair data sets
       pairs     Match unpaired images and sentences, to look through what a model takes for pairs
+      label     Label a few target pairs where it helps most: plan which, and click them on a local page
       embed     Embed a data set into `.npy`, safetensors or Parquet files, in parts on many machines if
                 it is large
       cache     Show and remove cached features of frozen encoders
@@ -120,6 +121,13 @@ fn train() {
               belongs to which image need not be known
 
               [env: AEIR_TARGET_SENTENCES=]
+
+          --labelled <PAIRS>
+              A few pairs of the target that a person labelled, as `aeir label serve` writes them:
+              learned from beside the source pairs. Those marked `test` are left out, for `eval
+              --labelled`
+
+              [env: AEIR_LABELLED=]
 
           --columns <ROLE=NAME,..>
               Columns of tables and Parquet files, where their names are not the usual ones, such as
@@ -384,10 +392,10 @@ fn diagnose() {
 
 #[test]
 fn eval() {
-    insta::assert_snapshot!(help("eval"), @r"
+    insta::assert_snapshot!(help("eval"), @"
     Score a model on test pairs, both ways
 
-    Usage: aeir eval [OPTIONS] --model <RUN> --data <PATH>
+    Usage: aeir eval [OPTIONS] --model <RUN> <--data <PATH>|--labelled <PAIRS>>
 
     Options:
           --model <RUN>
@@ -399,6 +407,23 @@ fn eval() {
               Test pairs, in any format that `train --source` takes
 
               [env: AEIR_DATA=]
+
+          --labelled <PAIRS>
+              In place of --data: labelled pairs of the target, as `aeir label serve` writes them. Those
+              marked `test` are queries against the whole target sets; each recall has a 95 % interval
+
+              [env: AEIR_LABELLED=]
+
+          --target-images <PATH>
+              With --labelled: the images to find the right ones among, as `train --target-images` takes
+              them [default: the labelled ones]
+
+              [env: AEIR_TARGET_IMAGES=]
+
+          --target-sentences <PATH>
+              With --labelled: the sentences to find the right ones among [default: the labelled ones]
+
+              [env: AEIR_TARGET_SENTENCES=]
 
           --columns <ROLE=NAME,..>
               Columns of tables and Parquet files, where their names are not the usual ones, such as
@@ -1000,5 +1025,56 @@ fn push() {
     Examples:
       aeir push runs/one my-name/my-model --dry-run
       HF_TOKEN=hf_... aeir push runs/one my-name/my-model --private
+    ");
+}
+
+#[test]
+fn label_plan() {
+    insta::assert_snapshot!(help("label plan"), @"
+    Choose which target images to label: those worth most to learn from, and a random sample to measure
+    with
+
+    Usage: aeir label plan [OPTIONS] --model <RUN> --target-images <PATH> --target-sentences <PATH> --output <FILE>
+
+    Options:
+          --model <RUN>              Folder of a trained model: it finds the candidates, and is asked
+                                     where it is undecided [env: AEIR_MODEL=]
+          --target-images <PATH>     Target images, as `train --target-images` takes them [env:
+                                     AEIR_TARGET_IMAGES=]
+          --target-sentences <PATH>  Target sentences, as `train --target-sentences` takes them [env:
+                                     AEIR_TARGET_SENTENCES=]
+          --columns <ROLE=NAME,..>   Columns of tables and Parquet files, where their names are not the
+                                     usual ones, such as `image=FILE,caption=TITLE,split=SET`; `caption`
+                                     may stand several times [env: AEIR_COLUMNS=]
+          --image-root <DIR>         Folder that image paths are relative to [default: that of the file,
+                                     or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
+          --budget <N>               Images to label, both parts together [env: AEIR_BUDGET=] [default:
+                                     100]
+          --measure-share <SHARE>    Share of them drawn at random, to measure with and not to learn
+                                     from: 0 for none, 1 for all [env: AEIR_MEASURE_SHARE=] [default:
+                                     0.3]
+          --candidates <N>           Sentences offered for each image, at most 9 [env: AEIR_CANDIDATES=]
+                                     [default: 9]
+          --seed <N>                 Decides which images are drawn to measure with [env: AEIR_SEED=]
+                                     [default: 0]
+      -o, --output <FILE>            File for the plan, one JSON object a line: image, part (`learn` or
+                                     `measure`), uncertainty (0 sure, 1 undecided) and candidates, each
+                                     a sentence with its score [env: AEIR_OUTPUT=]
+          --json                     Print one JSON object [env: AEIR_JSON=]
+          --device <DEVICE>          Where to compute: auto, cpu, cuda, cuda:N or metal [env:
+                                     AEIR_DEVICE=] [default: auto]
+      -q, --quiet                    No progress and no notes on stderr; warnings and errors stay [env:
+                                     AEIR_QUIET=]
+      -h, --help                     Print help
+
+    Images:
+          --max-pixels <N>       Skip images of more pixels than this: a decoded image takes 3 to 8
+                                 bytes a pixel of memory [env: AEIR_MAX_PIXELS=] [default: 50000000]
+          --max-side <N>         Skip images with a side of more pixels than this [env: AEIR_MAX_SIDE=]
+                                 [default: 65535]
+          --max-image-bytes <N>  Skip image files of more bytes than this [env: AEIR_MAX_IMAGE_BYTES=]
+                                 [default: 268435456]
+          --workers <N>          Threads in all, for decoding images and for our kernels [default:
+                                 RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
     ");
 }

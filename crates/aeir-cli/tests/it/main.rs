@@ -14,6 +14,7 @@ mod diagnose;
 mod dry_run;
 mod embed;
 mod help;
+mod label;
 mod methods;
 mod observing;
 mod odd_batches;

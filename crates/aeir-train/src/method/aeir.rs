@@ -84,8 +84,14 @@ impl Aeir {
             if self.released() { padded_mean(encoded) } else { Ok(encoded.mean()?) }
         };
         Ok([
-            Sides { source: embeddings.of_source(mean(&embeddings.source_images)?)?, target: mean(&target.images)? },
-            Sides { source: embeddings.of_source(mean(&embeddings.source_sentences)?)?, target: mean(&target.sentences)? },
+            Sides {
+                source: embeddings.of_source(mean(&embeddings.source_images)?)?,
+                target: mean(&target.images)?,
+            },
+            Sides {
+                source: embeddings.of_source(mean(&embeddings.source_sentences)?)?,
+                target: mean(&target.sentences)?,
+            },
         ])
     }
 

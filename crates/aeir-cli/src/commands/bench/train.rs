@@ -205,7 +205,7 @@ fn saf_training(sizes: &Sizes) -> anyhow::Result<Training> {
     };
     let ((source_images, source_sentences), (images, sentences)) = (domain()?, domain()?);
     let target = Some(TargetBatch { images, sentences, rows: None });
-    let batch = Batch { source_images, source_sentences, target, anchors: None };
+    let batch = Batch { source_images, source_sentences, labelled: 0, target, anchors: None };
     Training::new(&config, fragment_inputs(sizes), batch)
 }
 
@@ -215,6 +215,7 @@ fn words_training(sizes: &Sizes) -> anyhow::Result<Training> {
     let mut random = ChaCha8Rng::seed_from_u64(2);
     let regions = noise(&mut random, &[sizes.words_batch, sizes.regions, sizes.features])?;
     let batch = Batch {
+        labelled: 0,
         source_images: Items::Fragments(Fragments::unpadded(regions)?),
         source_sentences: sentences(&mut random, sizes, sizes.words_batch)?,
         target: None,
@@ -230,6 +231,7 @@ fn towers_training(sizes: &Sizes) -> anyhow::Result<Training> {
     config.model.embedding_dimension = dimension;
     let mut random = ChaCha8Rng::seed_from_u64(3);
     let batch = Batch {
+        labelled: 0,
         source_images: Items::Pooled(noise(&mut random, &[rows, image_dimension])?),
         source_sentences: Items::Pooled(noise(&mut random, &[rows, sentence_dimension])?),
         target: None,

@@ -330,8 +330,9 @@ impl Found {
             let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
             Ok(encoded.select(&Tensor::new(rows, bundle.device())?)?)
         };
-        let score =
-            |images: &Encoded, sentences: &Encoded| full_scores(bundle.encoder(), images, sentences, |_, _| ());
+        let score = |images: &Encoded, sentences: &Encoded| {
+            full_scores(bundle.encoder(), images, sentences, |_, _| ())
+        };
         Ok([
             score(&some(&images, &self.images)?, &sentences)?,
             score(&images, &some(&sentences, asked)?)?.transposed(),

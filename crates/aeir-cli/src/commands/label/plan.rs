@@ -104,7 +104,8 @@ fn distinct(sentences: &[String]) -> Vec<String> {
 /// How many images each part gets.
 fn parts(flags: &LabelPlanFlags, images: usize, terminal: &Terminal) -> LabelPlanOptions {
     if flags.budget > images {
-        terminal.warn(&format!("--budget {}: there are {images} images, all of them are planned", flags.budget));
+        terminal
+            .warn(&format!("--budget {}: there are {images} images, all of them are planned", flags.budget));
     }
     let budget = flags.budget.min(images);
     let measure = (flags.measure_share * budget as f64).round() as usize;
@@ -112,10 +113,15 @@ fn parts(flags: &LabelPlanFlags, images: usize, terminal: &Terminal) -> LabelPla
 }
 
 /// Both parts, evenly mixed: whoever stops half-way has half of each.
-fn planned(plan: &LabelPlan, images: &[&ImageSource], sentences: &[String]) -> anyhow::Result<Vec<PlannedImage>> {
+fn planned(
+    plan: &LabelPlan,
+    images: &[&ImageSource],
+    sentences: &[String],
+) -> anyhow::Result<Vec<PlannedImage>> {
     let place = |part: Part, of: &[PlannedLabel]| -> Vec<(f64, Part, PlannedLabel)> {
         let count = of.len() as f64;
-        let at = |(number, label): (usize, &PlannedLabel)| ((number as f64 + 0.5) / count, part, label.clone());
+        let at =
+            |(number, label): (usize, &PlannedLabel)| ((number as f64 + 0.5) / count, part, label.clone());
         of.iter().enumerate().map(at).collect()
     };
     let mut all = place(Part::Learn, &plan.learn);

@@ -216,8 +216,14 @@ impl Adapt {
 
     fn sides(embeddings: &Embeddings, target: &TargetEmbeddings) -> Result<[Sides; 2]> {
         Ok([
-            Sides { source: embeddings.of_source(embeddings.source_images.mean()?)?, target: target.images.mean()? },
-            Sides { source: embeddings.of_source(embeddings.source_sentences.mean()?)?, target: target.sentences.mean()? },
+            Sides {
+                source: embeddings.of_source(embeddings.source_images.mean()?)?,
+                target: target.images.mean()?,
+            },
+            Sides {
+                source: embeddings.of_source(embeddings.source_sentences.mean()?)?,
+                target: target.sentences.mean()?,
+            },
         ])
     }
 
