@@ -296,6 +296,15 @@ fn of_retrieval(error: &aeir_retrieve::Error) -> (u8, Option<String>) {
         Error::NotAnIndex { .. } => {
             (NO_MODEL, Some("make one with `aeir index --model RUN --images PHOTOS --output INDEX`".into()))
         }
+        Error::Locked { .. } => (FAILED, None),
+        Error::DuplicateItem { .. } => (BAD_DATA, None),
+        Error::UnknownItem { .. } => {
+            (USAGE, Some("items are named as `aeir search` prints them; nothing was changed".into()))
+        }
+        Error::NoMetadata { .. } => (
+            USAGE,
+            Some("give it with `aeir index --metadata FILE.jsonl`, or `aeir index add --metadata`".into()),
+        ),
         Error::Io { .. } | Error::Empty { .. } | Error::Shape { .. } | Error::NotFinite { .. } => {
             (FAILED, None)
         }

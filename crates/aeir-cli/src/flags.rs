@@ -3,6 +3,7 @@
 pub(crate) mod correction;
 pub(crate) mod data;
 pub(crate) mod diagnose;
+pub(crate) mod index;
 pub(crate) mod label;
 pub(crate) mod pairs;
 pub(crate) mod runs;
@@ -57,7 +58,7 @@ pub(crate) enum Command {
     /// Score a model on test pairs, both ways
     Eval(EvalFlags),
     /// Embed images with a model and store them for search
-    Index(IndexFlags),
+    Index(index::IndexFlags),
     /// Find images by a sentence or by an image
     Search(SearchFlags),
     /// Train every combination of listed settings and seeds, one after another, and set the results side by side
@@ -89,7 +90,7 @@ impl Command {
             Self::Train(flags) => flags.loading.workers,
             Self::Diagnose(flags) => flags.loading.workers,
             Self::Eval(flags) => flags.loading.workers,
-            Self::Index(flags) => flags.loading.workers,
+            Self::Index(flags) => flags.workers(),
             Self::Embed(flags) => flags.loading.workers,
             Self::Data(flags) => flags.workers(),
             Self::Pairs(pairs::PairsFlags { command: pairs::PairsCommand::Export(flags) }) => {
@@ -269,36 +270,6 @@ pub(crate) struct EvalFlags {
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) loading: LoadingFlags,
-    #[command(flatten)]
-    pub(crate) device: DeviceFlag,
-}
-
-#[derive(Args)]
-pub(crate) struct IndexFlags {
-    /// Folder of a trained model
-    #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
-    pub(crate) model: PathBuf,
-    /// Images: a folder, a list file with one path a line, features in `.npy`, `.safetensors` or `.tsv`, or the images of any
-    /// data set, of whatever split
-    #[arg(long, value_name = "PATH", env = "AEIR_IMAGES")]
-    pub(crate) images: PathBuf,
-    #[command(flatten)]
-    pub(crate) reading: ReadingFlags,
-    /// Unpaired sentences of the target: what queries look like. Stored with the index as what confidence and the correction are
-    /// worked out from
-    #[arg(long, value_name = "PATH", env = "AEIR_QUERY_BANK")]
-    pub(crate) query_bank: Option<PathBuf>,
-    /// Correct searches by sentence for hubs, worked out now so that a query costs no more; compare with `aeir eval --query-bank` first
-    #[arg(long, value_enum, value_name = "HOW", requires = "query_bank", env = "AEIR_CORRECTION")]
-    pub(crate) correction: Option<correction::CorrectionFlag>,
-    /// Inverse temperature of the inverted softmaxes and of Sinkhorn
-    #[arg(long, value_name = "B", default_value_t = 20.0, value_parser = correction::inverse_temperature, env = "AEIR_BETA")]
-    pub(crate) beta: f64,
-    /// Folder for the index; an earlier index in it is replaced once the new one is whole
-    #[arg(long, short, value_name = "IDX", env = "AEIR_OUTPUT")]
-    pub(crate) output: PathBuf,
     #[command(flatten)]
     pub(crate) loading: LoadingFlags,
     #[command(flatten)]

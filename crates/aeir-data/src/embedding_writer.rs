@@ -24,7 +24,7 @@ use crate::error::DataError;
 const GROUP_VALUES: usize = 4 << 20;
 
 /// The name of a row of embeddings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EmbeddingName {
     /// Position of the image, or of the sentence's image, in its data set.
     pub item: u64,
@@ -33,20 +33,25 @@ pub struct EmbeddingName {
     /// The sentence, of an embedding of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sentence: Option<String>,
+    /// What is kept with it: a JSON object.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<String>,
 }
 
 /// What stands in the file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct EmbeddingColumns {
     /// A column `sentence`.
     pub sentences: bool,
+    /// A column `metadata`, JSON objects.
+    pub item_metadata: bool,
     /// Values of 2 bytes in place of 4.
     pub half_precision: bool,
     /// Remarks about the whole file.
     pub metadata: Vec<(&'static str, String)>,
 }
 
-/// Writes `item`, `id`, `sentence` where there are any, and `embedding`, a list of numbers. Uncompressed: embeddings hardly get
+/// Writes `item`, `id`, `sentence` and `metadata` where there are any, and `embedding`, a list of numbers. Uncompressed: embeddings hardly get
 /// smaller.
 ///
 /// ```
@@ -54,9 +59,9 @@ pub struct EmbeddingColumns {
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let path = folder.path().join("images.parquet");
 /// use aeir_data::{Dataset, EmbeddingColumns, EmbeddingName, EmbeddingWriter};
-/// let columns = EmbeddingColumns { sentences: false, half_precision: true, metadata: Vec::new() };
+/// let columns = EmbeddingColumns { half_precision: true, ..EmbeddingColumns::default() };
 /// let mut writer = EmbeddingWriter::create(&path, &columns)?;
-/// writer.add(&EmbeddingName { item: 0, id: "a.jpg".into(), sentence: None }, &[0.5, -1.0])?;
+/// writer.add(&EmbeddingName { id: "a.jpg".into(), ..EmbeddingName::default() }, &[0.5, -1.0])?;
 /// writer.finish()?;
 /// let data = Dataset::open(&path, &Default::default())?;
 /// assert_eq!((data.items.len(), data.items[0].id.as_str()), (1, "a.jpg"));
@@ -68,6 +73,7 @@ pub struct EmbeddingWriter {
     writer: SerializedFileWriter<File>,
     half_precision: bool,
     sentences: bool,
+    item_metadata: bool,
     group: Group,
 }
 
@@ -77,6 +83,7 @@ struct Group {
     items: Vec<i64>,
     ids: Vec<ByteArray>,
     sentences: Vec<ByteArray>,
+    metadata: Vec<ByteArray>,
     /// How many values each row has.
     lengths: Vec<usize>,
     values: Vec<f32>,
@@ -104,6 +111,7 @@ impl EmbeddingWriter {
             writer,
             half_precision: columns.half_precision,
             sentences: columns.sentences,
+            item_metadata: columns.item_metadata,
             group: Group::default(),
         })
     }
@@ -118,6 +126,9 @@ impl EmbeddingWriter {
         group.ids.push(name.id.as_bytes().to_vec().into());
         if self.sentences {
             group.sentences.push(name.sentence.as_deref().unwrap_or_default().as_bytes().to_vec().into());
+        }
+        if self.item_metadata {
+            group.metadata.push(name.metadata.as_deref().unwrap_or("{}").as_bytes().to_vec().into());
         }
         group.lengths.push(embedding.len());
         group.values.extend_from_slice(embedding);
@@ -150,6 +161,11 @@ impl EmbeddingWriter {
             if !group.sentences.is_empty() {
                 column::<ByteArrayType>(&mut columns, |column| {
                     column.write_batch(&group.sentences, None, None)
+                })?;
+            }
+            if !group.metadata.is_empty() {
+                column::<ByteArrayType>(&mut columns, |column| {
+                    column.write_batch(&group.metadata, None, None)
                 })?;
             }
             let (definition, repetition) = group.levels();
@@ -232,6 +248,9 @@ fn schema(columns: &EmbeddingColumns) -> Result<TypePtr, ParquetError> {
     let mut fields = vec![Arc::new(item), text("id")?];
     if columns.sentences {
         fields.push(text("sentence")?);
+    }
+    if columns.item_metadata {
+        fields.push(text("metadata")?);
     }
     fields.push(Arc::new(embedding));
     Type::group_type_builder("schema").with_fields(fields).build().map(Arc::new)

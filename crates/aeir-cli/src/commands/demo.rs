@@ -158,8 +158,9 @@ pub(crate) fn run(flags: &DemoFlags, terminal: &Terminal) -> anyhow::Result<()> 
         &mut extractor,
         &inputs.images,
         Vec::new(),
-        None,
+        index::Extras::default(),
         &flags.output.join(INDEX_FOLDER),
+        terminal,
     )?;
     skipped.extend(built.skipped);
     write_skipped(&flags.output.join(SKIPPED_FILE), &skipped)?;

@@ -1,6 +1,6 @@
 //! `aeir embed`: a data set to files of embeddings.
 
-mod arrays;
+pub(super) mod arrays;
 mod encoders;
 mod folder;
 mod output;

@@ -1,18 +1,26 @@
 //! `aeir index`.
 
-use std::path::Path;
+mod bank;
+pub(crate) mod change;
+mod export;
+mod info;
+mod metadata;
+
+use std::path::{Path, PathBuf};
 
 use aeir_data::{Dataset, ImageSource, Skipped, TargetSentences, write_skipped};
 use aeir_encoders::Bundle;
-use aeir_retrieve::{Confidence, Correction, GalleryCorrection, IndexBuilder, IndexContent};
+use aeir_retrieve::{Correction, IndexBuilder, IndexContent, Matrix, Storage};
 use aeir_train::features::FeatureExtractor;
 use aeir_train::run::SKIPPED_FILE;
 use aeir_train::validate::embed_table;
 use anyhow::Context;
 
+use self::metadata::MetadataFile;
 use super::{print, tell_skipped};
 use crate::backbones::extractor_of;
-use crate::flags::IndexFlags;
+use crate::failure::CliError;
+use crate::flags::index::{Approximate, IndexCommand, IndexFlags};
 use crate::place::feature_cache;
 use crate::progress::extraction;
 use crate::terminal::Terminal;
@@ -20,11 +28,31 @@ use crate::terminal::Terminal;
 /// The folder inside an index that holds its model.
 pub(crate) const MODEL_FOLDER: &str = "model";
 
-/// Embeds images and stores them for search.
+/// Builds an index or changes one.
 pub(crate) fn run(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()> {
+    match &flags.change {
+        None => build_index(flags, terminal),
+        Some(IndexCommand::Add(flags)) => change::add(flags, terminal),
+        Some(IndexCommand::Remove(flags)) => change::remove(flags),
+        Some(IndexCommand::Compact(flags)) => change::compact(flags, terminal),
+        Some(IndexCommand::Info(flags)) => info::run(flags),
+        Some(IndexCommand::Export(flags)) => export::run(flags),
+    }
+}
+
+/// A flag that is needed unless a command follows.
+fn needed<'a>(value: Option<&'a PathBuf>, flag: &str) -> anyhow::Result<&'a Path> {
+    let missing = || CliError::Usage { message: format!("{flag} is missing"), hint: String::new() };
+    Ok(value.ok_or_else(missing)?)
+}
+
+/// Embeds images and stores them for search.
+fn build_index(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()> {
+    let output = needed(flags.output.as_ref(), "--output")?;
     let device = flags.device.device.open(terminal)?;
-    let bundle = Bundle::load(&flags.model, &device)?;
-    let data = Dataset::open_images(&flags.images, &flags.reading.options())?;
+    let bundle = Bundle::load(needed(flags.model.as_ref(), "--model")?, &device)?;
+    let metadata = flags.metadata.metadata.as_deref().map(MetadataFile::read).transpose()?;
+    let data = Dataset::open_images(needed(flags.images.as_ref(), "--images")?, &flags.reading.options())?;
     data.notes.iter().for_each(|note| terminal.warn(note));
     let (images, mut skipped) = (data.images(), data.skipped);
     let mut extractor = extractor_of(&bundle)?
@@ -43,9 +71,29 @@ pub(crate) fn run(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()>
         }
         None => None,
     };
-    let built = build(&bundle, &mut extractor, &images, skipped, bank.as_ref(), &flags.output)?;
-    tell_skipped(terminal, &built.skipped, Some(&flags.output.join(SKIPPED_FILE)));
-    tell(&flags.output, built.items.len(), bank.as_ref())
+    let with = Extras {
+        bank: bank.as_ref(),
+        metadata,
+        storage: flags.storage.storage(),
+        approximate: flags.approximate.approximate,
+    };
+    let built = build(&bundle, &mut extractor, &images, skipped, with, output, terminal)?;
+    tell_skipped(terminal, &built.skipped, Some(&output.join(SKIPPED_FILE)));
+    tell(output, built.items.len(), bank.as_ref())
+}
+
+/// What an index may have beside its images and the model.
+pub(crate) struct Extras<'a> {
+    bank: Option<&'a QueryBank>,
+    metadata: Option<MetadataFile>,
+    storage: Storage,
+    approximate: Approximate,
+}
+
+impl Default for Extras<'_> {
+    fn default() -> Self {
+        Self { bank: None, metadata: None, storage: Storage::default(), approximate: Approximate::No }
+    }
 }
 
 /// What queries look like, and how searches are corrected by it.
@@ -78,11 +126,41 @@ pub(crate) fn build(
     extractor: &mut FeatureExtractor<'_>,
     images: &[ImageSource],
     mut skipped: Vec<Skipped>,
-    bank: Option<&QueryBank>,
+    with: Extras<'_>,
     folder: &Path,
+    terminal: &Terminal,
 ) -> anyhow::Result<Built> {
     // Claims the folder first: a refusal should not come after the work.
     let builder = IndexBuilder::begin(folder)?;
+    let (embeddings, items, left_out) = embedded(bundle, extractor, images)?;
+    let model = builder.staging().join(MODEL_FOLDER);
+    std::fs::create_dir_all(&model).with_context(|| format!("could not make `{}`", model.display()))?;
+    bundle.copy_to(&model)?;
+    if let Some(QueryBank { sentences, correction }) = with.bank {
+        let table = extractor.sentences("bank sentences", sentences)?;
+        let queries = embed_table(&table, bundle.device(), |items| bundle.encode_sentences(items))?;
+        bank::write(&queries, *correction, &embeddings, builder.staging())?;
+    }
+    skipped.extend(left_out);
+    write_skipped(&builder.staging().join(SKIPPED_FILE), &skipped)?;
+    let metadata = with.metadata.map_or_else(Vec::new, |file| file.of(&items, terminal));
+    let approximate = with.approximate.of(items.len());
+    if approximate {
+        terminal.note(&format!("building a graph of {} items", items.len()));
+    }
+    builder.with_storage(with.storage).with_graph(approximate).commit(IndexContent {
+        metadata: &metadata,
+        ..IndexContent::new(&embeddings, &items, bundle.fingerprint())
+    })?;
+    Ok(Built { items, skipped })
+}
+
+/// The vectors of images that can be read, their names, and what was left out.
+fn embedded(
+    bundle: &Bundle,
+    extractor: &mut FeatureExtractor<'_>,
+    images: &[ImageSource],
+) -> anyhow::Result<(Matrix, Vec<String>, Vec<Skipped>)> {
     let extracted = extractor.images("images", images)?;
     let embeddings = embed_table(&extracted.table, bundle.device(), |items| bundle.encode_images(items))?;
     let items = extracted
@@ -90,19 +168,5 @@ pub(crate) fn build(
         .filter_map(|index| images.get(index))
         .map(|image| image.absolute_name().with_context(|| format!("could not make `{image}` absolute")))
         .collect::<anyhow::Result<Vec<String>>>()?;
-    let model = builder.staging().join(MODEL_FOLDER);
-    std::fs::create_dir_all(&model).with_context(|| format!("could not make `{}`", model.display()))?;
-    bundle.copy_to(&model)?;
-    if let Some(QueryBank { sentences, correction }) = bank {
-        let table = extractor.sentences("bank sentences", sentences)?;
-        let queries = embed_table(&table, bundle.device(), |items| bundle.encode_sentences(items))?;
-        Confidence::of_bank(&embeddings, &queries)?.write(builder.staging())?;
-        if let Some(correction) = correction {
-            GalleryCorrection::of_bank(*correction, &embeddings, &queries)?.write(builder.staging())?;
-        }
-    }
-    skipped.extend(extracted.skipped);
-    write_skipped(&builder.staging().join(SKIPPED_FILE), &skipped)?;
-    builder.commit(IndexContent::new(&embeddings, &items, bundle.fingerprint()))?;
-    Ok(Built { items, skipped })
+    Ok((embeddings, items, extracted.skipped))
 }

@@ -122,8 +122,9 @@ fn indexes() {
     ");
 
     for file in [
-        "embeddings.f32",
-        "items.jsonl",
+        "segment-000001/vectors.f32",
+        "segment-000001/items.txt",
+        "segment-000001/items.offsets",
         "manifest.json",
         "model/manifest.json",
         "model/model.safetensors",
@@ -138,17 +139,17 @@ fn indexes() {
         }
     }
     scene.copy("index", "bad");
-    cut(&scene.path("bad/embeddings.f32"));
+    cut(&scene.path("bad/segment-000001/vectors.f32"));
     insta::assert_snapshot!(search("bad"), @r"
     exit 4
-    error: `bad/embeddings.f32` is damaged: expected 30720 bytes, got 15360: rebuild the index
+    error: `bad/segment-000001/vectors.f32` is damaged: expected 30720 bytes, got 15360: rebuild the index
     ");
     scene.copy("index", "bad");
     let text = String::from_utf8(scene.read("bad/manifest.json")).unwrap();
-    scene.write("bad/manifest.json", text.replace("\"version\": 1", "\"version\": 2"));
+    scene.write("bad/manifest.json", text.replace("\"version\": 2", "\"version\": 1"));
     insta::assert_snapshot!(search("bad"), @r"
     exit 4
-    error: `bad/manifest.json`: expected index version 1, got 2: rebuild the index
+    error: `bad/manifest.json`: expected index version 2, got 1: rebuild the index
     ");
 
     // The model inside changed for another one.

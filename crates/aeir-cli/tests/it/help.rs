@@ -541,10 +541,20 @@ fn eval() {
 
 #[test]
 fn index() {
-    insta::assert_snapshot!(help("index"), @r"
+    insta::assert_snapshot!(help("index"), @"
     Embed images with a model and store them for search
 
     Usage: aeir index [OPTIONS] --model <RUN> --images <PATH> --output <IDX>
+           aeir index <COMMAND>
+
+    Commands:
+      add      Add images, in the place of those of the same name
+      remove   Delete items by name
+      compact  Write an index anew without what was deleted, and build its graph
+      info     Say what an index holds
+      export   Write vectors, names and metadata as `.npy` and Parquet, for FAISS, pgvector, Qdrant and
+               others
+      help     Print this message or the help of the given subcommand(s)
 
     Options:
           --model <RUN>
@@ -570,6 +580,12 @@ fn index() {
 
               [env: AEIR_IMAGE_ROOT=]
 
+          --metadata <FILE>
+              JSON lines with what is kept with images: `image` or `item` names one, relative to the
+              file, all else can be filtered by
+
+              [env: AEIR_METADATA=]
+
           --query-bank <PATH>
               Unpaired sentences of the target: what queries look like. Stored with the index as what
               confidence and the correction are worked out from
@@ -594,6 +610,26 @@ fn index() {
 
               [env: AEIR_BETA=]
               [default: 20]
+
+          --storage <TYPE>
+              How vectors are kept: `f16` halves them, `int8` searches a quarter and keeps `f16` beside
+              it to order what was found
+
+              [env: AEIR_STORAGE=]
+              [default: f32]
+              [possible values: f32, f16, int8]
+
+          --approximate[=<WHEN>]
+              Build a graph for approximate search, whose recall `aeir index info` and `aeir search
+              --json` state; `auto` does from 200,000 images on
+
+              Possible values:
+              - auto: With many images
+              - yes
+              - no
+
+              [env: AEIR_APPROXIMATE=]
+              [default: auto]
 
       -o, --output <IDX>
               Folder for the index; an earlier index in it is replaced once the new one is whole
@@ -638,6 +674,15 @@ fn index() {
               all cores]
 
               [env: AEIR_WORKERS=]
+
+    Examples:
+      aeir index --model model --images photos --output index
+      aeir index --model model --images photos --storage int8 --metadata photos.jsonl -o index
+      aeir index add     --index index --images new-photos
+      aeir index remove  --index index /data/photos/7.jpg
+      aeir index compact --index index
+      aeir index info    --index index
+      aeir index export  --index index --output exported
     ");
 }
 
@@ -1076,5 +1121,113 @@ fn label_plan() {
                                  [default: 268435456]
           --workers <N>          Threads in all, for decoding images and for our kernels [default:
                                  RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
+    ");
+}
+
+#[test]
+fn aeir_index_add_and_export() {
+    insta::assert_snapshot!(help("index add"), @"
+    Add images, in the place of those of the same name
+
+    Usage: aeir index add [OPTIONS] --index <IDX> --images <PATH>
+
+    Options:
+          --index <IDX>             Folder of an index [env: AEIR_INDEX=]
+          --images <PATH>           Images, as `aeir index --images` takes them; they are embedded by
+                                    the model in the index [env: AEIR_IMAGES=]
+          --columns <ROLE=NAME,..>  Columns of tables and Parquet files, where their names are not the
+                                    usual ones, such as `image=FILE,caption=TITLE,split=SET`; `caption`
+                                    may stand several times [env: AEIR_COLUMNS=]
+          --image-root <DIR>        Folder that image paths are relative to [default: that of the file,
+                                    or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
+          --metadata <FILE>         JSON lines with what is kept with images: `image` or `item` names
+                                    one, relative to the file, all else can be filtered by [env:
+                                    AEIR_METADATA=]
+          --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
+                                    AEIR_DEVICE=] [default: auto]
+      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
+                                    AEIR_QUIET=]
+      -h, --help                    Print help
+
+    Images:
+          --max-pixels <N>       Skip images of more pixels than this: a decoded image takes 3 to 8
+                                 bytes a pixel of memory [env: AEIR_MAX_PIXELS=] [default: 50000000]
+          --max-side <N>         Skip images with a side of more pixels than this [env: AEIR_MAX_SIDE=]
+                                 [default: 65535]
+          --max-image-bytes <N>  Skip image files of more bytes than this [env: AEIR_MAX_IMAGE_BYTES=]
+                                 [default: 268435456]
+          --workers <N>          Threads in all, for decoding images and for our kernels [default:
+                                 RAYON_NUM_THREADS, else all cores] [env: AEIR_WORKERS=]
+    ");
+    insta::assert_snapshot!(help("index remove"), @"
+    Delete items by name
+
+    Usage: aeir index remove [OPTIONS] --index <IDX> <ID|--ids <FILE>>
+
+    Arguments:
+      [ID]...  Items, as `aeir search` names them
+
+    Options:
+          --index <IDX>  Folder of an index [env: AEIR_INDEX=]
+          --ids <FILE>   File with one item a line [env: AEIR_IDS=]
+      -q, --quiet        No progress and no notes on stderr; warnings and errors stay [env: AEIR_QUIET=]
+      -h, --help         Print help
+    ");
+    insta::assert_snapshot!(help("index compact"), @"
+    Write an index anew without what was deleted, and build its graph
+
+    Usage: aeir index compact [OPTIONS] --index <IDX>
+
+    Options:
+          --index <IDX>
+              Folder of an index
+
+              [env: AEIR_INDEX=]
+
+          --approximate[=<WHEN>]
+              Build a graph for approximate search, whose recall `aeir index info` and `aeir search
+              --json` state; `auto` does from 200,000 images on
+
+              Possible values:
+              - auto: With many images
+              - yes
+              - no
+
+              [env: AEIR_APPROXIMATE=]
+              [default: auto]
+
+      -q, --quiet
+              No progress and no notes on stderr; warnings and errors stay
+
+              [env: AEIR_QUIET=]
+
+      -h, --help
+              Print help (see a summary with '-h')
+    ");
+    insta::assert_snapshot!(help("index info"), @"
+    Say what an index holds
+
+    Usage: aeir index info [OPTIONS] --index <IDX>
+
+    Options:
+          --index <IDX>  Folder of an index [env: AEIR_INDEX=]
+          --json         Print one JSON object [env: AEIR_JSON=]
+      -q, --quiet        No progress and no notes on stderr; warnings and errors stay [env: AEIR_QUIET=]
+      -h, --help         Print help
+    ");
+    insta::assert_snapshot!(help("index export"), @"
+    Write vectors, names and metadata as `.npy` and Parquet, for FAISS, pgvector, Qdrant and others
+
+    Usage: aeir index export [OPTIONS] --index <IDX> --output <DIR>
+
+    Options:
+          --index <IDX>            Folder of an index [env: AEIR_INDEX=]
+      -o, --output <DIR>           New or empty folder for `embeddings.npy` and `items.parquet`, in the
+                                   same order [env: AEIR_OUTPUT=]
+          --precision <PRECISION>  How a value is stored [env: AEIR_PRECISION=] [default: f32] [possible
+                                   values: f32, f16]
+      -q, --quiet                  No progress and no notes on stderr; warnings and errors stay [env:
+                                   AEIR_QUIET=]
+      -h, --help                   Print help
     ");
 }

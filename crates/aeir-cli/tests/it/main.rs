@@ -14,6 +14,7 @@ mod diagnose;
 mod dry_run;
 mod embed;
 mod help;
+mod index_commands;
 mod label;
 mod methods;
 mod observing;

@@ -311,11 +311,15 @@ fn embeddings_that_were_written_are_read_back() {
         item,
         id: format!("é{item}"),
         sentence: sentence.map(str::to_owned),
+        metadata: None,
     };
     for half_precision in [false, true] {
         let path = folder.path().join(format!("images-{half_precision}.parquet"));
-        let columns =
-            EmbeddingColumns { sentences: false, half_precision, metadata: vec![("model", "x".into())] };
+        let columns = EmbeddingColumns {
+            half_precision,
+            metadata: vec![("model", "x".into())],
+            ..EmbeddingColumns::default()
+        };
         let mut writer = EmbeddingWriter::create(&path, &columns).unwrap();
         for item in 0..50 {
             writer.add(&name(item, None), &[item as f32, -0.5, 1.0 / 3.0]).unwrap();
@@ -333,7 +337,7 @@ fn embeddings_that_were_written_are_read_back() {
     }
     // Beside sentences, vectors are those of the sentences, and no images.
     let path = folder.path().join("sentences.parquet");
-    let columns = EmbeddingColumns { sentences: true, half_precision: false, metadata: Vec::new() };
+    let columns = EmbeddingColumns { sentences: true, ..EmbeddingColumns::default() };
     let mut writer = EmbeddingWriter::create(&path, &columns).unwrap();
     writer.add(&name(7, Some("a dog")), &[1.0]).unwrap();
     writer.finish().unwrap();

@@ -3,7 +3,7 @@
 use crate::flags::PrecisionFlag;
 
 /// Room for the header of a `.npy` file: it is written last, when the number of rows is known.
-pub(super) const NPY_HEADER: usize = 128;
+pub(in crate::commands) const NPY_HEADER: usize = 128;
 
 impl PrecisionFlag {
     /// Bytes a value.
@@ -23,7 +23,11 @@ impl PrecisionFlag {
 }
 
 /// The header of a `.npy` file of format 1.0, padded with blanks.
-pub(super) fn npy_header(rows: usize, dimension: usize, precision: PrecisionFlag) -> [u8; NPY_HEADER] {
+pub(in crate::commands) fn npy_header(
+    rows: usize,
+    dimension: usize,
+    precision: PrecisionFlag,
+) -> [u8; NPY_HEADER] {
     let mut header = [b' '; NPY_HEADER];
     // The length counts from behind itself, and the last byte is a line end.
     let length = (NPY_HEADER - 10) as u16;

@@ -303,6 +303,7 @@ impl EmbeddingFolder {
     fn write_parquet(&self, part: &Part, identity: &Identity, to: &Path) -> anyhow::Result<()> {
         let columns = aeir_data::EmbeddingColumns {
             sentences: part.kind() == Kind::Sentences,
+            item_metadata: false,
             half_precision: self.precision == PrecisionFlag::F16,
             metadata: identity.metadata(),
         };
