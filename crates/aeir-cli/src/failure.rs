@@ -11,6 +11,7 @@ use aeir_train::run::CONFIG_FILE;
 
 use crate::interrupt::INTERRUPTED;
 use crate::place::cache_folder;
+use crate::search_engine::QueryError;
 use crate::terminal::say;
 
 /// Something general failed.
@@ -99,6 +100,9 @@ fn code_and_hint(error: &anyhow::Error) -> (u8, Option<String>) {
             let (code, hint) = error.code_and_hint();
             return (code, hint.map(str::to_owned));
         }
+        if let Some(error) = cause.downcast_ref::<QueryError>() {
+            return of_query(error);
+        }
         if let Some(error) = cause.downcast_ref::<TrainError>()
             && let Some(found) = of_training(error)
         {
@@ -115,6 +119,14 @@ fn code_and_hint(error: &anyhow::Error) -> (u8, Option<String>) {
         }
     }
     (FAILED, None)
+}
+
+fn of_query(error: &QueryError) -> (u8, Option<String>) {
+    match error {
+        QueryError::Empty | QueryError::NoItem(_) => (USAGE, None),
+        QueryError::Cancelled => (USAGE, Some("take something else away, or give it less weight".into())),
+        QueryError::NotFinite => (FAILED, Some("the model's weights are broken: train it again".into())),
+    }
 }
 
 fn of_training(error: &TrainError) -> Option<(u8, Option<String>)> {

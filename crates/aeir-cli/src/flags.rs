@@ -19,6 +19,12 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::age::Age;
 use crate::limits::LoadingFlags;
+use crate::search_engine::{DEFAULT_THRESHOLD, Weights};
+#[cfg(feature = "serve")]
+use crate::serve::{
+    door::DoorFlags,
+    limits::{LimitFlags, seconds},
+};
 use crate::shard::Shard;
 
 /// What a newcomer types, in this order.
@@ -31,7 +37,8 @@ On your own data:
   aeir train  --source pairs.jsonl --target-images photos --target-sentences lines.txt -o model
   aeir eval   --model model --data test.jsonl
   aeir index  --model model --images photos -o index
-  aeir search --index index \"a red car\"";
+  aeir search --index index \"a red car\"
+  aeir serve  --index index";
 
 /// Image-sentence retrieval for data without pairs.
 ///
@@ -61,6 +68,9 @@ pub(crate) enum Command {
     Index(index::IndexFlags),
     /// Find images by a sentence or by an image
     Search(SearchFlags),
+    /// Serve an index over HTTP, with a page to search it
+    #[cfg(feature = "serve")]
+    Serve(ServeFlags),
     /// Train every combination of listed settings and seeds, one after another, and set the results side by side
     Sweep(runs::SweepFlags),
     /// Show a run, or several side by side, as a page: curves, settings, recall, warnings
@@ -277,16 +287,25 @@ pub(crate) struct EvalFlags {
 }
 
 #[derive(Args)]
-#[command(group(clap::ArgGroup::new("query").required(true).args(["sentence", "image"])))]
+#[command(group(clap::ArgGroup::new("query").required(true).multiple(true).args(["sentence", "image"])))]
 pub(crate) struct SearchFlags {
     /// Folder of an index
     #[arg(long, value_name = "IDX", env = "AEIR_INDEX")]
     pub(crate) index: PathBuf,
     /// What the images should show
     pub(crate) sentence: Option<String>,
-    /// Look for images like this one
+    /// Look for images like this one; with a sentence, for what both have in common
     #[arg(long, value_name = "FILE")]
     pub(crate) image: Option<PathBuf>,
+    /// What the images should not show. May be repeated
+    #[arg(long, value_name = "SENTENCE")]
+    pub(crate) minus: Vec<String>,
+    /// How much the image counts beside the sentence, which counts 1
+    #[arg(long, value_name = "W", default_value_t = Weights::default().image, value_parser = weight, env = "AEIR_IMAGE_WEIGHT")]
+    pub(crate) image_weight: f32,
+    /// How much each --minus counts
+    #[arg(long, value_name = "W", default_value_t = Weights::default().minus, value_parser = weight, env = "AEIR_MINUS_WEIGHT")]
+    pub(crate) minus_weight: f32,
     /// Number of results
     #[arg(short, value_name = "N", default_value_t = 10, value_parser = at_least_one, allow_negative_numbers = true, env = "AEIR_K")]
     pub(crate) k: usize,
@@ -300,7 +319,7 @@ pub(crate) struct SearchFlags {
     pub(crate) min_confidence: Option<f64>,
     /// Labelled pairs of indexed images: gives as many results as hold the right one in --coverage of the queries, `-k` at most.
     /// Takes captions as independent: best one an image
-    #[arg(long, value_name = "PAIRS", conflicts_with = "image", env = "AEIR_CALIBRATION")]
+    #[arg(long, value_name = "PAIRS", conflicts_with_all = ["image", "minus"], env = "AEIR_CALIBRATION")]
     pub(crate) calibration: Option<PathBuf>,
     /// With --calibration: share of queries whose results are to hold the right image
     #[arg(long, value_name = "SHARE", default_value_t = 0.9, value_parser = correction::share, env = "AEIR_COVERAGE")]
@@ -308,11 +327,73 @@ pub(crate) struct SearchFlags {
     /// Search without the index's hubness correction
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_PLAIN")]
     pub(crate) plain: bool,
+    /// What becomes of near-identical images
+    #[arg(long, value_enum, default_value = "keep", env = "AEIR_DUPLICATES")]
+    pub(crate) duplicates: Duplicates,
+    /// With --duplicates collapse: images of at least this cosine are the same one
+    #[arg(long, value_name = "COSINE", default_value_t = DEFAULT_THRESHOLD, value_parser = cosine, env = "AEIR_DUPLICATE_THRESHOLD")]
+    pub(crate) duplicate_threshold: f32,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Args)]
+pub(crate) struct ServeFlags {
+    /// Folder of an index; a new one that is committed there is taken over without a restart
+    #[arg(long, value_name = "IDX", env = "AEIR_INDEX")]
+    pub(crate) index: PathBuf,
+    #[command(flatten)]
+    pub(crate) door: DoorFlags,
+    /// A key that requests have to send as `Authorization: Bearer KEY`; better given as AEIR_API_KEY or in a file, as others can see the flags
+    /// of a process. The page, `/healthz` and `/openapi.json` stay open
+    #[arg(long, value_name = "KEY", hide_env_values = true, env = "AEIR_API_KEY")]
+    pub(crate) api_key: Option<String>,
+    /// File that holds the key
+    #[arg(long, value_name = "FILE", conflicts_with = "api_key", env = "AEIR_API_KEY_FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// Of a model with a cross-attentive head: re-rank this many of the first results with it, 0 for none, or `all`
+    /// [default: 100; all where the head alone was trained]
+    #[arg(long, value_name = "N|all", env = "AEIR_RERANK")]
+    pub(crate) rerank: Option<Rerank>,
+    /// How often to look for a new index, in seconds; 0 for never
+    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds, env = "AEIR_RELOAD_EVERY")]
+    pub(crate) reload_every: std::time::Duration,
+    #[command(flatten)]
+    pub(crate) limits: LimitFlags,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
+}
+
+/// What becomes of near-identical images among the results.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Duplicates {
+    /// Each is a result of its own
+    Keep,
+    /// The best of them is a result, the others are listed behind it
+    Collapse,
+}
+
+/// Refuses what is no weight.
+pub(crate) fn weight(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(weight) if weight > 0.0 && weight <= MOST_WEIGHT => Ok(weight),
+        _ => Err(format!("expected a number above 0 and at most {MOST_WEIGHT}")),
+    }
+}
+
+/// More than this says no more: the rest of the query is gone by then.
+pub(crate) const MOST_WEIGHT: f32 = 1000.0;
+
+/// Refuses what is no cosine to speak of.
+pub(crate) fn cosine(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(cosine) if cosine > 0.0 && cosine <= 1.0 => Ok(cosine),
+        _ => Err("expected a number above 0 and at most 1".to_owned()),
+    }
 }
 
 /// How data sets are read, where their files alone don't say it.

@@ -14,6 +14,9 @@ mod place;
 mod progress;
 mod report;
 mod run_files;
+mod search_engine;
+#[cfg(feature = "serve")]
+mod serve;
 mod shard;
 mod terminal;
 
@@ -78,6 +81,8 @@ fn main() -> ExitCode {
         Command::Eval(flags) => commands::eval::run(&flags, &terminal),
         Command::Index(flags) => commands::index::run(&flags, &terminal),
         Command::Search(flags) => commands::search::run(&flags, &terminal),
+        #[cfg(feature = "serve")]
+        Command::Serve(flags) => commands::serve::run(&flags, terminal),
         Command::Push(flags) => commands::push::run(&flags, &terminal),
         Command::Sweep(flags) => commands::sweep::run(&flags, &terminal),
         Command::Report(flags) => commands::report::run(&flags, &terminal),

@@ -447,7 +447,11 @@ impl Bundle {
         })
     }
 
-    fn encoder_of_images(&self) -> Result<&dyn ImageBackbone, EncoderError> {
+    /// The image backbone of a model that takes images.
+    ///
+    /// # Errors
+    /// When the model takes features instead.
+    pub fn encoder_of_images(&self) -> Result<&dyn ImageBackbone, EncoderError> {
         self.image_backbone().ok_or_else(|| EncoderError::Argument {
             what: "images to embed",
             expected: "region features: this model has no image encoder".into(),

@@ -15,6 +15,8 @@ pub(crate) mod pairs;
 pub(crate) mod push;
 pub(crate) mod report;
 pub(crate) mod search;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 pub(crate) mod sweep;
 pub(crate) mod train;
 

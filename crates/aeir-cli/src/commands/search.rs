@@ -2,25 +2,24 @@
 
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::path::Path;
 
 use aeir_data::{ImageSource, TestPairs};
-use aeir_encoders::{Bundle, Encoded, Mode};
-use aeir_retrieve::{Confidence, ConformalSets, GalleryCorrection, Hit, Index, Query, rerank_hits};
-use aeir_train::{ItemTable, TrainError};
+use aeir_encoders::{Bundle, PreparedImage};
+use aeir_retrieve::ConformalSets;
 use serde::Serialize;
 
-use super::index::MODEL_FOLDER;
-use super::{decode_query, print, print_json};
-use crate::backbones::extractor_of;
+use super::{decode_query, print, print_json, tell_skipped};
 use crate::failure::CliError;
-use crate::flags::{Rerank, SearchFlags};
-use crate::place::feature_cache;
-use crate::progress::extraction;
+use crate::flags::{Duplicates, Rerank, SearchFlags};
+use crate::search_engine::{
+    Answer, Found, Manner, Query, QueryError, SearchEngine, Shelf, Weights, stages_of,
+};
 use crate::terminal::Terminal;
 
 #[derive(Serialize)]
-struct Answer<'a> {
-    results: Vec<Result<'a>>,
+struct Report<'a> {
+    results: Vec<Line<'a>>,
     /// Where the index has a query bank and the query is a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     confidence: Option<f64>,
@@ -34,10 +33,13 @@ struct Answer<'a> {
 }
 
 #[derive(Serialize)]
-struct Result<'a> {
+struct Line<'a> {
     rank: usize,
     score: f32,
     path: &'a str,
+    /// Near-identical images, where they are collapsed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    duplicates: Vec<&'a str>,
 }
 
 /// As many results as hold the right one often enough.
@@ -52,260 +54,177 @@ struct SetOfResults {
 /// Answers one query.
 pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let sentence = flags.sentence.as_deref().map(str::trim);
-    if sentence == Some("") {
+    if sentence == Some("") || flags.minus.iter().any(|term| term.trim().is_empty()) {
         return Err(CliError::Usage {
             message: "the sentence is empty".into(),
             hint: "say what the image shows, for instance \"a red car\"".into(),
         }
         .into());
     }
-    let index = Index::open(&flags.index)?;
+    let shelf = Shelf::open(&flags.index)?;
     let device = flags.device.device.open(terminal)?;
-    let trust = Trust::read(flags, &index)?;
-    let bundle = Bundle::load(&flags.index.join(MODEL_FOLDER), &device)?;
-    index.check_model(bundle.fingerprint())?;
-    let items = match (&flags.image, sentence) {
-        (Some(image), _) => bundle.image_items(&[decode_query(image)?.image])?,
-        (None, sentence) => bundle.sentence_items(&[sentence.unwrap_or_default()])?,
+    refuse_confidence_of_others(flags, &shelf)?;
+    let calibration = flags.calibration.as_deref().map(|path| TestPairs::read(path, None)).transpose()?;
+    let engine = SearchEngine::new(shelf, &device)?;
+    let query = Query {
+        text: sentence.map(str::to_owned),
+        image: flags.image.as_deref().map(|path| prepared(&engine.bundle, path)).transpose()?,
+        item: None,
+        minus: flags.minus.iter().map(|term| term.trim().to_owned()).collect(),
+        weights: Weights { image: flags.image_weight, minus: flags.minus_weight },
     };
-    let rerank = Rerank::of_model(flags.rerank, bundle.encoder().config(), terminal);
-    let query = if flags.image.is_some() {
-        bundle.encode_images(&items)?
-    } else {
-        bundle.encode_sentences(&items)?
+    let rerank = Rerank::of_model(flags.rerank, engine.bundle.encoder().config(), terminal);
+    let mut manner = Manner {
+        k: flags.k,
+        plain: flags.plain,
+        rerank: stages_of(&engine.bundle, rerank),
+        same_above: (flags.duplicates == Duplicates::Collapse).then_some(flags.duplicate_threshold),
+        min_confidence: flags.min_confidence,
     };
-    let vector = query.pooled()?.flatten_all()?.to_vec1::<f32>()?;
-    let confidence = trust.confidence_of(&index, &vector)?;
-    let no_good_match = flags.min_confidence.zip(confidence).map(|(least, confidence)| confidence < least);
-    let (mut hits, mut set) = (Vec::new(), None);
-    if no_good_match != Some(true) {
-        hits = match (&flags.image, second_stage(&bundle, rerank)) {
-            (None, Some(count)) => {
-                trust.refuse_sets_of_a_head()?;
-                reranked(&bundle, &index, &trust, &query, &vector, count, flags.k, terminal)?
-            }
-            _ => {
-                set = trust.set(flags, &bundle, &index, &vector, terminal)?;
-                let shown = set.as_ref().map_or(flags.k, |set| set.size.clamp(1, flags.k));
-                trust.search(&index, &vector, shown)?
-            }
-        };
+    let vector = engine.vectors(&[&query])?.pop().unwrap_or(Err(QueryError::Empty))?;
+    let mut set = None;
+    if let Some(pairs) = &calibration {
+        refuse_sets_of_a_head(manner)?;
+        set = Some(set_of_results(flags, pairs, &engine, &query, &vector, manner, terminal)?);
+        manner.k = set.as_ref().map_or(flags.k, |set| set.size.clamp(1, flags.k));
     }
+    let mut answers = engine.answers(&[(&query, &vector, manner)], terminal);
+    let answer = answers.pop().unwrap_or_else(|| Ok(Answer::default()))?;
+    if answer.no_good_match == Some(true) {
+        set = None;
+    }
+    tell_skipped(terminal, &answer.skipped, None);
     if flags.json {
-        let results = hits.iter().map(|Hit { rank, score, item, .. }| Result {
-            rank: *rank,
-            score: *score,
-            path: item,
-        });
-        let results = results.collect();
-        return print_json(&Answer {
-            results,
-            confidence,
-            no_good_match,
-            correction: trust.correction_name(),
-            set,
-        });
+        return print_json(&report(&answer, set));
     }
+    if let Some(SetOfResults { sets, size }) = &set {
+        terminal.note(&format!(
+            "{size} of {} images are needed to hold the right one in {:.0} % of the queries, by {} labelled ones",
+            engine.shelf.index.len(),
+            100.0 * sets.coverage,
+            sets.labelled
+        ));
+    }
+    print(&text_of(&answer))
+}
+
+/// The image of a query, as the model takes it.
+fn prepared(bundle: &Bundle, path: &Path) -> anyhow::Result<PreparedImage> {
+    let backbone = bundle.encoder_of_images()?;
+    Ok(backbone.preprocessor().prepare(&decode_query(path)?.image)?)
+}
+
+fn report(answer: &Answer, set: Option<SetOfResults>) -> Report<'_> {
+    Report {
+        results: answer.found.iter().map(Line::of).collect(),
+        confidence: answer.confidence,
+        no_good_match: answer.no_good_match,
+        correction: answer.correction,
+        set,
+    }
+}
+
+impl<'a> Line<'a> {
+    fn of(Found { hit, duplicates, .. }: &'a Found) -> Self {
+        let duplicates = duplicates.iter().map(|hit| hit.item.as_str()).collect();
+        Self { rank: hit.rank, score: hit.score, path: &hit.item, duplicates }
+    }
+}
+
+fn text_of(answer: &Answer) -> String {
     let mut text = String::new();
-    for Hit { rank, score, item, .. } in &hits {
+    for Found { hit, duplicates, .. } in &answer.found {
         // Writing to a String can't fail.
-        let _ = writeln!(text, "{rank:>4}  {score:.4}  {item}");
+        let _ = writeln!(text, "{:>4}  {:.4}  {}", hit.rank, hit.score, hit.item);
+        for duplicate in duplicates {
+            let _ = writeln!(text, "      {:.4}  {} (the same)", duplicate.score, duplicate.item);
+        }
     }
-    if let (Some(true), Some(confidence)) = (no_good_match, confidence) {
+    if let (Some(true), Some(confidence)) = (answer.no_good_match, answer.confidence) {
         let _ = writeln!(
             text,
             "no good match: {:.1} % of the target's own sentences find no better one",
             100.0 * confidence
         );
     }
-    if let Some(SetOfResults { sets, size }) = &set {
-        terminal.note(&format!(
-            "{size} of {} images are needed to hold the right one in {:.0} % of the queries, by {} labelled ones",
-            index.len(),
-            100.0 * sets.coverage,
-            sets.labelled
+    text
+}
+
+/// Confidence was worked out for sentences, where the index has some.
+fn refuse_confidence_of_others(flags: &SearchFlags, shelf: &Shelf) -> anyhow::Result<()> {
+    let whole_sentence = flags.image.is_none() && flags.minus.is_empty();
+    let (message, hint) = match (flags.min_confidence, &shelf.confidence) {
+        (None, _) => return Ok(()),
+        (Some(_), Some(_)) if whole_sentence => return Ok(()),
+        (Some(_), _) if !whole_sentence => {
+            ("--min-confidence is of queries by sentence", "leave it out with --image and --minus")
+        }
+        _ => (
+            "this index has no query bank: it can't tell how good a match is",
+            "index again with --query-bank SENTENCES, unpaired sentences of the target",
+        ),
+    };
+    Err(CliError::Usage { message: message.into(), hint: hint.into() }.into())
+}
+
+fn refuse_sets_of_a_head(manner: Manner) -> anyhow::Result<()> {
+    if manner.rerank == 0 {
+        return Ok(());
+    }
+    Err(CliError::Usage {
+        message: "--calibration is of pooled vectors: it does not go with a head that re-ranks".into(),
+        hint: "add --rerank 0".into(),
+    }
+    .into())
+}
+
+/// How many results a query needs, by labelled pairs whose images are indexed.
+fn set_of_results(
+    flags: &SearchFlags,
+    pairs: &TestPairs,
+    engine: &SearchEngine,
+    query: &Query,
+    vector: &[f32],
+    manner: Manner,
+    terminal: &Terminal,
+) -> anyhow::Result<SetOfResults> {
+    let index = &engine.shelf.index;
+    let places: HashMap<&str, usize> = index.items().iter().map(String::as_str).zip(0..).collect();
+    let (mut gaps, mut unknown) = (Vec::new(), 0);
+    for (caption, owner) in pairs.captions().iter().zip(pairs.owners()) {
+        let name = pairs.images().get(*owner).map(ImageSource::absolute_name).transpose()?;
+        let Some(place) = name.and_then(|name| places.get(name.as_str()).copied()) else {
+            unknown += 1;
+            continue;
+        };
+        gaps.push(gap(engine, caption, place, manner)?);
+    }
+    if unknown > 0 {
+        terminal.warn(&format!(
+            "{unknown} of {} labelled sentences are of images that are not indexed",
+            pairs.captions().len()
         ));
     }
-    print(&text)
+    if gaps.is_empty() {
+        return Err(CliError::Data {
+            message: "no labelled pair is of an indexed image".into(),
+            hint: "--calibration takes pairs whose images were indexed, under the same paths".into(),
+        }
+        .into());
+    }
+    let sets = ConformalSets::calibrate(&gaps, flags.coverage)?;
+    let all = engine.first_stage(query, vector, index.len(), manner)?;
+    let scores: Vec<f32> = all.iter().map(|hit| hit.score).collect();
+    Ok(SetOfResults { sets, size: sets.size(&scores) })
 }
 
-/// What an index says of itself beside its vectors, and what labelled pairs add.
-struct Trust {
-    correction: Option<GalleryCorrection>,
-    confidence: Option<Confidence>,
-    calibration: Option<TestPairs>,
-}
-
-impl Trust {
-    /// Of an index, for the kind of query that is asked: all of it was worked out for sentences.
-    fn read(flags: &SearchFlags, index: &Index) -> anyhow::Result<Self> {
-        let confidence = Confidence::read(index)?;
-        if flags.min_confidence.is_some() && (confidence.is_none() || flags.image.is_some()) {
-            let (message, hint) = match flags.image {
-                Some(_) => ("--min-confidence is of queries by sentence", "leave it out with --image"),
-                None => (
-                    "this index has no query bank: it can't tell how good a match is",
-                    "index again with --query-bank SENTENCES, unpaired sentences of the target",
-                ),
-            };
-            return Err(CliError::Usage { message: message.into(), hint: hint.into() }.into());
-        }
-        if flags.image.is_some() {
-            return Ok(Self { correction: None, confidence: None, calibration: None });
-        }
-        let correction = GalleryCorrection::read(index)?.filter(|_| !flags.plain);
-        let calibration = flags.calibration.as_deref().map(|path| TestPairs::read(path, None)).transpose()?;
-        Ok(Self { correction, confidence, calibration })
-    }
-
-    fn correction_name(&self) -> Option<&'static str> {
-        self.correction.as_ref().map(|correction| correction.correction().name())
-    }
-
-    fn search(&self, index: &Index, vector: &[f32], k: usize) -> anyhow::Result<Vec<Hit>> {
-        Ok(match &self.correction {
-            Some(correction) => index.search_with(vector, k, correction)?,
-            None => index.search(vector, k)?,
-        })
-    }
-
-    /// By the plain score of the best item, corrected or not.
-    fn confidence_of(&self, index: &Index, vector: &[f32]) -> anyhow::Result<Option<f64>> {
-        let Some(confidence) = &self.confidence else { return Ok(None) };
-        Ok(index.search(vector, 1)?.first().map(|best| confidence.of(best.score)))
-    }
-
-    fn refuse_sets_of_a_head(&self) -> anyhow::Result<()> {
-        match self.calibration {
-            None => Ok(()),
-            Some(_) => Err(CliError::Usage {
-                message: "--calibration is of pooled vectors: it does not go with a head that re-ranks"
-                    .into(),
-                hint: "add --rerank 0".into(),
-            }
-            .into()),
-        }
-    }
-
-    /// How many results a query needs, by labelled pairs whose images are indexed.
-    fn set(
-        &self,
-        flags: &SearchFlags,
-        bundle: &Bundle,
-        index: &Index,
-        vector: &[f32],
-        terminal: &Terminal,
-    ) -> anyhow::Result<Option<SetOfResults>> {
-        let Some(pairs) = &self.calibration else { return Ok(None) };
-        let places: HashMap<&str, usize> = index.items().zip(0..).collect();
-        let (mut gaps, mut unknown) = (Vec::new(), 0);
-        for (caption, owner) in pairs.captions().iter().zip(pairs.owners()) {
-            let name = pairs.images().get(*owner).map(ImageSource::absolute_name).transpose()?;
-            let Some(place) = name.and_then(|name| places.get(name.as_str()).copied()) else {
-                unknown += 1;
-                continue;
-            };
-            let query = bundle.embed_sentences(&[caption])?.flatten_all()?.to_vec1::<f32>()?;
-            let all = self.search(index, &query, index.len())?;
-            let best = all.first().map_or(0.0, |hit| f64::from(hit.score));
-            let right = all
-                .iter()
-                .find(|hit| hit.position == place)
-                .map_or(f64::NEG_INFINITY, |hit| f64::from(hit.score));
-            gaps.push(best - right);
-        }
-        if unknown > 0 {
-            terminal.warn(&format!(
-                "{unknown} of {} labelled sentences are of images that are not indexed",
-                pairs.captions().len()
-            ));
-        }
-        if gaps.is_empty() {
-            return Err(CliError::Data {
-                message: "no labelled pair is of an indexed image".into(),
-                hint: "--calibration takes pairs whose images were indexed, under the same paths".into(),
-            }
-            .into());
-        }
-        let sets = ConformalSets::calibrate(&gaps, flags.coverage)?;
-        let scores: Vec<f32> = self.search(index, vector, index.len())?.iter().map(|hit| hit.score).collect();
-        Ok(Some(SetOfResults { sets, size: sets.size(&scores) }))
-    }
-}
-
-/// How many results the model's head looks at; none where it has no head or none is asked for.
-fn second_stage(bundle: &Bundle, rerank: Rerank) -> Option<usize> {
-    match rerank {
-        _ if !bundle.encoder().config().head.is_cross_attentive() => None,
-        Rerank::First(0) => None,
-        Rerank::First(count) => Some(count),
-        Rerank::All => Some(usize::MAX),
-    }
-}
-
-/// The first `count` results of a sentence, ordered by the model's head; the best `k` of them.
-///
-/// The head needs the fragments of the images found. They are encoded again, or come from the feature cache; an image that
-/// can't be read any more keeps its place behind those that can.
-#[allow(clippy::too_many_arguments)]
-fn reranked(
-    bundle: &Bundle,
-    index: &Index,
-    trust: &Trust,
-    sentence: &Encoded,
-    vector: &[f32],
-    count: usize,
-    k: usize,
-    terminal: &Terminal,
-) -> anyhow::Result<Vec<Hit>> {
-    let hits = trust.search(index, vector, count.max(k).min(index.len()))?;
-    let (readable, unreadable, table) = fragments_of(bundle, hits, count, terminal)?;
-    let mut scores = Vec::with_capacity(table.len());
-    for start in (0..table.len()).step_by(IMAGES_AT_ONCE) {
-        let rows: Vec<usize> = (start..table.len().min(start + IMAGES_AT_ONCE)).collect();
-        let images = bundle.encode_images(&table.items(&rows, bundle.device())?)?;
-        let found = bundle.encoder().scores(&images, sentence, &mut Mode::Evaluation)?;
-        scores.extend(found.flatten_all()?.to_vec1::<f32>()?);
-    }
-    let by_place: HashMap<usize, f32> =
-        readable.iter().map(|hit| hit.position).zip(scores.iter().copied()).collect();
-    let mut second = |_: Query, candidates: &[usize]| -> std::result::Result<Vec<f32>, TrainError> {
-        Ok(candidates.iter().filter_map(|place| by_place.get(place).copied()).collect())
-    };
-    let found = if readable.is_empty() {
-        Vec::new()
-    } else {
-        rerank_hits(readable, Query::Sentence(0), count, &mut second)?
-    };
-    let mut hits: Vec<Hit> = found.into_iter().map(|found| found.hit).chain(unreadable).take(k).collect();
-    for (place, hit) in hits.iter_mut().enumerate() {
-        hit.rank = place + 1;
-    }
-    Ok(hits)
-}
-
-/// Images whose fragments are encoded and scored at once.
-const IMAGES_AT_ONCE: usize = 128;
-
-/// The first `count` hits with their fragments, row by row, and the hits without.
-fn fragments_of(
-    bundle: &Bundle,
-    hits: Vec<Hit>,
-    count: usize,
-    terminal: &Terminal,
-) -> anyhow::Result<(Vec<Hit>, Vec<Hit>, ItemTable)> {
-    let behind: Vec<Hit> = hits.iter().skip(count).cloned().collect();
-    let first: Vec<Hit> = hits.into_iter().take(count).collect();
-    let names: Vec<&str> = first.iter().map(|hit| hit.item.as_str()).collect();
-    let images = ImageSource::of_names(&names)?;
-    let mut extractor =
-        extractor_of(bundle)?.with_cache(&feature_cache()?)?.with_progress(extraction(terminal));
-    let extracted = extractor.images("images to re-rank", &images)?;
-    super::tell_skipped(terminal, &extracted.skipped, None);
-    let (mut readable, mut unreadable) = (Vec::new(), Vec::new());
-    for (hit, row) in first.into_iter().zip(&extracted.rows) {
-        if row.is_some() { readable.push(hit) } else { unreadable.push(hit) }
-    }
-    unreadable.extend(behind);
-    Ok((readable, unreadable, extracted.table))
+/// How far the right image's score lies below the best one's.
+fn gap(engine: &SearchEngine, caption: &str, place: usize, manner: Manner) -> anyhow::Result<f64> {
+    let query = Query::of_text(caption);
+    let vector = engine.vectors(&[&query])?.pop().unwrap_or(Err(QueryError::Empty))?;
+    let all = engine.first_stage(&query, &vector, engine.shelf.index.len(), manner)?;
+    let best = all.first().map_or(0.0, |hit| f64::from(hit.score));
+    let right =
+        all.iter().find(|hit| hit.position == place).map_or(f64::NEG_INFINITY, |hit| f64::from(hit.score));
+    Ok(best - right)
 }

@@ -1,0 +1,197 @@
+//! The index that is served: opened, verified, and exchanged when a new one is committed.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use aeir_retrieve::MANIFEST_FILE;
+use candle_core::Device;
+use sha2::{Digest, Sha256};
+
+use super::measures;
+use crate::search_engine::{SearchEngine, Shelf};
+use crate::terminal::Terminal;
+
+/// An item by name: stays the same when an index is built anew, and says nothing of where the file lies.
+///
+/// The first 64 bits of the name's SHA-256. What a request names is looked up in a table of these and nothing else: no path is made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct ItemId(u64);
+
+impl ItemId {
+    pub(super) fn of(item: &str) -> Self {
+        let hash: [u8; 32] = Sha256::digest(item.as_bytes()).into();
+        Self(hash.iter().take(8).fold(0, |value, byte| (value << 8) | u64::from(*byte)))
+    }
+
+    /// As it is written; none for anything that is not exactly so.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let written = text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        written.then(|| u64::from_str_radix(text, 16).ok().map(Self)).flatten()
+    }
+}
+
+impl fmt::Display for ItemId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:016x}", self.0)
+    }
+}
+
+/// One state of the index with its model.
+pub(crate) struct Volume {
+    pub(super) engine: SearchEngine,
+    positions: HashMap<ItemId, usize>,
+    /// What all names begin with: the folder of the images, which is nobody's business.
+    prefix: usize,
+    pub(super) generation: u64,
+}
+
+impl Volume {
+    fn new(engine: SearchEngine, generation: u64) -> Self {
+        let items = engine.shelf.index.items();
+        let mut positions = HashMap::with_capacity(items.len());
+        for (position, item) in items.iter().enumerate() {
+            // An image that is indexed twice is the first of its kind.
+            positions.entry(ItemId::of(item)).or_insert(position);
+        }
+        Self { prefix: common_folder(items), positions, engine, generation }
+    }
+
+    pub(crate) fn items(&self) -> usize {
+        self.engine.shelf.index.len()
+    }
+
+    pub(super) fn position(&self, id: ItemId) -> Option<usize> {
+        self.positions.get(&id).copied()
+    }
+
+    /// An item's name below the folder that all of them share.
+    pub(super) fn name<'a>(&self, item: &'a str) -> &'a str {
+        item.get(self.prefix..).unwrap_or(item)
+    }
+}
+
+/// Length of the longest folder that all names begin with, with its last `/`.
+fn common_folder(items: &[String]) -> usize {
+    let Some((first, rest)) = items.split_first() else { return 0 };
+    let mut common = first.rfind(['/', '\\']).map_or(0, |place| place + 1);
+    for item in rest {
+        let shared = first.bytes().zip(item.bytes()).take(common).take_while(|(a, b)| a == b).count();
+        let folder = first.as_bytes().get(..shared).unwrap_or_default();
+        common = folder.iter().rposition(|byte| matches!(byte, b'/' | b'\\')).map_or(0, |place| place + 1);
+    }
+    common
+}
+
+/// What is served now.
+pub(crate) struct Library {
+    folder: PathBuf,
+    device: Device,
+    current: RwLock<Arc<Volume>>,
+    /// Why the newest index is not served, while it isn't.
+    trouble: RwLock<Option<String>>,
+}
+
+impl Library {
+    /// Opens an index with its model.
+    pub(crate) fn open(folder: &Path, device: &Device) -> anyhow::Result<Self> {
+        let engine = SearchEngine::new(Shelf::open(folder)?, device)?;
+        let volume = Volume::new(engine, 1);
+        measures::of_index(volume.engine.shelf.index.len(), volume.generation);
+        Ok(Self {
+            folder: folder.to_owned(),
+            device: device.clone(),
+            current: RwLock::new(Arc::new(volume)),
+            trouble: RwLock::new(None),
+        })
+    }
+
+    pub(crate) fn current(&self) -> Arc<Volume> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at the index's manifest every so often, and serves the new index when there is one. Requests under way keep the old one.
+    ///
+    /// One that can't be opened is told of once, and the old one stays.
+    pub(crate) fn follow(self: Arc<Self>, every: Duration, terminal: Terminal) -> anyhow::Result<()> {
+        let mut seen = self.manifest();
+        let watch = move || {
+            loop {
+                std::thread::sleep(every);
+                let now = self.manifest();
+                // Between two indexes there may be none for a moment.
+                if now.is_none() || now == seen {
+                    continue;
+                }
+                seen = now;
+                match self.reopen() {
+                    Ok(items) => terminal.note(&format!("serving the new index: {items} images")),
+                    Err(error) => {
+                        measures::reload_failed();
+                        terminal
+                            .warn(&format!("the new index can't be served, the old one stays: {error:#}"));
+                        *self.trouble.write().unwrap_or_else(PoisonError::into_inner) =
+                            Some(format!("{error:#}"));
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new().name("aeir-follow".into()).spawn(watch)?;
+        Ok(())
+    }
+
+    fn manifest(&self) -> Option<Vec<u8>> {
+        std::fs::read(self.folder.join(MANIFEST_FILE)).ok()
+    }
+
+    /// Opens the index anew; its model only where it is another one.
+    fn reopen(&self) -> anyhow::Result<usize> {
+        let old = self.current();
+        let shelf = Shelf::open(&self.folder)?;
+        let engine = if shelf.index.model_fingerprint() == old.engine.bundle.fingerprint() {
+            SearchEngine::with_bundle(shelf, Arc::clone(&old.engine.bundle))?
+        } else {
+            SearchEngine::new(shelf, &self.device)?
+        };
+        let volume = Volume::new(engine, old.generation + 1);
+        let items = volume.engine.shelf.index.len();
+        measures::of_index(items, volume.generation);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
+        *self.trouble.write().unwrap_or_else(PoisonError::into_inner) = None;
+        Ok(items)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_names_and_no_paths() {
+        let id = ItemId::of("/photos/1.jpg");
+        assert_eq!(ItemId::parse(&id.to_string()), Some(id));
+        assert_ne!(id, ItemId::of("/photos/2.jpg"));
+        for other in
+            ["", "..", "../../etc/passwd", "/photos/1.jpg", "0", "+23456789abcdef0", "0123456789ABCDEF"]
+        {
+            assert_eq!(ItemId::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn names_are_told_without_the_folder_they_share() {
+        let folder =
+            |items: &[&str]| common_folder(&items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>());
+        assert_eq!(folder(&["/a/b/1.jpg", "/a/b/2.jpg"]), "/a/b/".len());
+        assert_eq!(folder(&["/a/b/1.jpg", "/a/bc/2.jpg"]), "/a/".len());
+        assert_eq!(folder(&["/a/b/1.jpg"]), "/a/b/".len());
+        assert_eq!((folder(&["1.jpg", "2.jpg"]), folder(&[])), (0, 0));
+        assert_eq!(folder(&["/é/1.jpg", "/è/2.jpg"]), "/".len());
+    }
+}
