@@ -32,10 +32,13 @@ use super::thumbnails::{SIDES, Thumbnails, too_large};
 use super::wanted::{Wanted, WantedDuplicates};
 use crate::flags::Rerank;
 use crate::search_engine::{DEFAULT_THRESHOLD, Manner, Query, Weights, stages_of};
-use answers::{Card, Health, Item, Results, Vector};
+use answers::{Card, Health, Item, Items, Results, Vector};
 
 /// Results of a query that does not say how many.
 const RESULTS: usize = 10;
+/// Items of a sample that does not say how many, and at most.
+const SAMPLED: usize = 12;
+const MOST_SAMPLED: usize = 100;
 /// What a check of health embeds.
 const HEALTH_SENTENCE: &str = "a photograph";
 /// A browser keeps a thumbnail for so long, then asks whether it has changed.
@@ -83,7 +86,7 @@ impl Server {
 #[derive(OpenApi)]
 #[openapi(
     info(title = "aeir serve", description = "Finds images of an index by sentences and by images."),
-    paths(search, embed, item, thumbnail, model, health, measured, described),
+    paths(search, embed, sample, item, thumbnail, model, health, measured, described),
     components(schemas(RefusalBody)),
     modifiers(&Key),
     security((), ("key" = []))
@@ -106,10 +109,11 @@ impl utoipa::Modify for Key {
 }
 
 /// Routes that ask for the key, where there is one.
-fn locked() -> [(&'static str, MethodRouter<Arc<Server>>); 6] {
+fn locked() -> [(&'static str, MethodRouter<Arc<Server>>); 7] {
     [
         ("/v1/search", post(search)),
         ("/v1/embed", post(embed)),
+        ("/v1/items", get(sample)),
         ("/v1/items/{id}", get(item)),
         ("/v1/items/{id}/thumbnail", get(thumbnail)),
         ("/v1/model", get(model)),
@@ -208,6 +212,33 @@ async fn embed(State(server): State<Arc<Server>>, request: Request) -> Result<Js
         (volume, Done::Vector(embedding)) => Ok(Json(Vector::of(&volume, embedding))),
         (_, Done::Answer(_)) => Err(Refusal::failed("the encoder gave an answer")),
     }
+}
+
+/// Some items to look around from
+///
+/// Spread evenly over the index, in its order.
+#[utoipa::path(
+    get, path = "/v1/items", tag = "items",
+    params(("sample" = Option<usize>, Query, description = "How many, from 1 to 100 [default: 12]", minimum = 1, maximum = 100)),
+    responses(
+        (status = 200, body = Items),
+        (status = 400, description = "No such number", body = RefusalBody),
+        (status = 401, description = "The API key is missing or wrong", body = RefusalBody),
+    )
+)]
+async fn sample(
+    State(server): State<Arc<Server>>,
+    query: Result<UrlQuery<HashMap<String, String>>, QueryRejection>,
+) -> Result<Json<Items>, Refusal> {
+    let wrong = || Refusal::bad(format!("`sample`: expected a number from 1 to {MOST_SAMPLED}"));
+    let UrlQuery(query) = query.map_err(|_| wrong())?;
+    let wanted = match query.get("sample") {
+        None => SAMPLED,
+        Some(text) => {
+            text.parse().ok().filter(|count| (1..=MOST_SAMPLED).contains(count)).ok_or_else(wrong)?
+        }
+    };
+    Ok(Json(Items::spread(&server.library.current(), wanted)))
 }
 
 /// Look an item up

@@ -23,6 +23,8 @@ mod pairs;
 mod push;
 mod resume;
 mod selection;
+#[cfg(feature = "serve")]
+mod serve;
 mod sweep;
 mod system;
 mod trust;

@@ -118,6 +118,24 @@ impl Item {
     }
 }
 
+/// Some items of the index.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Items {
+    items: Vec<Item>,
+    /// How many the index has.
+    total: usize,
+}
+
+impl Items {
+    /// At most `wanted`, at equal distances.
+    pub(super) fn spread(volume: &Volume, wanted: usize) -> Self {
+        let total = volume.items();
+        let count = wanted.min(total);
+        let items = (0..count).filter_map(|i| Item::of(volume, i * total / count)).collect();
+        Self { items, total }
+    }
+}
+
 /// The model and the index that are served.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Card {
