@@ -110,12 +110,8 @@ fn numbers_of_results() {
     For more information, try '--help'.
     ");
     insta::assert_snapshot!(scene.run("search --index index dog --image dog.png").failure(), @r"
-    exit 2
-    error: the argument '[SENTENCE]' cannot be used with '--image <FILE>'
-
-    Usage: aeir search --index <IDX> <SENTENCE|--image <FILE>>
-
-    For more information, try '--help'.
+    exit 3
+    error: cannot read `dog.png`: No such file or directory (os error 2)
     ");
 }
 

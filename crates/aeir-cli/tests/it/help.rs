@@ -34,6 +34,7 @@ fn aeir() {
       eval      Score a model on test pairs, both ways
       index     Embed images with a model and store them for search
       search    Find images by a sentence or by an image
+      serve     Serve an index over HTTP, with a page to search it
       sweep     Train every combination of listed settings and seeds, one after another, and set the
                 results side by side
       report    Show a run, or several side by side, as a page: curves, settings, recall, warnings
@@ -69,6 +70,7 @@ fn aeir() {
       aeir eval   --model model --data test.jsonl
       aeir index  --model model --images photos -o index
       aeir search --index index "a red car"
+      aeir serve  --index index
     "#);
 }
 
@@ -686,6 +688,12 @@ fn index() {
     ");
 }
 
+#[cfg(feature = "serve")]
+#[test]
+fn serve() {
+    insta::assert_snapshot!(help("serve"), @"");
+}
+
 #[test]
 fn search() {
     insta::assert_snapshot!(help("search"), @r#"
@@ -694,32 +702,103 @@ fn search() {
     Usage: aeir search [OPTIONS] --index <IDX> <SENTENCE|--image <FILE>>
 
     Arguments:
-      [SENTENCE]  What the images should show
+      [SENTENCE]
+              What the images should show
 
     Options:
-          --index <IDX>             Folder of an index [env: AEIR_INDEX=]
-          --image <FILE>            Look for images like this one
-      -k <N>                        Number of results [env: AEIR_K=] [default: 10]
-          --rerank <N|all>          Of a model with a cross-attentive head: re-rank this many of the
-                                    first results with it, 0 for none, or `all` [default: 100; all where
-                                    the head alone was trained] [env: AEIR_RERANK=]
-          --min-confidence <SHARE>  Answer "no good match" where a smaller share of the target's own
-                                    sentences find a worse best match. At 0.05 about one in twenty
-                                    sentences of the target's kind is turned away, and more of those of
-                                    other kinds; needs an index with a query bank [env:
-                                    AEIR_MIN_CONFIDENCE=]
-          --calibration <PAIRS>     Labelled pairs of indexed images: gives as many results as hold the
-                                    right one in --coverage of the queries, `-k` at most. Takes captions
-                                    as independent: best one an image [env: AEIR_CALIBRATION=]
-          --coverage <SHARE>        With --calibration: share of queries whose results are to hold the
-                                    right image [env: AEIR_COVERAGE=] [default: 0.9]
-          --plain                   Search without the index's hubness correction [env: AEIR_PLAIN=]
-          --json                    Print one JSON object [env: AEIR_JSON=]
-          --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
-                                    AEIR_DEVICE=] [default: auto]
-      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
-                                    AEIR_QUIET=]
-      -h, --help                    Print help
+          --index <IDX>
+              Folder of an index
+
+              [env: AEIR_INDEX=]
+
+          --image <FILE>
+              Look for images like this one; with a sentence, for what both have in common
+
+          --minus <SENTENCE>
+              What the images should not show. May be repeated
+
+          --image-weight <W>
+              How much the image counts beside the sentence, which counts 1
+
+              [env: AEIR_IMAGE_WEIGHT=]
+              [default: 1]
+
+          --minus-weight <W>
+              How much each --minus counts
+
+              [env: AEIR_MINUS_WEIGHT=]
+              [default: 0.5]
+
+      -k <N>
+              Number of results
+
+              [env: AEIR_K=]
+              [default: 10]
+
+          --rerank <N|all>
+              Of a model with a cross-attentive head: re-rank this many of the first results with it, 0
+              for none, or `all` [default: 100; all where the head alone was trained]
+
+              [env: AEIR_RERANK=]
+
+          --min-confidence <SHARE>
+              Answer "no good match" where a smaller share of the target's own sentences find a worse
+              best match. At 0.05 about one in twenty sentences of the target's kind is turned away, and
+              more of those of other kinds; needs an index with a query bank
+
+              [env: AEIR_MIN_CONFIDENCE=]
+
+          --calibration <PAIRS>
+              Labelled pairs of indexed images: gives as many results as hold the right one in
+              --coverage of the queries, `-k` at most. Takes captions as independent: best one an image
+
+              [env: AEIR_CALIBRATION=]
+
+          --coverage <SHARE>
+              With --calibration: share of queries whose results are to hold the right image
+
+              [env: AEIR_COVERAGE=]
+              [default: 0.9]
+
+          --plain
+              Search without the index's hubness correction
+
+              [env: AEIR_PLAIN=]
+
+          --duplicates <DUPLICATES>
+              What becomes of near-identical images
+
+              Possible values:
+              - keep:     Each is a result of its own
+              - collapse: The best of them is a result, the others are listed behind it
+
+              [env: AEIR_DUPLICATES=]
+              [default: keep]
+
+          --duplicate-threshold <COSINE>
+              With --duplicates collapse: images of at least this cosine are the same one
+
+              [env: AEIR_DUPLICATE_THRESHOLD=]
+              [default: 0.99]
+
+          --json
+              Print one JSON object
+
+              [env: AEIR_JSON=]
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or metal
+
+              [env: AEIR_DEVICE=]
+              [default: auto]
+
+      -q, --quiet
+              No progress and no notes on stderr; warnings and errors stay
+
+              [env: AEIR_QUIET=]
+
+      -h, --help
+              Print help (see a summary with '-h')
     "#);
 }
 

@@ -212,11 +212,11 @@ const RIGHT: &str = "\u{e014}";
 
 /// Every control has a name that is read out, every picture a description, every id is one of a kind.
 const UNNAMED: &str = "
-    const named = (node) => node.getAttribute('aria-label') || node.textContent.trim() || node.title
+    const named = (node) => node.getAttribute('aria-label') || node.textContent.trim() || node.title || node.querySelector('img')?.alt
         || (node.id && document.querySelector(`label[for='${node.id}']`));
     const ids = [...document.querySelectorAll('[id]')].map((node) => node.id);
     return [
-        ...[...document.querySelectorAll('button, a, summary, input, select')].filter((node) => !named(node)),
+        ...[...document.querySelectorAll('button, a, summary, input:not([aria-hidden]), select')].filter((node) => !named(node)),
         ...[...document.querySelectorAll('#results img')].filter((node) => !node.alt),
         ...ids.filter((id, place) => ids.indexOf(id) !== place),
     ].map((node) => node.outerHTML || node);";

@@ -81,7 +81,7 @@ fn the_number_of_results_is_bounded() {
     assert_eq!(server.names(&json!({"text": "a dog", "k": 50})).len(), 30, "more than there are are all");
     let refused = server.search(&json!({"text": "a dog", "k": 51})).refused(400, "at most 50");
     assert_eq!((&refused["limit"], &refused["flag"]), (&json!(50), &json!("--max-results")));
-    server.search(&json!({"text": "a dog", "k": -1})).refused(400, "k");
+    server.search(&json!({"text": "a dog", "k": -1})).refused(400, "-1");
     server.lives();
 }
 
