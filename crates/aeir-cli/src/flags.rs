@@ -327,6 +327,12 @@ pub(crate) struct SearchFlags {
     /// Search without the index's hubness correction
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_PLAIN")]
     pub(crate) plain: bool,
+    /// Only images whose metadata have this value under this key. May be repeated: all have to hold
+    #[arg(long = "where", value_name = "KEY=VALUE", value_parser = key_and_value, env = "AEIR_WHERE")]
+    pub(crate) filter: Vec<(String, String)>,
+    /// Look at every image, even where the index has a graph for approximate search
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_EXACT")]
+    pub(crate) exact: bool,
     /// What becomes of near-identical images
     #[arg(long, value_enum, default_value = "keep", env = "AEIR_DUPLICATES")]
     pub(crate) duplicates: Duplicates,
@@ -375,6 +381,14 @@ pub(crate) enum Duplicates {
     Keep,
     /// The best of them is a result, the others are listed behind it
     Collapse,
+}
+
+/// Takes a condition apart.
+pub(crate) fn key_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE".to_owned()),
+    }
 }
 
 /// Refuses what is no weight.

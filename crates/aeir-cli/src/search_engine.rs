@@ -7,12 +7,13 @@ mod duplicates;
 mod query;
 mod second_stage;
 
+use std::collections::{HashSet, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aeir_data::Skipped;
 use aeir_encoders::Bundle;
-use aeir_retrieve::{Confidence, GalleryCorrection, Hit, Index, Matrix};
+use aeir_retrieve::{Confidence, Filter, GalleryCorrection, Hit, Index, Matrix, SearchOptions, Selection};
 use candle_core::Device;
 
 pub(crate) use duplicates::DEFAULT_THRESHOLD;
@@ -24,6 +25,8 @@ use crate::terminal::Terminal;
 
 /// Hits that are looked at, at most, to find enough that are no duplicates.
 const MOST_LOOKED_THROUGH: usize = 10_000;
+/// Filters whose selections are kept.
+const MOST_SELECTIONS: usize = 16;
 
 /// An index as it was opened, with what it says of its own scores.
 pub(crate) struct Shelf {
@@ -35,7 +38,20 @@ pub(crate) struct Shelf {
 impl Shelf {
     /// Opens and verifies an index.
     pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
-        let index = Index::open(folder)?;
+        Self::of(Index::open(folder)?)
+    }
+
+    /// The generation that was committed last; what it has in common with this one is not read again.
+    #[cfg(feature = "serve")]
+    pub(crate) fn newer(&self) -> anyhow::Result<Self> {
+        match self.index.newer()? {
+            Some(index) => Self::of(index),
+            // The same manifest, whatever its file went through meanwhile.
+            None => Self::open(self.index.folder()),
+        }
+    }
+
+    fn of(index: Index) -> anyhow::Result<Self> {
         let correction = GalleryCorrection::read(&index)?;
         let confidence = Confidence::read(&index)?;
         Ok(Self { index, correction, confidence })
@@ -47,7 +63,7 @@ impl Shelf {
 }
 
 /// How a query is answered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Manner {
     /// Results wanted.
     pub(crate) k: usize,
@@ -59,6 +75,18 @@ pub(crate) struct Manner {
     pub(crate) same_above: Option<f32>,
     /// No results where the confidence is lower.
     pub(crate) min_confidence: Option<f64>,
+    /// Look at every item, even where the index has a graph.
+    pub(crate) exact: bool,
+    /// Find these items alone.
+    pub(crate) filter: Filter,
+}
+
+/// A query with its vector, and how it is to be answered.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) query: &'a Query,
+    pub(crate) vector: &'a [f32],
+    pub(crate) manner: &'a Manner,
 }
 
 /// One result.
@@ -89,6 +117,8 @@ pub(crate) struct Answer {
 pub(crate) struct SearchEngine {
     pub(crate) shelf: Shelf,
     pub(crate) bundle: Arc<Bundle>,
+    /// What the last filters let through.
+    selections: Mutex<VecDeque<(Filter, Arc<Selection>)>>,
 }
 
 impl SearchEngine {
@@ -101,66 +131,59 @@ impl SearchEngine {
     /// With a model that is loaded already. Refuses another than the one that made the index.
     pub(crate) fn with_bundle(shelf: Shelf, bundle: Arc<Bundle>) -> anyhow::Result<Self> {
         shelf.index.check_model(bundle.fingerprint())?;
-        Ok(Self { shelf, bundle })
+        Ok(Self { shelf, bundle, selections: Mutex::default() })
     }
 
-    /// Answers queries whose vectors are known, each in its manner. Those that go without correction are searched together.
+    /// Answers queries whose vectors are known, each in its manner. Those that ask for the same kind of search go over the index together.
     ///
     /// One query's failure is not the others'.
-    pub(crate) fn answers(
-        &self,
-        asked: &[(&Query, &[f32], Manner)],
-        terminal: &Terminal,
-    ) -> Vec<anyhow::Result<Answer>> {
-        let mut first = self.first_stages(asked);
-        let mut answers = Vec::with_capacity(asked.len());
-        for (place, (query, vector, manner)) in asked.iter().enumerate() {
-            let hits = first.get_mut(place).and_then(Option::take);
-            answers.push(self.answer(query, vector, *manner, hits, terminal));
+    pub(crate) fn answers(&self, asked: &[Asked<'_>], terminal: &Terminal) -> Vec<anyhow::Result<Answer>> {
+        let mut first: Vec<Option<Vec<Hit>>> = vec![None; asked.len()];
+        for corrected in [false, true] {
+            self.search_together(asked, corrected, &mut first);
         }
-        answers
+        asked.iter().zip(first).map(|(asked, hits)| self.answer(*asked, hits, terminal)).collect()
     }
 
-    /// The first stages of all queries that need nothing but the plain order, in one pass over the index.
-    fn first_stages(&self, asked: &[(&Query, &[f32], Manner)]) -> Vec<Option<Vec<Hit>>> {
-        let mut found: Vec<Option<Vec<Hit>>> = vec![None; asked.len()];
-        let together: Vec<usize> = (asked.iter().enumerate())
-            .filter(|(_, (query, _, manner))| self.correction_of(query, *manner).is_none())
-            .map(|(place, _)| place)
+    /// The first stages of all queries over the whole index, with or without its correction, in one pass.
+    fn search_together(&self, asked: &[Asked<'_>], corrected: bool, found: &mut [Option<Vec<Hit>>]) {
+        let together: Vec<(usize, &Asked<'_>)> = (asked.iter().enumerate())
+            .filter(|(_, Asked { query, manner, .. })| {
+                manner.filter.is_empty()
+                    && !manner.exact
+                    && self.correction_of(query, manner).is_some() == corrected
+            })
             .collect();
         // One alone gains nothing, and is searched by whoever needs it.
         if together.len() < 2 {
-            return found;
+            return;
         }
-        let rows: Vec<&[f32]> = together.iter().filter_map(|place| Some(asked.get(*place)?.1)).collect();
-        let depth = together
-            .iter()
-            .filter_map(|place| asked.get(*place).map(|(query, _, manner)| depth_of(query, *manner)))
-            .max()
-            .unwrap_or(1);
+        let rows: Vec<&[f32]> = together.iter().map(|(_, asked)| asked.vector).collect();
+        let depth = together.iter().map(|(_, asked)| depth_of(asked.query, asked.manner)).max().unwrap_or(1);
+        let correction = self.shelf.correction.as_ref().filter(|_| corrected);
+        let options = SearchOptions { correction, ..SearchOptions::default() };
         // A query that can't be searched fails the batch: each is then searched, and refused, by itself.
-        let Ok(batch) = Matrix::from_rows(&rows).and_then(|rows| self.shelf.index.search_batch(&rows, depth))
+        let Ok(batch) =
+            Matrix::from_rows(&rows).and_then(|rows| self.shelf.index.find(&rows, depth, &options))
         else {
-            return found;
+            return;
         };
-        for (place, hits) in together.into_iter().zip(batch) {
+        for ((place, _), hits) in together.into_iter().zip(batch) {
             if let Some(slot) = found.get_mut(place) {
                 *slot = Some(hits);
             }
         }
-        found
     }
 
     fn answer(
         &self,
-        query: &Query,
-        vector: &[f32],
-        manner: Manner,
+        Asked { query, vector, manner }: Asked<'_>,
         first: Option<Vec<Hit>>,
         terminal: &Terminal,
     ) -> anyhow::Result<Answer> {
         let correction = self.correction_of(query, manner);
-        let confidence = self.confidence_of(query, vector, first.as_deref())?;
+        let plain = first.as_deref().filter(|_| correction.is_none());
+        let confidence = self.confidence_of(query, vector, manner, plain)?;
         let mut answer = Answer {
             confidence,
             no_good_match: manner
@@ -197,13 +220,42 @@ impl SearchEngine {
         query: &Query,
         vector: &[f32],
         depth: usize,
-        manner: Manner,
+        manner: &Manner,
     ) -> anyhow::Result<Vec<Hit>> {
-        let depth = depth.min(self.shelf.index.len());
-        Ok(match self.correction_of(query, manner) {
-            Some(correction) => self.shelf.index.search_with(vector, depth, correction)?,
-            None => self.shelf.index.search(vector, depth)?,
-        })
+        self.search(vector, depth, manner, self.correction_of(query, manner))
+    }
+
+    fn search(
+        &self,
+        vector: &[f32],
+        depth: usize,
+        manner: &Manner,
+        correction: Option<&GalleryCorrection>,
+    ) -> anyhow::Result<Vec<Hit>> {
+        let index = &self.shelf.index;
+        let selection = self.selection_of(&manner.filter)?;
+        let selection = selection.as_deref();
+        let options =
+            SearchOptions { exact: manner.exact, selection, correction, ..SearchOptions::default() };
+        let found = index.find(&Matrix::from_rows(&[vector])?, depth.min(index.len()).max(1), &options)?;
+        Ok(found.into_iter().next().unwrap_or_default())
+    }
+
+    /// What a filter lets through; worked out once for queries that ask the same.
+    fn selection_of(&self, filter: &Filter) -> anyhow::Result<Option<Arc<Selection>>> {
+        if filter.is_empty() {
+            return Ok(None);
+        }
+        let mut kept = self.selections.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, selection)) = kept.iter().find(|(known, _)| known == filter) {
+            return Ok(Some(Arc::clone(selection)));
+        }
+        let selection = Arc::new(self.shelf.index.select(filter)?);
+        if kept.len() == MOST_SELECTIONS {
+            kept.pop_front();
+        }
+        kept.push_back((filter.clone(), Arc::clone(&selection)));
+        Ok(Some(selection))
     }
 
     /// Orders the first hits anew where the model's head can tell, and that was asked for.
@@ -211,7 +263,7 @@ impl SearchEngine {
         &self,
         query: &Query,
         hits: Vec<Hit>,
-        manner: Manner,
+        manner: &Manner,
         terminal: &Terminal,
     ) -> anyhow::Result<(Vec<Hit>, Vec<Skipped>)> {
         match (query.plain_sentence(), manner.rerank) {
@@ -228,7 +280,7 @@ impl SearchEngine {
         query: &Query,
         vector: &[f32],
         mut hits: Vec<Hit>,
-        manner: Manner,
+        manner: &Manner,
     ) -> anyhow::Result<Vec<Found>> {
         let Some(threshold) = manner.same_above else {
             return Ok(hits.into_iter().take(manner.k).map(Found::alone).collect());
@@ -240,13 +292,13 @@ impl SearchEngine {
                 return Ok(found);
             }
             let deeper = self.first_stage(query, vector, (4 * hits.len().max(1)).min(most), manner)?;
-            let seen: std::collections::HashSet<usize> = hits.iter().map(|hit| hit.position).collect();
+            let seen: HashSet<usize> = hits.iter().map(|hit| hit.position).collect();
             hits.extend(deeper.into_iter().filter(|hit| !seen.contains(&hit.position)));
         }
     }
 
     /// What a query's scores are corrected by. It was worked out for sentences.
-    fn correction_of(&self, query: &Query, manner: Manner) -> Option<&GalleryCorrection> {
+    fn correction_of(&self, query: &Query, manner: &Manner) -> Option<&GalleryCorrection> {
         self.shelf.correction.as_ref().filter(|_| !manner.plain && query.is_of_sentences())
     }
 
@@ -255,6 +307,7 @@ impl SearchEngine {
         &self,
         query: &Query,
         vector: &[f32],
+        manner: &Manner,
         plain: Option<&[Hit]>,
     ) -> anyhow::Result<Option<f64>> {
         let (Some(confidence), Some(_)) = (&self.shelf.confidence, query.plain_sentence()) else {
@@ -262,7 +315,7 @@ impl SearchEngine {
         };
         let best = match plain {
             Some(hits) => hits.first().map(|hit| hit.score),
-            None => self.shelf.index.search(vector, 1)?.first().map(|hit| hit.score),
+            None => self.search(vector, 1, manner, None)?.first().map(|hit| hit.score),
         };
         Ok(best.map(|best| confidence.of(best)))
     }
@@ -270,7 +323,7 @@ impl SearchEngine {
     fn confidence_of_item(&self, query: &Query, vector: &[f32], position: usize) -> Option<f64> {
         query.plain_sentence()?;
         let item = self.shelf.index.embedding(position)?;
-        Some(self.shelf.confidence.as_ref()?.of(duplicates::dot(vector, item)))
+        Some(self.shelf.confidence.as_ref()?.of(duplicates::dot(vector, &item)))
     }
 }
 
@@ -281,7 +334,7 @@ impl Found {
 }
 
 /// Hits that are needed from the first stage.
-fn depth_of(query: &Query, manner: Manner) -> usize {
+fn depth_of(query: &Query, manner: &Manner) -> usize {
     match query.plain_sentence() {
         Some(_) => manner.k.max(manner.rerank),
         None => manner.k,

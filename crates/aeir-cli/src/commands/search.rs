@@ -6,7 +6,7 @@ use std::path::Path;
 
 use aeir_data::{ImageSource, TestPairs};
 use aeir_encoders::{Bundle, PreparedImage};
-use aeir_retrieve::ConformalSets;
+use aeir_retrieve::{ConformalSets, Filter};
 use serde::Serialize;
 
 use super::{decode_query, print, print_json, tell_skipped};
@@ -80,15 +80,20 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         rerank: stages_of(&engine.bundle, rerank),
         same_above: (flags.duplicates == Duplicates::Collapse).then_some(flags.duplicate_threshold),
         min_confidence: flags.min_confidence,
+        exact: flags.exact,
+        filter: flags
+            .filter
+            .iter()
+            .fold(Filter::default(), |filter, (key, value)| filter.with_equal(key, value)),
     };
     let vector = engine.vectors(&[&query])?.pop().unwrap_or(Err(QueryError::Empty))?;
     let mut set = None;
     if let Some(pairs) = &calibration {
-        refuse_sets_of_a_head(manner)?;
-        set = Some(set_of_results(flags, pairs, &engine, &query, &vector, manner, terminal)?);
+        refuse_sets_of_a_head(&manner)?;
+        set = Some(set_of_results(flags, pairs, &engine, &query, &vector, &manner, terminal)?);
         manner.k = set.as_ref().map_or(flags.k, |set| set.size.clamp(1, flags.k));
     }
-    let mut answers = engine.answers(&[(&query, &vector, manner)], terminal);
+    let mut answers = engine.answers(&[Asked { query: &query, vector: &vector, manner: &manner }], terminal);
     let answer = answers.pop().unwrap_or_else(|| Ok(Answer::default()))?;
     if answer.no_good_match == Some(true) {
         set = None;
@@ -167,7 +172,7 @@ fn refuse_confidence_of_others(flags: &SearchFlags, shelf: &Shelf) -> anyhow::Re
     Err(CliError::Usage { message: message.into(), hint: hint.into() }.into())
 }
 
-fn refuse_sets_of_a_head(manner: Manner) -> anyhow::Result<()> {
+fn refuse_sets_of_a_head(manner: &Manner) -> anyhow::Result<()> {
     if manner.rerank == 0 {
         return Ok(());
     }
@@ -185,11 +190,11 @@ fn set_of_results(
     engine: &SearchEngine,
     query: &Query,
     vector: &[f32],
-    manner: Manner,
+    manner: &Manner,
     terminal: &Terminal,
 ) -> anyhow::Result<SetOfResults> {
     let index = &engine.shelf.index;
-    let places: HashMap<&str, usize> = index.items().iter().map(String::as_str).zip(0..).collect();
+    let places: HashMap<&str, usize> = index.items().zip(0..).collect();
     let (mut gaps, mut unknown) = (Vec::new(), 0);
     for (caption, owner) in pairs.captions().iter().zip(pairs.owners()) {
         let name = pairs.images().get(*owner).map(ImageSource::absolute_name).transpose()?;
@@ -219,7 +224,7 @@ fn set_of_results(
 }
 
 /// How far the right image's score lies below the best one's.
-fn gap(engine: &SearchEngine, caption: &str, place: usize, manner: Manner) -> anyhow::Result<f64> {
+fn gap(engine: &SearchEngine, caption: &str, place: usize, manner: &Manner) -> anyhow::Result<f64> {
     let query = Query::of_text(caption);
     let vector = engine.vectors(&[&query])?.pop().unwrap_or(Err(QueryError::Empty))?;
     let all = engine.first_stage(&query, &vector, engine.shelf.index.len(), manner)?;

@@ -9,10 +9,10 @@ pub(crate) const DEFAULT_THRESHOLD: f32 = 0.99;
 
 /// The first `k` hits that are not near-identical to one before them, each with those that are, in the order of the hits.
 pub(super) fn grouped(index: &Index, hits: &[Hit], k: usize, threshold: f32) -> Vec<Found> {
-    let mut groups: Vec<(Found, &[f32])> = Vec::new();
+    let mut groups: Vec<(Found, Vec<f32>)> = Vec::new();
     for hit in hits {
         let vector = index.embedding(hit.position).unwrap_or_default();
-        let same = groups.iter_mut().find(|(_, first)| dot(first, vector) >= threshold);
+        let same = groups.iter_mut().find(|(_, first)| dot(first, &vector) >= threshold);
         if let Some((found, _)) = same {
             found.duplicates.push(hit.clone());
         } else if groups.len() < k {

@@ -92,7 +92,7 @@ impl SearchEngine {
             let image = query.image.as_ref().and_then(|_| images.next());
             let item = match query.item {
                 Some(position) => {
-                    Some(self.shelf.index.embedding(position).ok_or(QueryError::NoItem(position))?.to_vec())
+                    Some(self.shelf.index.embedding(position).ok_or(QueryError::NoItem(position))?)
                 }
                 None => None,
             };

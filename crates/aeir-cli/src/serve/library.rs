@@ -49,14 +49,15 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    fn new(engine: SearchEngine, generation: u64) -> Self {
-        let items = engine.shelf.index.items();
-        let mut positions = HashMap::with_capacity(items.len());
-        for (position, item) in items.iter().enumerate() {
+    fn new(engine: SearchEngine) -> Self {
+        let index = &engine.shelf.index;
+        let mut positions = HashMap::with_capacity(index.len());
+        for (position, item) in index.items().enumerate() {
             // An image that is indexed twice is the first of its kind.
             positions.entry(ItemId::of(item)).or_insert(position);
         }
-        Self { prefix: common_folder(items), positions, engine, generation }
+        let (prefix, generation) = (common_folder(index.items()), index.generation());
+        Self { prefix, positions, engine, generation }
     }
 
     pub(crate) fn items(&self) -> usize {
@@ -74,10 +75,10 @@ impl Volume {
 }
 
 /// Length of the longest folder that all names begin with, with its last `/`.
-fn common_folder(items: &[String]) -> usize {
-    let Some((first, rest)) = items.split_first() else { return 0 };
+fn common_folder<'a>(mut items: impl Iterator<Item = &'a str>) -> usize {
+    let Some(first) = items.next() else { return 0 };
     let mut common = first.rfind(['/', '\\']).map_or(0, |place| place + 1);
-    for item in rest {
+    for item in items {
         let shared = first.bytes().zip(item.bytes()).take(common).take_while(|(a, b)| a == b).count();
         let folder = first.as_bytes().get(..shared).unwrap_or_default();
         common = folder.iter().rposition(|byte| matches!(byte, b'/' | b'\\')).map_or(0, |place| place + 1);
@@ -98,7 +99,7 @@ impl Library {
     /// Opens an index with its model.
     pub(crate) fn open(folder: &Path, device: &Device) -> anyhow::Result<Self> {
         let engine = SearchEngine::new(Shelf::open(folder)?, device)?;
-        let volume = Volume::new(engine, 1);
+        let volume = Volume::new(engine);
         measures::of_index(volume.engine.shelf.index.len(), volume.generation);
         Ok(Self {
             folder: folder.to_owned(),
@@ -150,16 +151,16 @@ impl Library {
         std::fs::read(self.folder.join(MANIFEST_FILE)).ok()
     }
 
-    /// Opens the index anew; its model only where it is another one.
+    /// Opens the index anew; what has not changed, such as its model, is kept.
     fn reopen(&self) -> anyhow::Result<usize> {
         let old = self.current();
-        let shelf = Shelf::open(&self.folder)?;
+        let shelf = old.engine.shelf.newer()?;
         let engine = if shelf.index.model_fingerprint() == old.engine.bundle.fingerprint() {
             SearchEngine::with_bundle(shelf, Arc::clone(&old.engine.bundle))?
         } else {
             SearchEngine::new(shelf, &self.device)?
         };
-        let volume = Volume::new(engine, old.generation + 1);
+        let volume = Volume::new(engine);
         let items = volume.engine.shelf.index.len();
         measures::of_index(items, volume.generation);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
@@ -186,8 +187,7 @@ mod tests {
 
     #[test]
     fn names_are_told_without_the_folder_they_share() {
-        let folder =
-            |items: &[&str]| common_folder(&items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>());
+        let folder = |items: &[&str]| common_folder(items.iter().copied());
         assert_eq!(folder(&["/a/b/1.jpg", "/a/b/2.jpg"]), "/a/b/".len());
         assert_eq!(folder(&["/a/b/1.jpg", "/a/bc/2.jpg"]), "/a/".len());
         assert_eq!(folder(&["/a/b/1.jpg"]), "/a/b/".len());

@@ -16,11 +16,10 @@ use super::library::Volume;
 use super::limits::{self, LimitFlags, whole_seconds};
 use super::measures;
 use super::refusal::Refusal;
-use crate::search_engine::{Answer, Manner, Query, QueryError, SearchEngine};
+use crate::search_engine::{Answer, Asked, Manner, Query, QueryError, SearchEngine};
 use crate::terminal::Terminal;
 
 /// What is wanted of a query.
-#[derive(Clone, Copy)]
 pub(super) enum Work {
     /// Its vector.
     Embed,
@@ -144,7 +143,12 @@ fn refusal_of(error: &anyhow::Error) -> Refusal {
     match error.downcast_ref::<QueryError>() {
         Some(QueryError::Empty | QueryError::Cancelled) => Refusal::bad(error.to_string()),
         Some(QueryError::NoItem(_)) => Refusal::new(StatusCode::NOT_FOUND, error.to_string()),
-        _ => Refusal::failed(format!("{error:#}")),
+        _ => match error.downcast_ref::<aeir_retrieve::Error>() {
+            Some(aeir_retrieve::Error::NoMetadata { .. }) => {
+                Refusal::bad("`filter`: the items of this index have no metadata")
+            }
+            _ => Refusal::failed(format!("{error:#}")),
+        },
     }
 }
 
@@ -228,9 +232,9 @@ fn answer(jobs: Vec<Job>, terminal: &Terminal) {
         // Somebody's query is too much for the model: the others have their answer nevertheless.
         Err(_) => queries.iter().map(|query| alone(engine, query)).collect(),
     };
-    let asked: Vec<(&Query, &[f32], Manner)> = (jobs.iter().zip(&vectors))
-        .filter_map(|(job, vector)| match (job.work, vector) {
-            (Work::Search(manner), Ok(vector)) => Some((&job.query, vector.as_slice(), manner)),
+    let asked: Vec<Asked<'_>> = (jobs.iter().zip(&vectors))
+        .filter_map(|(job, vector)| match (&job.work, vector) {
+            (Work::Search(manner), Ok(vector)) => Some(Asked { query: &job.query, vector, manner }),
             _ => None,
         })
         .collect();

@@ -458,6 +458,8 @@ impl Server {
             rerank: stages_of(&volume.engine.bundle, rerank),
             same_above: collapse.then(|| wanted.duplicate_threshold.unwrap_or(DEFAULT_THRESHOLD)),
             min_confidence: wanted.min_confidence,
+            exact: wanted.exact,
+            filter: wanted.filter.filter(volume),
         })
     }
 

@@ -1,19 +1,26 @@
 //! What a request asks for, as JSON or as a form with an upload.
 
+use std::collections::BTreeMap;
+
+use aeir_retrieve::Filter;
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
+use super::library::{ItemId, Volume};
 use super::limits::{self, LimitFlags};
 use super::refusal::Refusal;
 use crate::flags::MOST_WEIGHT;
 
 /// Terms that are taken away, at most.
 const MOST_TERMS: usize = 16;
+/// Items that a filter lists, at most.
+const MOST_FILTERED: usize = 10_000;
 
 /// A query: a sentence, an image, an item of the index, or several of them at once.
 #[derive(Debug, Default, Deserialize, ToSchema)]
@@ -45,8 +52,56 @@ pub(super) struct Wanted {
     /// Without the index's hubness correction [default: false].
     #[serde(default)]
     pub(super) plain: bool,
+    /// Only items that satisfy this.
+    #[serde(default)]
+    pub(super) filter: WantedFilter,
+    /// Look at every item, even where the index has a graph for approximate search [default: false].
+    #[serde(default)]
+    pub(super) exact: bool,
     /// No results where the confidence is lower. Of sentences alone, and of an index with a query bank.
     pub(super) min_confidence: Option<f64>,
+}
+
+/// Which items a query may find; an item has to satisfy all of it.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct WantedFilter {
+    /// Ids of items, at most 10,000.
+    pub(super) items: Option<Vec<String>>,
+    /// Values of their metadata by key, at most 16: texts, numbers, true or false. A list in the metadata has to hold the value.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, Object>)]
+    pub(super) equal: BTreeMap<String, Value>,
+}
+
+impl WantedFilter {
+    fn check(&self) -> Result<(), Refusal> {
+        let items = self.items.as_ref().map_or(0, Vec::len);
+        for (name, got, most) in [("items", items, MOST_FILTERED), ("equal", self.equal.len(), MOST_TERMS)] {
+            if got > most {
+                return Err(Refusal::bad(format!("`filter.{name}`: expected at most {most}, got {got}")));
+            }
+        }
+        match self.equal.iter().find(|(_, value)| value.is_array() || value.is_object()) {
+            Some((key, _)) => Err(Refusal::bad(format!("`filter.equal.{key}`: expected a single value"))),
+            None => Ok(()),
+        }
+    }
+
+    /// As the index takes it. Ids that it does not have select nothing.
+    pub(super) fn filter(&self, volume: &Volume) -> Filter {
+        let mut filter = Filter::default();
+        if let Some(ids) = &self.items {
+            let index = &volume.engine.shelf.index;
+            let known = ids.iter().filter_map(|id| index.item(volume.position(ItemId::parse(id)?)?));
+            filter = filter.with_items(known.map(str::to_owned));
+        }
+        for (key, value) in &self.equal {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            filter = filter.with_equal(key, text);
+        }
+        filter
+    }
 }
 
 /// What becomes of near-identical images among the results.
@@ -127,6 +182,11 @@ impl Wanted {
             "duplicate_threshold" => self.duplicate_threshold = Some(number(name, &text)?),
             "min_confidence" => self.min_confidence = Some(number(name, &text)?),
             "plain" => self.plain = number(name, &text)?,
+            "exact" => self.exact = number(name, &text)?,
+            "filter" => {
+                self.filter = serde_json::from_str(&text)
+                    .map_err(|error| Refusal::bad(format!("`filter`: {error}")))?;
+            }
             "duplicates" => {
                 self.duplicates = Some(match text.as_str() {
                     "keep" => WantedDuplicates::Keep,
@@ -169,6 +229,7 @@ impl Wanted {
     }
 
     fn check_numbers(&self, limits: &LimitFlags) -> Result<(), Refusal> {
+        self.filter.check()?;
         match self.k {
             Some(0) => return Err(Refusal::bad("`k`: expected at least 1, got 0")),
             Some(k) if k > limits.max_results => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aeir_retrieve::Hit;
+use aeir_retrieve::{Hit, Metadata};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -42,6 +42,10 @@ struct ResultLine {
     confidence: Option<f64>,
     #[serde(flatten)]
     item: ItemLine,
+    /// What was indexed with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Metadata>,
     /// Near-identical images, where they are collapsed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     duplicates: Vec<ItemLine>,
@@ -64,11 +68,12 @@ impl ItemLine {
 
 impl Results {
     pub(super) fn of(volume: &Volume, answer: Answer, took: Duration) -> Self {
-        let line = |Found { hit: Hit { rank, score, item, .. }, confidence, duplicates }| ResultLine {
+        let line = |Found { hit: Hit { rank, score, item, position }, confidence, duplicates }| ResultLine {
             rank,
             score,
             confidence,
             item: ItemLine::of(volume, &item),
+            metadata: volume.engine.shelf.index.metadata(position),
             duplicates: duplicates.iter().map(|hit| ItemLine::of(volume, &hit.item)).collect(),
         };
         Self {
@@ -107,6 +112,10 @@ pub(super) struct Item {
     item: ItemLine,
     /// Its row in the index.
     position: usize,
+    /// What was indexed with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    metadata: Option<Metadata>,
     /// Which state of the index that is.
     generation: u64,
 }
@@ -114,7 +123,8 @@ pub(super) struct Item {
 impl Item {
     pub(super) fn of(volume: &Volume, position: usize) -> Option<Self> {
         let item = ItemLine::of(volume, volume.engine.shelf.index.item(position)?);
-        Some(Self { item, position, generation: volume.generation })
+        let metadata = volume.engine.shelf.index.metadata(position);
+        Some(Self { item, position, metadata, generation: volume.generation })
     }
 }
 

@@ -35,7 +35,7 @@ fn a_new_index_is_taken_over_and_a_broken_one_is_not() {
     assert_eq!(server.names(&json!({"text": "a dog", "k": 50})).len(), 30);
     assert_eq!(server.get(&format!("/v1/items/{id}")).ok()["id"], id.as_str(), "an id stays");
     let health = server.get("/healthz").ok();
-    assert_eq!((&health["status"], &health["generation"]), (&json!("ok"), &json!(2)));
+    assert_eq!(health["status"], "ok");
 
     let manifest = scene.path("mine/manifest.json");
     let whole = std::fs::read(&manifest).unwrap();
