@@ -21,10 +21,7 @@ use crate::age::Age;
 use crate::limits::LoadingFlags;
 use crate::search_engine::{DEFAULT_THRESHOLD, Weights};
 #[cfg(feature = "serve")]
-use crate::serve::{
-    door::DoorFlags,
-    limits::{LimitFlags, seconds},
-};
+use crate::serve::{door::DoorFlags, limits::LimitFlags};
 use crate::shard::Shard;
 
 /// What a newcomer types, in this order.
@@ -560,6 +557,8 @@ pub(crate) enum BenchCommand {
     Encode(BenchEncodeFlags),
     /// JPEG files decoded and resized; the files are made for it
     Data(BenchDataFlags),
+    /// Searches a second that a running `aeir serve` answers, and how long each takes
+    Serve(BenchServeFlags),
 }
 
 #[derive(Args)]
@@ -601,6 +600,41 @@ pub(crate) struct BenchDataFlags {
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchServeFlags {
+    /// Address of the server, as it prints it
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080", env = "AEIR_URL")]
+    pub(crate) url: String,
+    /// What is asked: a text file, one sentence a line
+    #[arg(long, value_name = "FILE", env = "AEIR_SENTENCES")]
+    pub(crate) sentences: PathBuf,
+    /// Numbers of clients that ask at once, one after the other; each waits for its answer and asks again
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,8,64", value_parser = at_least_one, env = "AEIR_CLIENTS")]
+    pub(crate) clients: Vec<usize>,
+    /// How long each number of clients asks, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, env = "AEIR_SECONDS")]
+    pub(crate) seconds: std::time::Duration,
+    /// Number of results
+    #[arg(short, value_name = "N", default_value_t = 10, value_parser = at_least_one, env = "AEIR_K")]
+    pub(crate) k: usize,
+    /// Print one JSON object
+    #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
+    pub(crate) json: bool,
+}
+
+/// Longest time that a flag takes: a day.
+const MOST_SECONDS: f64 = 86_400.0;
+
+/// Takes a number of seconds.
+pub(crate) fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=MOST_SECONDS).contains(&seconds) => {
+            Ok(std::time::Duration::from_secs_f64(seconds))
+        }
+        _ => Err(format!("expected a number of seconds from 0 to {MOST_SECONDS}")),
+    }
 }
 
 /// Parts of `aeir bench train`.

@@ -4,6 +4,7 @@
 
 mod data;
 mod encode;
+mod serve;
 mod train;
 
 use crate::flags::{BenchCommand, BenchFlags};
@@ -13,6 +14,7 @@ use crate::terminal::Terminal;
 pub(crate) fn run(flags: &BenchFlags, terminal: &Terminal) -> anyhow::Result<()> {
     match &flags.work {
         BenchCommand::Data(flags) => data::run(flags, terminal),
+        BenchCommand::Serve(flags) => serve::run(flags),
         BenchCommand::Encode(flags) => encode::run(flags, terminal),
         BenchCommand::Train(flags) => train::run(flags, terminal),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use aeir_data::ImageLimits;
 use clap::Args;
 
-use crate::flags::at_least_one;
+use crate::flags::{at_least_one, seconds};
 
 pub(super) const BODY: &str = "--max-body-bytes";
 pub(super) const TEXT: &str = "--max-text-bytes";
@@ -69,14 +69,4 @@ impl LimitFlags {
 /// Whole seconds of a limit, as an answer names it; at least 1.
 pub(super) fn whole_seconds(time: Duration) -> u64 {
     time.as_secs_f64().ceil().max(1.0) as u64
-}
-
-/// Longest time that a flag takes: a day.
-const MOST_SECONDS: f64 = 86_400.0;
-
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..=MOST_SECONDS).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(format!("expected a number of seconds from 0 to {MOST_SECONDS}")),
-    }
 }

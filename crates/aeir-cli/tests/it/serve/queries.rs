@@ -66,6 +66,28 @@ fn more_like_this_is_a_search_by_the_items_own_vector() {
 }
 
 #[test]
+fn a_filter_lets_some_items_through() {
+    let scene = Scene::with_model();
+    let server = scene.serve("index", &[]);
+    let all = server.search(&json!({"text": "a dog", "k": 30})).ok();
+    let ids: Vec<&Value> =
+        all["results"].as_array().unwrap().iter().skip(5).step_by(3).map(|hit| &hit["id"]).collect();
+    for _ in 0..2 {
+        let some = server.search(&json!({"text": "a dog", "k": 30, "filter": {"items": ids}})).ok();
+        let found: Vec<&Value> = some["results"].as_array().unwrap().iter().map(|hit| &hit["id"]).collect();
+        assert_eq!(found, ids, "in the order of the whole");
+    }
+    let none =
+        server.search(&json!({"text": "a dog", "filter": {"items": ["0000000000000000", "../x"]}})).ok();
+    assert!(names(&none).is_empty());
+    let by_form = form(&[("text", "a dog"), ("filter", &json!({"items": [ids[0]]}).to_string())], None);
+    assert_eq!(names(&server.post("/v1/search", &form_type(), &by_form).ok()).len(), 1);
+    server.search(&json!({"text": "a dog", "filter": {"equal": {"year": 2019}}})).refused(400, "no metadata");
+    server.search(&json!({"text": "a dog", "filter": {"equal": {"year": [1]}}})).refused(400, "single value");
+    server.search(&json!({"text": "a dog", "filter": {"item": []}})).refused(400, "unknown field `item`");
+}
+
+#[test]
 fn vectors_of_queries_are_unit_vectors() {
     let scene = Scene::with_model();
     let server = scene.serve("index", &[]);
@@ -253,4 +275,29 @@ fn the_description_is_of_the_routes_there_are() {
     for name in ["Wanted", "Results", "RefusalBody", "Card", "Health"] {
         assert!(described["components"]["schemas"][name].is_object(), "{name}");
     }
+}
+
+#[test]
+fn the_load_generator_counts_answers_and_errors() {
+    let scene = Scene::with_model();
+    let server = scene.serve("index", &[]);
+    let flags = format!(
+        "bench serve --url http://{}/ --sentences sentences.txt --clients 1,4 --seconds 0.3 --json",
+        server.address
+    );
+    let report = scene.run(&flags).ok().json();
+    for (round, clients) in report["rounds"].as_array().unwrap().iter().zip([1, 4]) {
+        assert_eq!((&round["clients"], &round["errors"]), (&json!(clients), &json!(0)), "{report}");
+        assert!(
+            round["answers"].as_u64().unwrap() >= clients
+                && round["p99_ms"].as_f64() >= round["p50_ms"].as_f64()
+        );
+    }
+    // Answers that are refusals are errors.
+    let refused = scene.run(&flags.replace("--json", "-k 9999 --json")).ok().json();
+    assert_eq!(refused["rounds"][0]["answers"], 0);
+    assert!(refused["rounds"][0]["errors"].as_u64().unwrap() > 0);
+    drop(server);
+    let told = scene.run(&flags).failure();
+    assert!(told.starts_with("exit 1") && told.contains("could not reach"), "{told}");
 }
