@@ -13,7 +13,7 @@ use super::{decode_query, print, print_json, tell_skipped};
 use crate::failure::CliError;
 use crate::flags::{Duplicates, Rerank, SearchFlags};
 use crate::search_engine::{
-    Answer, Found, Manner, Query, QueryError, SearchEngine, Shelf, Weights, stages_of,
+    Answer, Asked, Found, Manner, Query, QueryError, SearchEngine, Shelf, Weights, stages_of,
 };
 use crate::terminal::Terminal;
 

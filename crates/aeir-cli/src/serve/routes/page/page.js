@@ -261,6 +261,8 @@ function failed(error) {
   if (error.name === "AbortError") return;
   results([]);
   at("status").textContent = "";
+  // The dialog for the key has said it.
+  if (error.status === 401) return;
   tell(error.message.charAt(0).toUpperCase() + error.message.slice(1), error.hint);
 }
 
