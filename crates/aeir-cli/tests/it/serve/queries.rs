@@ -88,6 +88,30 @@ fn a_filter_lets_some_items_through() {
 }
 
 #[test]
+fn metadata_are_searched_by_and_told() {
+    let scene = Scene::with_model();
+    let images = scene.lines("images.txt");
+    let lines: Vec<String> = (images.iter().enumerate())
+        .map(|(i, image)| json!({"image": image, "year": 2000 + i % 3, "tags": ["all", "drawn"]}).to_string())
+        .collect();
+    scene.write_lines("facts.jsonl", &lines);
+    scene.run("index --model model --images images.txt --metadata facts.jsonl --output facts").ok();
+    let server = scene.serve("facts", &[]);
+    let asked = json!({"text": "a dog", "k": 30, "filter": {"equal": {"year": 2001, "tags": "drawn"}}});
+    let found = server.search(&asked).ok();
+    let results = found["results"].as_array().unwrap();
+    assert_eq!(results.len(), 10);
+    assert!(results.iter().all(|hit| hit["metadata"]["year"] == 2001), "{found}");
+    let flags = ["search", "--index", "facts", "a dog", "-k", "30", "--where", "year=2001", "--json"];
+    let by_command = scene.run_all(&flags).ok().json();
+    assert_eq!(by_command["results"].as_array().unwrap().len(), 10);
+    let id = results[0]["id"].as_str().unwrap();
+    assert_eq!(server.get(&format!("/v1/items/{id}")).ok()["metadata"], results[0]["metadata"]);
+    let none = json!({"text": "a dog", "filter": {"equal": {"year": "none"}}});
+    assert!(server.names(&none).is_empty());
+}
+
+#[test]
 fn vectors_of_queries_are_unit_vectors() {
     let scene = Scene::with_model();
     let server = scene.serve("index", &[]);

@@ -68,6 +68,10 @@ const percent = (share) => (share > 0 && share < 0.01 ? "<1" : Math.round(100 * 
 /** What a file's name says of its picture. */
 const spoken = (name) => name.replace(/^.*[\\/]/, "").replace(/\.[a-z0-9]{2,5}$/i, "").replace(/[_-]+/g, " ");
 
+/** Names and values as parts of a list; what is no text as JSON writes it. */
+const list = (facts) => Object.entries(facts).flatMap(([name, value]) =>
+  [make("dt", { text: name }), make("dd", { text: typeof value === "string" ? value : JSON.stringify(value) })]);
+
 /** Puts an item's picture into an image; what is wrong with it beside it. */
 async function show(image, id, size, failed) {
   const address = "v1/items/" + id + "/thumbnail" + (size ? "?size=" + size : "");
@@ -113,20 +117,20 @@ function part(label, classes, picture, remove) {
 }
 
 function parts() {
-  const list = [];
+  const shown = [];
   if (asked.image) {
     const picture = make("img", { attributes: { alt: "", src: asked.image.address } });
-    list.push(part(asked.image.name, "pictured", picture, forget));
+    shown.push(part(asked.image.name, "pictured", picture, forget));
   }
   if (asked.item) {
     const picture = make("img", { attributes: { alt: "" } });
     show(picture, asked.item.id, 0, () => picture.remove());
-    list.push(part("like " + spoken(asked.item.name), "pictured", picture, () => { asked.item = null; }));
+    shown.push(part("like " + spoken(asked.item.name), "pictured", picture, () => { asked.item = null; }));
   }
   asked.minus.forEach((term, place) =>
-    list.push(part(term, "less", null, () => asked.minus.splice(place, 1))));
-  at("parts").replaceChildren(...list);
-  at("parts").hidden = list.length === 0;
+    shown.push(part(term, "less", null, () => asked.minus.splice(place, 1))));
+  at("parts").replaceChildren(...shown);
+  at("parts").hidden = shown.length === 0;
 }
 
 const empty = () => !asked.text && !asked.image && !asked.item;
@@ -278,11 +282,11 @@ function summary(answer) {
 
 // ---- results
 
-function results(list) {
+function results(items) {
   held.forEach((local) => URL.revokeObjectURL(local));
   held = [];
-  found = list;
-  at("results").replaceChildren(...list.map(tile));
+  found = items;
+  at("results").replaceChildren(...items.map(tile));
   parts();
 }
 
@@ -340,6 +344,7 @@ function look(place) {
   at("view-name").textContent = result.name;
   const score = measure(result);
   at("view-score").textContent = score ? "Rank " + result.rank + ". " + score.meaning + "." : "";
+  at("view-facts").replaceChildren(...list(result.metadata || {}));
   at("view-back").disabled = place === 0;
   at("view-next").disabled = place === found.length - 1;
   const same = (result.duplicates || []).map((other) => {
@@ -372,8 +377,7 @@ async function introduce() {
     "Sentences for confidence": card.bank_sentences ? card.bank_sentences.toLocaleString("en") : "none",
     Fingerprint: card.fingerprint,
   };
-  at("card-facts").replaceChildren(...Object.entries(facts).flatMap(([name, value]) =>
-    [make("dt", { text: name }), make("dd", { text: value })]));
+  at("card-facts").replaceChildren(...list(facts));
   at("card-scores").textContent = card.bank_sentences
     ? "How a match compares with the best matches of " + card.bank_sentences.toLocaleString("en") + " sentences of this domain: at 80 %, " +
       "four in five of them find no better one. Below 5 % it is probably none. It is not the chance of being right. Searches by image show " +
