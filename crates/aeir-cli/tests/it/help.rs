@@ -691,7 +691,69 @@ fn index() {
 #[cfg(feature = "serve")]
 #[test]
 fn serve() {
-    insta::assert_snapshot!(help("serve"), @"");
+    insta::assert_snapshot!(help("serve"), @"
+    Serve an index over HTTP, with a page to search it
+
+    Usage: aeir serve [OPTIONS] --index <IDX>
+
+    Options:
+          --index <IDX>             Folder of an index; a new one that is committed there is taken over
+                                    without a restart [env: AEIR_INDEX=]
+          --api-key <KEY>           A key that requests have to send as `Authorization: Bearer KEY`;
+                                    better given as AEIR_API_KEY or in a file, as others can see the
+                                    flags of a process. The page, `/healthz` and `/openapi.json` stay
+                                    open [env: AEIR_API_KEY]
+          --api-key-file <FILE>     File that holds the key [env: AEIR_API_KEY_FILE=]
+          --rerank <N|all>          Of a model with a cross-attentive head: re-rank this many of the
+                                    first results with it, 0 for none, or `all` [default: 100; all where
+                                    the head alone was trained] [env: AEIR_RERANK=]
+          --reload-every <SECONDS>  How often to look for a new index, in seconds; 0 for never [env:
+                                    AEIR_RELOAD_EVERY=] [default: 2]
+          --device <DEVICE>         Where to compute: auto, cpu, cuda, cuda:N or metal [env:
+                                    AEIR_DEVICE=] [default: auto]
+      -q, --quiet                   No progress and no notes on stderr; warnings and errors stay [env:
+                                    AEIR_QUIET=]
+      -h, --help                    Print help
+
+    Address:
+          --host <ADDRESS>     Address to listen on. Others than this machine's own are open to
+                               everybody who can reach them [env: AEIR_HOST=] [default: 127.0.0.1]
+          --port <N>           Port to listen on; 0 for any that is free [env: AEIR_PORT=] [default:
+                               8080]
+          --allow-host <NAME>  Further names that clients reach this server by, such as that of a
+                               reverse proxy. On an address of this machine alone, other names than its
+                               own are refused. May be repeated [env: AEIR_ALLOW_HOST=]
+
+    Limits:
+          --max-body-bytes <N>          Largest body of a request, in bytes: 413 above it, before it is
+                                        read [env: AEIR_MAX_BODY_BYTES=] [default: 16777216]
+          --max-text-bytes <N>          Longest sentence, in bytes: 413 above it [env:
+                                        AEIR_MAX_TEXT_BYTES=] [default: 8192]
+          --max-pixels <N>              Largest image, in pixels: 413 above it, before it is decoded;
+                                        images of the index that are larger have no thumbnail [env:
+                                        AEIR_MAX_PIXELS=] [default: 50000000]
+          --max-side <N>                Longest side of an image, in pixels [env: AEIR_MAX_SIDE=]
+                                        [default: 65535]
+          --max-results <N>             Most results of a query [env: AEIR_MAX_RESULTS=] [default: 1000]
+          --max-requests <N>            Requests that are worked on or wait at once: 429 above it [env:
+                                        AEIR_MAX_REQUESTS=] [default: 128]
+          --queue-timeout <SECONDS>     Longest wait for the encoder, in seconds: 503 after it [env:
+                                        AEIR_QUEUE_TIMEOUT=] [default: 5]
+          --max-batch <N>               Queries that are embedded at once, at most [env:
+                                        AEIR_MAX_BATCH=] [default: 32]
+          --batch-window <SECONDS>      How long a batch waits for queries that are on their way, in
+                                        seconds; one that is alone does not wait [env:
+                                        AEIR_BATCH_WINDOW=] [default: 0.002]
+          --head-timeout <SECONDS>      Longest wait for the head of a request, in seconds; the
+                                        connection is closed after it [env: AEIR_HEAD_TIMEOUT=]
+                                        [default: 10]
+          --body-timeout <SECONDS>      Longest wait for the body of a request, in seconds: 408 after it
+                                        [env: AEIR_BODY_TIMEOUT=] [default: 30]
+          --shutdown-timeout <SECONDS>  Longest wait for requests under way when the server is asked to
+                                        end, in seconds [env: AEIR_SHUTDOWN_TIMEOUT=] [default: 10]
+          --thumbnail-bytes <N>         Memory for thumbnails, in bytes [env: AEIR_THUMBNAIL_BYTES=]
+                                        [default: 67108864]
+    ");
 }
 
 #[test]
@@ -764,6 +826,17 @@ fn search() {
               Search without the index's hubness correction
 
               [env: AEIR_PLAIN=]
+
+          --where <KEY=VALUE>
+              Only images whose metadata have this value under this key. May be repeated: all have to
+              hold
+
+              [env: AEIR_WHERE=]
+
+          --exact
+              Look at every image, even where the index has a graph for approximate search
+
+              [env: AEIR_EXACT=]
 
           --duplicates <DUPLICATES>
               What becomes of near-identical images
