@@ -133,7 +133,7 @@ fn targets() {
     ");
     insta::assert_snapshot!(train("sentences.txt", "no-images"), @r"
     exit 3
-    error: `no-images`: no data set found; looked for train_ims.npy (or dev_, test_), dataset*.json, captions_*.json, *.parquet, *.tar, and images (files that end in .jpg, .jpeg, .jpe, .jfif, .png, .webp, .gif, .bmp)
+    error: `no-images`: no data set found; looked for train_ims.npy (or dev_, test_), dataset*.json, captions_*.json, *.parquet, *.tar, captions.jsonl, and images (files that end in .jpg, .jpeg, .jpe, .jfif, .png, .webp, .gif, .bmp)
     ");
 }
 

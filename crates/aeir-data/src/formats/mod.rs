@@ -22,6 +22,9 @@ use crate::dataset::{Dataset, Format, ReadOptions};
 use crate::error::DataError;
 use crate::feature_table;
 
+/// The caption file of a folder, as `aeir data convert` writes it.
+const CAPTIONS: &str = "captions.jsonl";
+
 /// Bytes of a file that are looked at to tell its format.
 const LOOKED_AT: u64 = 4 * 1024;
 
@@ -49,16 +52,27 @@ fn detect_folder(path: &Path) -> Result<Format, DataError> {
     if let Some((format, _)) = found.into_iter().find(|(_, there)| *there) {
         return Ok(format);
     }
+    if path.join(CAPTIONS).is_file() {
+        return Ok(Format::JsonLines);
+    }
     if folder::has_image(path)? {
         return Ok(Format::Folder);
     }
     Err(DataError::UnknownFormat {
         path: path.to_path_buf(),
         looked_for: format!(
-            "train_ims.npy (or dev_, test_), dataset*.json, captions_*.json, *.parquet, *.tar, and images (files that end in .{})",
-            folder::IMAGE_SUFFIXES.join(", .")
+            "train_ims.npy (or dev_, test_), dataset*.json, captions_*.json, *.parquet, *.tar, {CAPTIONS}, and images (files that end in \
+             .{}){}",
+            folder::IMAGE_SUFFIXES.join(", ."),
+            lists_in(path)
         ),
     })
+}
+
+/// What to say of files that can be read by themselves.
+fn lists_in(folder: &Path) -> String {
+    let lists = files_named(folder, |name| name.ends_with(".jsonl") || name.ends_with(".csv"));
+    lists.first().map_or_else(String::new, |first| format!("; `{}` can be read by itself", first.display()))
 }
 
 /// Whether a folder is one of images, where it also holds something else.
@@ -122,6 +136,7 @@ fn files_or(path: &Path, in_folder: impl Fn(&Path) -> Vec<PathBuf>) -> Vec<PathB
 /// Those of the format's reader.
 pub(crate) fn read(path: &Path, format: Format, options: &ReadOptions) -> Result<Dataset, DataError> {
     match format {
+        Format::JsonLines if path.is_dir() => jsonl::read(&path.join(CAPTIONS), options),
         Format::JsonLines => jsonl::read(path, options),
         Format::Table => table::read(path, options),
         Format::Folder => folder::read(path, options),

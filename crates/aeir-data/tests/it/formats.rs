@@ -56,6 +56,18 @@ fn check_image(image: &ImageSource, colour: [u8; 3]) {
 }
 
 #[test]
+fn a_folder_is_read_by_its_caption_file() {
+    let folder = open(&formats("json-lines")).unwrap();
+    assert_eq!(folder.items, open(&formats("json-lines/captions.jsonl")).unwrap().items);
+    assert_eq!(ParallelDomain::read(&formats("json-lines")).unwrap().name, "json-lines");
+    // Under another name it is not taken unasked, but named.
+    let other = tempdir().unwrap();
+    let file = write(other.path(), "train.jsonl", "{}");
+    let told = open(other.path()).unwrap_err().to_string();
+    assert!(told.ends_with(&format!("; `{}` can be read by itself", file.display())), "{told}");
+}
+
+#[test]
 fn json_lines() {
     let data = open(&formats("json-lines/captions.jsonl")).unwrap();
     assert_eq!((data.format, data.items[2].id.as_str()), (Format::JsonLines, "images/blue sky.webp"));
