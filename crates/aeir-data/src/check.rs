@@ -170,7 +170,9 @@ pub fn check(data: &[Dataset], limits: &ImageLimits, mut progress: impl FnMut(us
             part.notes.clone_from(&data.notes);
             for Skipped { item, line, reason, .. } in &data.skipped {
                 let line = line.map_or_else(String::new, |line| format!("line {line}: "));
-                part.skipped.add(|| format!("{line}{item}: {reason}"));
+                // An empty line has no name.
+                let item = if item.is_empty() { String::new() } else { format!("{item}: ") };
+                part.skipped.add(|| format!("{line}{item}{reason}"));
             }
         }
     }

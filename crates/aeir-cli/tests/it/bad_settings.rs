@@ -148,7 +148,7 @@ fn configurations() {
       |
     1 | epochs = "many"
       |          ^^^^^^
-    invalid type: string "many", expected usize
+    invalid type: string "many", expected a whole number, 0 or more
     "#);
     insta::assert_snapshot!(train("version = 9\n"), @r"
     exit 2

@@ -60,6 +60,9 @@ fn check_counts_and_finds_leaks() {
     ] {
         assert!(told.contains(part), "{told}");
     }
+    scene.write("lines.txt", "a dog\n\na cat\n");
+    let told = scene.run("data check lines.txt").ok().stdout;
+    assert!(told.contains("line 2: empty line") && !told.contains(": :"), "{told}");
     scene.write("nothing.jsonl", r#"{"image": "gone.jpg", "captions": ["x"]}"#);
     let refused = scene.run("data check nothing.jsonl");
     assert_eq!(refused.code, Some(3));

@@ -116,7 +116,7 @@ fn settings_that_are_not_there() {
     ");
     insta::assert_snapshot!(set("epochs=many"), @r#"
     exit 2
-    error: configuration `--set epochs=many`: invalid type: string "many", expected usize
+    error: configuration `--set epochs=many`: invalid type: string "many", expected a whole number, 0 or more
     "#);
     insta::assert_snapshot!(set("optimizer.kind=adma"), @"
     exit 2

@@ -165,9 +165,34 @@ fn refused(message: String) -> TrainError {
     TrainError::ConfigSyntax { file: ORIGIN.into(), message }
 }
 
-/// The message with the key that was probably meant.
+/// The message in a user's words, with the key that was probably meant.
 pub(super) fn told_with_nearest(message: &str, nearest: Option<&str>) -> String {
-    nearest.map_or_else(|| message.to_owned(), |key| format!("{message}\n  did you mean `{key}`?"))
+    let message = in_words(message);
+    nearest.map_or_else(|| message.clone(), |key| format!("{message}\n  did you mean `{key}`?"))
+}
+
+/// What the parser says it expected, by the names of types, in words.
+const EXPECTED: [(&str, &str); 9] = [
+    ("expected usize", "expected a whole number, 0 or more"),
+    ("expected u64", "expected a whole number, 0 or more"),
+    ("expected u32", "expected a whole number, 0 or more"),
+    ("expected f64", "expected a number"),
+    ("expected f32", "expected a number"),
+    ("expected a boolean", "expected true or false"),
+    ("expected a sequence", "expected a list"),
+    ("expected struct ", "expected a section of settings"),
+    ("expected enum ", "expected one of the names that the setting has"),
+];
+
+/// The message without names of types.
+fn in_words(message: &str) -> String {
+    let found = EXPECTED.iter().find_map(|(type_name, words)| Some((message.find(type_name)?, type_name, words)));
+    let Some((at, type_name, words)) = found else { return message.to_owned() };
+    let (before, rest) = message.split_at(at);
+    let rest = rest.get(type_name.len()..).unwrap_or_default();
+    // Of a structure the name follows.
+    let end = if type_name.ends_with(' ') { rest.find(char::is_whitespace).unwrap_or(rest.len()) } else { 0 };
+    format!("{before}{words}{}", rest.get(end..).unwrap_or_default())
 }
 
 /// The known dotted key nearest to an unknown one, which may lack its section.
@@ -238,13 +263,19 @@ mod tests {
             ("optimiser.momentum=1", "did you mean `optimizer.momentum`?"),
             ("sed=2", "did you mean `seed`?"),
             ("epochs", "has no `=`"),
-            ("epochs=many", "invalid type"),
+            ("epochs=many", "expected a whole number, 0 or more"),
+            ("epochs=-1", "expected a whole number, 0 or more"),
+            ("optimizer.learning_rate=fast", "expected a number"),
+            ("standardise=1", "expected true or false"),
+            ("optimizer=3", "expected a section of settings"),
+            ("optimizer.groups=3", "expected a list"),
             ("method=dan", "unknown variant `dan`"),
             ("optimizer={ learnig_rate = 0.5 }", "did you mean `learning_rate`?"),
             ("nonsense_of_all_kinds=1", "unknown key `nonsense_of_all_kinds`"),
         ] {
             let error = set(&[assignment]).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("--set"), "{assignment}: {error}");
+            assert!(!["usize", "f64", "struct", "enum"].iter().any(|name| error.contains(name)), "{error}");
         }
     }
 
