@@ -35,6 +35,8 @@ use crate::terminal::Terminal;
 const FIVE_FOLD_IMAGES: usize = 5_000;
 /// Bounds of the steps of confidence: the first is what a usual `--min-confidence` turns away.
 const RELIABILITY_STEPS: [f64; 7] = [0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 1.0];
+/// Of fewer test images a recall says little.
+const FEW_IMAGES: usize = 20;
 /// The rule for equal scores, as the output states it.
 const TIES: &str = "of items with equal scores the wrong ones count first";
 
@@ -56,6 +58,11 @@ pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> 
     let pairs = Pairs::read(flags, data, split, terminal)?;
     let scored = score_model(&flags.model, flags, &pairs, &device, terminal)?;
     remember(flags, data, &scored, terminal)?;
+    let images = scored.metrics()?.n_images;
+    if images < FEW_IMAGES {
+        let plural = if images == 1 { "image" } else { "images" };
+        terminal.warn(&format!("{images} test {plural}: a recall of fewer than {FEW_IMAGES} says little, look at its interval"));
+    }
     let options =
         BootstrapOptions { replicates: flags.replicates, seed: flags.seed, ..BootstrapOptions::default() };
     let comparison = match &flags.compare {

@@ -17,20 +17,24 @@ use crate::terminal::Terminal;
 
 #[derive(Serialize)]
 struct Written {
-    report: PathBuf,
+    /// The page, where one was written.
+    report: Option<PathBuf>,
     runs: Vec<RunRecord>,
 }
 
 /// Writes a page about runs.
 pub(crate) fn run(flags: &ReportFlags, _terminal: &Terminal) -> anyhow::Result<()> {
     let runs = RunRecord::read_all(&flags.runs)?;
+    if flags.json && flags.output.is_none() {
+        return print_json(&Written { report: None, runs });
+    }
     let report = flags.output.clone().unwrap_or_else(|| match flags.runs.as_slice() {
         [run] => run.join(REPORT_FILE),
         _ => PathBuf::from(REPORT_FILE),
     });
     write_page(&report, &html(&runs)?)?;
     if flags.json {
-        return print_json(&Written { report, runs });
+        return print_json(&Written { report: Some(report), runs });
     }
     print(&format!("report  {}\n", report.display()))
 }

@@ -57,7 +57,7 @@ pub(crate) struct ReportFlags {
     /// The page to write [default: report.html in the run; of several runs in the working folder]
     #[arg(long, short, value_name = "FILE", env = "AEIR_OUTPUT")]
     pub(crate) output: Option<PathBuf>,
-    /// Print one JSON object with all figures
+    /// Print one JSON object with all figures; a page is then written with --output alone
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
 }

@@ -1143,7 +1143,8 @@ fn report() {
     Options:
       -o, --output <FILE>  The page to write [default: report.html in the run; of several runs in the
                            working folder] [env: AEIR_OUTPUT=]
-          --json           Print one JSON object with all figures [env: AEIR_JSON=]
+          --json           Print one JSON object with all figures; a page is then written with --output
+                           alone [env: AEIR_JSON=]
       -q, --quiet          No progress and no notes on stderr; warnings and errors stay [env:
                            AEIR_QUIET=]
       -h, --help           Print help

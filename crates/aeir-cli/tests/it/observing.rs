@@ -55,6 +55,11 @@ fn a_page_about_a_run_and_about_several() {
     assert_eq!(page.matches("test.jsonl: 20 images").count(), 1, "the last of its kind alone");
     assert!(page.contains("An aeir model") && !page.contains("library_name"), "the card without its head");
 
+    fs::remove_file(scene.path("run/report.html")).unwrap();
+    let figures = scene.run("report run --json").ok().json();
+    assert!(figures["report"].is_null() && figures["runs"][0]["settings"].is_object(), "{figures}");
+    assert!(!scene.path("run/report.html").exists(), "figures were asked for, and no page");
+
     let both = scene.run("report run other --output pages.html --json").ok().json();
     assert_eq!(both["report"], "pages.html");
     assert_eq!(both["runs"][1]["settings"]["optimizer.learning_rate"], "0.01");

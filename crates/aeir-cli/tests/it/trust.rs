@@ -19,6 +19,16 @@ fn paths(answer: &Value) -> Vec<String> {
 }
 
 #[test]
+fn a_recall_of_one_pair_is_warned_of() {
+    let scene = Scene::with_model();
+    let lines = scene.lines("test.jsonl");
+    scene.write_lines("one.jsonl", &lines[..1]);
+    let one = scene.run("eval --model model --data one.jsonl").ok();
+    assert!(one.stderr.contains("1 test image: a recall of fewer than 20 says little"), "{one:?}");
+    assert!(!scene.run("eval --model model --data test.jsonl").ok().stderr.contains("says little"));
+}
+
+#[test]
 fn eval_shows_plain_and_corrected_side_by_side() {
     let scene = Scene::with_model();
     let plain = scene.run("eval --model model --data test.jsonl --json").ok().json();

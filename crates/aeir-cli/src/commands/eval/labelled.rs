@@ -13,7 +13,7 @@ use aeir_train::validate::{embed_table, encode_table};
 use candle_core::Tensor;
 use serde::Serialize;
 
-use super::{TIES, how};
+use super::{FEW_IMAGES, TIES, how};
 use crate::backbones::extractor_of;
 use crate::commands::{print, print_json, tell_skipped};
 use crate::failure::CliError;
@@ -25,8 +25,6 @@ use crate::terminal::Terminal;
 
 /// How the intervals were made, as the output states it.
 const INTERVALS: &str = "Wilson, 95 %, of the labelled queries as a random sample";
-/// Fewer pairs say little, whatever they say.
-const FEW: usize = 20;
 
 /// What is printed.
 #[derive(Serialize)]
@@ -75,7 +73,7 @@ pub(super) fn run(flags: &EvalFlags, path: &Path, terminal: &Terminal) -> anyhow
     let (found, mut skipped) = gallery.found(pairs, &mut extractor)?;
     skipped.extend(labelled.skipped().iter().cloned());
     tell_skipped(terminal, &skipped, None);
-    if found.images.len() < FEW {
+    if found.images.len() < FEW_IMAGES {
         terminal.warn(&format!(
             "{} labelled images: the intervals are wide, and of so few even they are rough",
             found.images.len()

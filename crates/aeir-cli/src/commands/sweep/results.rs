@@ -130,13 +130,15 @@ impl Results {
         }
         for RankCorrelation { criterion, over_runs, runs, over_settings, settings } in &self.rank_correlations
         {
-            let number = |value: &Option<f64>| {
-                value.map_or_else(|| "not defined".to_owned(), |value| format!("{value:.2}"))
+            let number = |value: &Option<f64>, count: usize| match value {
+                _ if count < FEWEST_RANKED => "too few to rank".to_owned(),
+                Some(value) => format!("{value:.2}"),
+                None => "not defined".to_owned(),
             };
             told.push(format!(
                 "Rank correlation (Spearman) of {criterion} with test rSum: {} over {runs} runs, {} over {settings} settings.",
-                number(over_runs),
-                number(over_settings)
+                number(over_runs, *runs),
+                number(over_settings, *settings)
             ));
         }
         told.extend(
@@ -312,6 +314,9 @@ impl Setting {
     }
 }
 
+/// Fewer have a rank correlation that says nothing: two are always in order, or in the other.
+const FEWEST_RANKED: usize = 4;
+
 /// Names of all criteria that a run recorded.
 fn criteria(runs: &[RunResult]) -> Vec<String> {
     runs.iter().flat_map(|run| run.criteria.keys()).collect::<BTreeSet<_>>().into_iter().cloned().collect()
@@ -332,6 +337,9 @@ fn correlation(
         return Ok(None);
     }
     let correlation = |pairs: &[(f64, f64)]| {
+        if pairs.len() < FEWEST_RANKED {
+            return Ok(None);
+        }
         let (a, b): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
         spearman(&a, &b)
     };
@@ -396,7 +404,7 @@ mod tests {
         let correlation = &results.rank_correlations[0];
         // Ranks (1, 2, 3, 4) and (2, 4, 3, 1).
         assert!((correlation.over_runs.unwrap() + 0.4).abs() < 1e-12, "{:?}", correlation.over_runs);
-        assert_eq!(correlation.over_settings, Some(-1.0));
+        assert_eq!((correlation.over_settings, correlation.settings), (None, 2), "two are always in order");
     }
 
     #[test]
@@ -411,7 +419,7 @@ mod tests {
             verdicts.contains("By recall on the test pairs it would be optimizer.learning_rate = 0.1"),
             "{verdicts}"
         );
-        assert!(verdicts.contains("-0.40 over 4 runs, -1.00 over 2 settings"), "{verdicts}");
+        assert!(verdicts.contains("-0.40 over 4 runs, too few to rank over 2 settings"), "{verdicts}");
         let text = results.text();
         let table: Vec<&str> = text.lines().skip(2).take(3).collect();
         assert_eq!(
