@@ -10,6 +10,7 @@ mod flags;
 mod interrupt;
 mod labelled;
 mod limits;
+mod output_file;
 mod place;
 mod progress;
 mod report;

@@ -18,8 +18,10 @@ use super::{print, print_json, tell_skipped};
 use crate::backbones::{Backbones, Sentences, extractor_of, load_image, load_sentence};
 use crate::failure::CliError;
 use crate::flags::diagnose::DiagnoseFlags;
+use crate::output_file;
 use crate::place::feature_cache;
 use crate::progress::{TrainingBar, extraction};
+use crate::report::is_ours;
 use crate::terminal::Terminal;
 
 /// Towers that are trained where no model is given: several, so that what they agree on stands out.
@@ -33,6 +35,9 @@ pub(crate) const FEWEST: usize = 20;
 
 /// Measures the domains against each other and says what to do.
 pub(crate) fn run(flags: &DiagnoseFlags, terminal: &Terminal) -> anyhow::Result<()> {
+    if let Some(page) = &flags.output {
+        output_file::check(page, "a page of ours", is_ours)?;
+    }
     let device = flags.device.device.open(terminal)?;
     let inputs = Inputs::read(flags, terminal)?;
     let cache = feature_cache()?;

@@ -12,13 +12,16 @@ use aeir_train::mining::{Match, MiningOptions, match_sets};
 use aeir_train::validate::embed_table;
 use anyhow::Context;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::{print, print_json, tell_skipped};
 use crate::backbones::extractor_of;
 use crate::failure::CliError;
 use crate::flags::pairs::{PairsCommand, PairsExportFlags, PairsFlags};
+use crate::output_file;
 use crate::place::feature_cache;
 use crate::progress::extraction;
+use crate::report::is_ours;
 use crate::terminal::Terminal;
 
 /// Images times sentences whose scores are held at most; matching copies them.
@@ -68,6 +71,10 @@ struct Summary<'a> {
 }
 
 fn export(flags: &PairsExportFlags, terminal: &Terminal) -> anyhow::Result<()> {
+    output_file::check(&flags.output, "a list of pairs", is_list)?;
+    if let Some(page) = &flags.html {
+        output_file::check(page, "a page of ours", is_ours)?;
+    }
     let device = flags.device.device.open(terminal)?;
     let options = flags.reading.options();
     let images = TargetImages::read_with(&flags.target_images, &options)?;
@@ -96,6 +103,12 @@ fn export(flags: &PairsExportFlags, terminal: &Terminal) -> anyhow::Result<()> {
     skipped.extend(images.skipped().iter().chain(sentences.skipped()).cloned());
     tell_skipped(terminal, &skipped, None);
     tell(flags, &pairs, (kept.len(), sentences.sentences().len()), skipped.len())
+}
+
+/// Whether a text is what an earlier export wrote; without a pair it is empty.
+fn is_list(text: &str) -> bool {
+    let has_keys = |value: Value| ["image", "sentence", "confidence"].iter().all(|key| !value[key].is_null());
+    text.lines().next().is_none_or(|line| serde_json::from_str(line).is_ok_and(has_keys))
 }
 
 /// Refuses sets whose scores would not fit into memory, before anything is encoded.

@@ -1,6 +1,5 @@
 //! `aeir report`.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use aeir_encoders::write_atomically;
@@ -9,8 +8,8 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{print, print_json};
-use crate::failure::CliError;
 use crate::flags::runs::ReportFlags;
+use crate::output_file;
 use crate::report::is_ours;
 use crate::report::runs::{RunRecord, html};
 use crate::terminal::Terminal;
@@ -41,12 +40,6 @@ pub(crate) fn run(flags: &ReportFlags, _terminal: &Terminal) -> anyhow::Result<(
 
 /// Writes a page; one of our own is replaced, another file is not.
 pub(crate) fn write_page(file: &Path, page: &str) -> anyhow::Result<()> {
-    if file.exists() && !fs::read_to_string(file).is_ok_and(|text| is_ours(&text)) {
-        return Err(CliError::Usage {
-            message: format!("`{}` is there already and is not a report", file.display()),
-            hint: "name another file with --output".into(),
-        }
-        .into());
-    }
+    output_file::check(file, "a report", is_ours)?;
     write_atomically(file, page.as_bytes()).with_context(|| format!("could not write `{}`", file.display()))
 }

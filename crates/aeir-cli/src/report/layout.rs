@@ -6,7 +6,7 @@ use super::chart::{Chart, Series};
 
 const STYLE: &str = include_str!("style.css");
 /// By this a page is known as ours, and may be written anew.
-const GENERATOR: &str = concat!("aeir ", env!("CARGO_PKG_VERSION"));
+pub(crate) const GENERATOR: &str = concat!("aeir ", env!("CARGO_PKG_VERSION"));
 const GENERATOR_MARK: &str = "<meta name=\"generator\" content=\"aeir ";
 
 /// A whole page around its content.
@@ -25,6 +25,15 @@ pub(crate) fn page(title: &str, content: &Markup) -> String {
         }
     };
     page.into_string()
+}
+
+/// Text in which names stand between backticks, as messages have them.
+pub(crate) fn worded(text: &str) -> Markup {
+    html! {
+        @for (number, part) in text.split('`').enumerate() {
+            @if number % 2 == 1 { code { (part) } } @else { (part) }
+        }
+    }
 }
 
 /// Whether a file's text is a page that this program wrote.
@@ -140,4 +149,15 @@ pub(crate) fn figure(chart: &Chart<'_>, own_legend: bool) -> anyhow::Result<Opti
             (PreEscaped(svg))
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_between_backticks_are_code() {
+        assert_eq!(worded("raise `epochs`, or <b>").into_string(), "raise <code>epochs</code>, or &lt;b&gt;");
+        assert_eq!(worded("plain").into_string(), "plain");
+    }
 }

@@ -9,7 +9,7 @@ pub(crate) mod sweep;
 
 pub(crate) use chart::Chart;
 pub(crate) use demo::{Example, Found, Gallery, Query, Report, Row, RunResult};
-pub(crate) use layout::is_ours;
+pub(crate) use layout::{GENERATOR, is_ours, worded};
 pub(crate) use summary::Summary;
 
 /// A name of letters, digits, `-`, `_` and `.`, for a file.

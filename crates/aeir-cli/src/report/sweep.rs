@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::chart::{COLOURS, Chart, Series, Stroke};
-use super::layout::{self, Cell, Column, Line};
+use super::layout::{self, Cell, Column, Line, worded};
 use super::summary::Summary;
 
 /// A setting: the mean over its seeds.
@@ -36,7 +36,7 @@ pub(crate) fn html(
     let content = html! {
         header {
             h1 { "Sweep" }
-            ul.verdicts { @for verdict in verdicts { li { (verdict) } } }
+            ul.verdicts { @for verdict in verdicts { li { (worded(verdict)) } } }
         }
         section {
             h2 { "Settings" }

@@ -82,9 +82,9 @@ fn what_can_not_be_planned_is_said() {
     scene.write("plan.jsonl", "my notes\n");
     insta::assert_snapshot!(scene.run(&plan).failure(), @"
     exit 2
-    error: `plan.jsonl` is there and is no plan: nothing is written over it
+    error: `plan.jsonl` is there already and is not a plan
 
-    hint: name a file that is not there yet, or an earlier plan
+    hint: name another file: nothing is written over it
     ");
     assert_eq!(scene.read("plan.jsonl"), b"my notes\n");
 }

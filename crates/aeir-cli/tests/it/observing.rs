@@ -99,7 +99,7 @@ fn what_is_no_run_and_what_is_no_page_is_refused() {
     exit 2
     error: `notes.html` is there already and is not a report
 
-    hint: name another file with --output
+    hint: name another file: nothing is written over it
     ");
     assert_eq!(scene.read("notes.html"), b"my notes");
     scene.write("run/metrics.jsonl", "{\"epoch\": 1}\nnonsense\n");

@@ -43,6 +43,29 @@ fn what_can_not_be_exported_is_said() {
     assert!(share.stderr.contains("from 0 to below 1"), "{share:?}");
 }
 
+#[test]
+fn foreign_files_are_left_alone_and_places_looked_at_first() {
+    let scene = Scene::with_model();
+    let export = |output: &str| scene.run(&format!("pairs export --model model {} --output {output}", sets()));
+    scene.write("notes.txt", "my notes\n");
+    for output in ["notes.txt", "pairs.jsonl --html notes.txt"] {
+        let refused = export(output);
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains("`notes.txt` is there already and is not a"), "{refused:?}");
+    }
+    assert_eq!(scene.read("notes.txt"), b"my notes\n");
+    assert!(!scene.path("pairs.jsonl").exists(), "nothing was begun");
+    let nowhere = export("none/pairs.jsonl");
+    assert!(nowhere.code == Some(2) && nowhere.stderr.contains("there is no folder `none`"), "{nowhere:?}");
+    // Its own files are replaced.
+    for _ in 0..2 {
+        export("pairs.jsonl --html pairs.html").ok();
+    }
+    let diagnose = scene.run(&format!("diagnose --source source.jsonl {} --output notes.txt", sets()));
+    assert!(diagnose.code == Some(2) && diagnose.stderr.contains("is not a page of ours"), "{diagnose:?}");
+    assert_eq!(scene.read("notes.txt"), b"my notes\n");
+}
+
 /// The objects of a file that has one a line.
 fn records(scene: &Scene, file: &str) -> Vec<Value> {
     scene.lines(file).iter().map(|line| serde_json::from_str(line).unwrap()).collect()

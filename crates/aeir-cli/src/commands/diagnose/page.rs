@@ -13,6 +13,7 @@ use plotters::style::RGBColor;
 use super::measure::{Diagnosis, Difference, Differences, GalleryHubness, Names};
 use super::plots::{Group, Mark, histogram, scatter};
 use super::verdict::p_value;
+use crate::report::{GENERATOR, worded};
 
 const STYLE: &str = include_str!("../../report/style.css");
 const SOURCE: RGBColor = RGBColor(123, 135, 148);
@@ -42,14 +43,15 @@ pub(super) fn html(
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="generator" content=(GENERATOR);
                 title { "aeir diagnose" }
                 style { (PreEscaped(STYLE)) }
             }
             body { main {
                 header {
                     h1 { "Can adaptation help here?" }
-                    p.lead { (first) }
-                    ul.verdicts { @for sentence in rest { li { (sentence) } } }
+                    p.lead { (worded(first)) }
+                    ul.verdicts { @for sentence in rest { li { (worded(sentence)) } } }
                     p.note {
                         (items.source_images) " source images with " (items.source_sentences) " sentences, "
                         (items.target_images) " target images, " (items.target_sentences) " target sentences. Joint space: "

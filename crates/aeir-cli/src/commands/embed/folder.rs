@@ -1,5 +1,6 @@
 //! What the embeddings are made of, what is left of an interrupted run, when they count as finished.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -136,6 +137,40 @@ pub(super) struct Finished {
     pub(super) sentences: Option<Rows>,
     /// Items listed in `skipped.jsonl`.
     skipped: usize,
+    /// How long each file is; empty in the manifests of earlier versions.
+    #[serde(default)]
+    bytes: BTreeMap<String, u64>,
+}
+
+impl Finished {
+    /// The files of an output and how long they are.
+    fn measured(mut self, folder: &Path) -> anyhow::Result<Self> {
+        for rows in [&self.images, &self.sentences].into_iter().flatten() {
+            for file in [Some(&rows.file), rows.names.as_ref()].into_iter().flatten() {
+                let path = folder.join(file);
+                let length = fs::metadata(&path).with_context(|| failed(&path))?.len();
+                self.bytes.insert(file.clone(), length);
+            }
+        }
+        Ok(self)
+    }
+
+    /// Refuses an output of which a file is gone or has another length than when it was written.
+    fn check(&self, folder: &Path) -> anyhow::Result<()> {
+        for (file, expected) in &self.bytes {
+            let path = folder.join(file);
+            let got = fs::metadata(&path).ok().map(|metadata| metadata.len());
+            if got != Some(*expected) {
+                let got = got.map_or_else(|| "it is gone".to_owned(), |got| format!("got {got}"));
+                return Err(CliError::Data {
+                    message: format!("`{}`: expected {expected} bytes, as its manifest says, {got}", path.display()),
+                    hint: "copy it again from where it was made, or remove the output and embed again".into(),
+                }
+                .into());
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -168,7 +203,10 @@ impl EmbeddingFolder {
         if let Some(bytes) = read_if_there(&output.manifest())? {
             let manifest: Option<Manifest> = serde_json::from_slice(&bytes).ok();
             return match manifest {
-                Some(manifest) if manifest.identity == *identity => Ok(Opened::Finished(manifest.finished)),
+                Some(manifest) if manifest.identity == *identity => {
+                    manifest.finished.check(output.folder())?;
+                    Ok(Opened::Finished(manifest.finished))
+                }
                 Some(manifest) => Err(refuse(
                     path,
                     &format!("holds the embeddings of {}", manifest.identity.difference(identity)),
@@ -248,7 +286,7 @@ impl EmbeddingFolder {
     /// Puts everything in its place. The manifest comes last: without it the output is unfinished, and this is done again.
     pub(super) fn finish(self, identity: &Identity, skipped: usize) -> anyhow::Result<Finished> {
         let (work, format) = (self.output.work(), self.output.format);
-        let mut finished = Finished { images: None, sentences: None, skipped };
+        let mut finished = Finished { images: None, sentences: None, skipped, bytes: BTreeMap::new() };
         for part in &self.parts {
             let (kind, (rows, dimension)) = (part.kind(), part.shape());
             let file = self.output.array(kind);
@@ -275,6 +313,7 @@ impl EmbeddingFolder {
         if format == ArrayFormat::Safetensors {
             self.write_safetensors(identity)?;
         }
+        let finished = finished.measured(self.output.folder())?;
         let manifest = Manifest { identity: identity.clone(), finished };
         let path = self.output.manifest();
         write_atomically(&path, &[serde_json::to_vec_pretty(&manifest)?, b"\n".to_vec()].concat())

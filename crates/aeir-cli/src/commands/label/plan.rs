@@ -15,6 +15,7 @@ use crate::backbones::extractor_of;
 use crate::commands::{print, print_json, tell_skipped};
 use crate::failure::CliError;
 use crate::flags::label::LabelPlanFlags;
+use crate::output_file;
 use crate::place::feature_cache;
 use crate::progress::extraction;
 use crate::terminal::Terminal;
@@ -32,7 +33,7 @@ struct Summary<'a> {
 
 /// Writes a plan.
 pub(super) fn run(flags: &LabelPlanFlags, terminal: &Terminal) -> anyhow::Result<()> {
-    check_output(&flags.output)?;
+    output_file::check(&flags.output, "a plan", is_plan)?;
     let device = flags.device.device.open(terminal)?;
     let options = flags.reading.options();
     let images = TargetImages::read_with(&flags.target_images, &options)?;
@@ -70,18 +71,9 @@ pub(super) fn run(flags: &LabelPlanFlags, terminal: &Terminal) -> anyhow::Result
     if flags.json { print_json(&summary) } else { print(&told(&summary, flags)) }
 }
 
-/// A plan may take the place of a plan, and of nothing else.
-fn check_output(file: &Path) -> Result<(), CliError> {
-    let refuse = |what: &str| CliError::Usage {
-        message: format!("`{}` {what}", file.display()),
-        hint: "name a file that is not there yet, or an earlier plan".into(),
-    };
-    match std::fs::read_to_string(file) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(_) => Err(refuse("is there and is no plan")),
-        Ok(text) if text.lines().all(|line| serde_json::from_str::<PlannedImage>(line).is_ok()) => Ok(()),
-        Ok(_) => Err(refuse("is there and is no plan: nothing is written over it")),
-    }
+/// Whether a text is an earlier plan.
+fn is_plan(text: &str) -> bool {
+    text.lines().all(|line| serde_json::from_str::<PlannedImage>(line).is_ok())
 }
 
 /// A person can't look at numbers.

@@ -7,6 +7,7 @@ use base64::Engine;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{Pair, thumbnail};
+use crate::report::GENERATOR;
 
 const STYLE: &str = "\
 body{font:15px/1.45 system-ui,sans-serif;color:#1f2933;background:#f5f6f8;margin:0}\
@@ -34,6 +35,7 @@ pub(super) fn html(pairs: &[Pair<'_>], model: &Path, limits: &ImageLimits) -> St
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="generator" content=(GENERATOR);
                 title { "Mined pairs" }
                 style { (PreEscaped(STYLE)) }
             }

@@ -8,7 +8,7 @@ use base64::Engine;
 use maud::{Markup, html};
 
 use super::super::chart::{Chart, Series, Stroke};
-use super::super::layout::{self, Cell, Column, Line};
+use super::super::layout::{self, Cell, Column, Line, worded};
 use super::{Example, Found, Gallery, Query, RECALLS, Report, Row};
 
 /// One colour a row, told apart also without colour vision.
@@ -53,7 +53,7 @@ fn introduction(report: &Report) -> Markup {
                 (target_images) " images and " (target_sentences) " sentences, nobody says which belongs to which. Scored on "
                 (report.test.0) " other clip-art images with their sentences."
             }
-            ul.verdicts { @for verdict in report.verdicts() { li { (verdict) } } }
+            ul.verdicts { @for verdict in report.verdicts() { li { (worded(&verdict)) } } }
         }
     }
 }

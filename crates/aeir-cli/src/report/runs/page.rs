@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::super::chart::Chart;
-use super::super::layout::{self, Cell, Column, Line};
+use super::super::layout::{self, Cell, Column, Line, worded};
 use super::{Evaluation, RunRecord, SelectionRecord, differing_settings, figure_names, series, title};
 
 /// Figures beyond these are folded away.
@@ -39,7 +39,7 @@ pub(super) fn html(runs: &[RunRecord]) -> anyhow::Result<String> {
         }
         (settings(runs))
         (cards(runs))
-        p.note { "Written by aeir " (env!("CARGO_PKG_VERSION")) " from the folders of the runs; `aeir report` writes it anew." }
+        p.note { "Written by aeir " (env!("CARGO_PKG_VERSION")) " from the folders of the runs; " code { "aeir report" } " writes it anew." }
     };
     Ok(layout::page(&format!("aeir: {heading}"), &content))
 }
@@ -75,7 +75,7 @@ fn warnings(runs: &[RunRecord]) -> Markup {
         section {
             h2 { "Warnings" }
             ul.warnings { @for run in runs { @for warning in &run.warnings {
-                li { b { @if runs.len() > 1 { (run.name) ", " } "step " (warning.step) } ": " (warning.message) }
+                li { b { @if runs.len() > 1 { (run.name) ", " } "step " (warning.step) } ": " (worded(&warning.message)) }
             } } }
         }
     }
