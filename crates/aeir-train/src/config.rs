@@ -164,6 +164,20 @@ impl MethodName {
         )
     }
 
+    /// Whether it looks at the setting with this dotted key.
+    fn looks_at(self, key: &str) -> bool {
+        // The recipe has the paper's structure term as an option, with its own weight.
+        const SHARED: [&str; 2] = ["aeir.neighbours", "aeir.structure_temperature"];
+        match key.split('.').next().unwrap_or_default() {
+            "adapt" => self == Self::Adapt,
+            "aeir" => self == Self::Aeir || (self == Self::Adapt && SHARED.contains(&key)),
+            "cca" => matches!(self, Self::Cca | Self::Dcca),
+            "adaptation" => self.adapts(),
+            "labelled_share" => self.learns_labelled(),
+            _ => true,
+        }
+    }
+
     /// Whether it can learn from a few labelled pairs of the target beside the source pairs. Methods that set the source's items as a whole
     /// against the target's would take them for source.
     pub fn learns_labelled(self) -> bool {

@@ -124,3 +124,37 @@ fn joined_fragments(blocks: &[&Fragments]) -> Result<Fragments> {
     }
     Ok(Fragments::new(Tensor::cat(&features, 0)?, Tensor::cat(&masks, 0)?)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{MethodName, TrainConfig};
+    use crate::data::tests::toy_fragments;
+    use crate::method;
+    use crate::parameters::ParameterStore;
+    use aeir_encoders::Head;
+
+    #[test]
+    fn progress_runs_over_the_pairs_of_all_members_to_the_end() {
+        let mut config = TrainConfig { method: MethodName::SourceOnly, ..TrainConfig::default() };
+        config.model.embedding_dimension = 8;
+        config.model.head = Some(Head::Sgraf);
+        let config = config.resolved().unwrap();
+        let data = toy_fragments(6, 4, 5).prepare(&config, &Device::Cpu).unwrap();
+        let store = ParameterStore::new(1, &Device::Cpu);
+        let method = method::build(&config, data.inputs(Head::Sgraf).unwrap(), &store).unwrap();
+        let mode = || Mode::Evaluation;
+        let rows: Vec<usize> = (0..6).collect();
+        let images = method.encoder().encode_images(&data.images.select(&rows).unwrap(), &mut mode()).unwrap();
+        let sentences =
+            method.encoder().encode_sentences(&data.sentences.select(&rows).unwrap(), &mut mode()).unwrap();
+        let mut told = Vec::new();
+        let scores =
+            full_scores(method.encoder(), &images, &sentences, |done, total| told.push((done, total))).unwrap();
+        assert_eq!((scores.rows(), scores.columns()), (6, 6));
+        // Two members, 36 pairs each.
+        assert_eq!(told.last(), Some(&(72, 72)));
+        assert!(told.contains(&(36, 72)), "{told:?}");
+        assert!(told.windows(2).all(|pair| pair[0].0 <= pair[1].0), "{told:?}");
+    }
+}

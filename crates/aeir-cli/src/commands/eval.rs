@@ -18,6 +18,7 @@ use aeir_train::score::{HeadReranker, full_scores};
 use aeir_train::validate::{embed_table, encode_table};
 use candle_core::{Device, Tensor};
 use clap::ValueEnum;
+use indicatif::ProgressBar;
 use serde::Serialize;
 
 use super::{print, print_json, tell_skipped};
@@ -489,10 +490,8 @@ fn ranks_with_head(
         let sentences = sentences.select(&rows(&mut fold.sentences.iter().copied())?)?;
         ranks.push(match rerank {
             Rerank::All => {
-                let scores = full_scores(encoder, &images, &sentences, |done, total| {
-                    bar.set_length(total as u64);
-                    bar.set_position(done as u64);
-                })?;
+                let scores =
+                    full_scores(encoder, &images, &sentences, |done, total| follow(&bar, done, total))?;
                 aeir_retrieve::rank_scores(&scores, &fold.relevance, Ties::Pessimistic)?
             }
             Rerank::First(count) => {
@@ -512,8 +511,28 @@ fn ranks_with_head(
     Ok(ranks)
 }
 
+/// Moves a bar that does not know its length from the start.
+fn follow(bar: &ProgressBar, done: usize, total: usize) {
+    bar.set_length(total as u64);
+    bar.set_position(done as u64);
+}
+
 fn vectors(encoded: &Encoded) -> anyhow::Result<Matrix> {
     let pooled = encoded.pooled()?;
     let (rows, columns) = pooled.dims2()?;
     Ok(Matrix::new(pooled.flatten_all()?.to_vec1::<f32>()?, rows, columns)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_of_scoring_all_pairs_learns_its_length_and_moves() {
+        let bar = Terminal::new(true).bar("scoring pairs", 0);
+        for (done, total) in [(3, 12), (12, 12)] {
+            follow(&bar, done, total);
+            assert_eq!((bar.position(), bar.length()), (done as u64, Some(total as u64)));
+        }
+    }
 }

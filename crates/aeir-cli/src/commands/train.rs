@@ -14,7 +14,7 @@ use aeir_train::config::{Selection, Tuning};
 use aeir_train::observer::All;
 use aeir_train::plan::Sizes;
 use aeir_train::run::{Existing, Opened, RunFolder, SKIPPED_FILE, settings_that_differ};
-use aeir_train::{Recorder, TrainConfig, Trained, TrainingData, TunedEncoder, train};
+use aeir_train::{MethodName, Recorder, TrainConfig, Trained, TrainingData, TunedEncoder, train};
 use anyhow::Context;
 use candle_core::Device;
 
@@ -36,6 +36,7 @@ const TUNED_FOLDER: &str = ".encoders.tmp";
 /// Trains a model into the output folder.
 pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let settings = read_config(flags.config.as_deref())?.with(&flags.set)?;
+    warn_of_idle(flags, &settings, terminal)?;
     let config = flags.apply(settings).resolved()?;
     let Some(output) = flags.output.as_deref().filter(|_| !flags.dry_run) else {
         return dry_run(flags, &config, terminal);
@@ -91,6 +92,22 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
 
     tell_skipped(terminal, &skipped, Some(&run.path().join(SKIPPED_FILE)));
     print(&summary(run.path(), &config, &data, &trained))
+}
+
+/// Says which flags and settings change nothing: they belong to another method.
+fn warn_of_idle(flags: &TrainFlags, settings: &TrainConfig, terminal: &Terminal) -> anyhow::Result<()> {
+    let method = flags.apply(settings.clone()).method;
+    let told = |what: &str| terminal.warn(&format!("{what} has no effect with method `{}`", method.as_str()));
+    let of_aeir = [
+        ("--fidelity", flags.fidelity.is_some()),
+        ("--semantic-weight", flags.semantic_weight.is_some()),
+        ("--structure-weight", flags.structure_weight.is_some()),
+        ("--adversary", flags.adversary.is_some()),
+    ];
+    of_aeir.iter().filter(|(_, given)| *given && method != MethodName::Aeir).for_each(|(flag, _)| told(flag));
+    let settings = TrainConfig { method, ..settings.clone() };
+    settings.without_effect()?.iter().for_each(|key| told(&format!("setting `{key}`")));
+    Ok(())
 }
 
 /// The settings file, or the defaults.

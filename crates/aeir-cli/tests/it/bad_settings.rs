@@ -3,6 +3,18 @@
 use crate::{SHORT, Scene, program};
 
 #[test]
+fn what_changes_nothing_is_said() {
+    let scene = Scene::new();
+    let train = "train --method source-only --source source.jsonl --epochs 1 --output run --overwrite";
+    let told = scene.run(&format!("{train} --semantic-weight 2 --set adapt.teacher_decay=0.9")).ok().stderr;
+    for part in ["--semantic-weight", "setting `adapt.teacher_decay`"] {
+        assert!(told.contains(&format!("warning: {part} has no effect with method `source-only`")), "{told}");
+    }
+    let quiet = scene.run(&format!("{train} --lr 0.01 --set model.input_dropout=0.2")).ok().stderr;
+    assert!(!quiet.contains("no effect"), "{quiet}");
+}
+
+#[test]
 fn flags_that_do_not_go_together() {
     let scene = Scene::new();
     let train = |flags: &str| {

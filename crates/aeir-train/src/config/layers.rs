@@ -71,6 +71,15 @@ impl TrainConfig {
         Ok(differences(&self.table()?, &other.table()?))
     }
 
+    /// The settings that were changed from their defaults and that the method does not look at.
+    ///
+    /// # Errors
+    /// When a value has no TOML form; none has.
+    pub fn without_effect(&self) -> Result<Vec<String>> {
+        let changed = Self::default().differences(self)?.into_iter().map(|difference| difference.key);
+        Ok(changed.filter(|key| !self.method.looks_at(key)).collect())
+    }
+
     fn table(&self) -> Result<Table> {
         // By way of the text, in which a single-precision number has the digits that were given.
         self.to_toml()?.parse().map_err(|error: toml::de::Error| refused(error.to_string()))
@@ -277,6 +286,19 @@ mod tests {
             assert!(error.contains(expected) && error.contains("--set"), "{assignment}: {error}");
             assert!(!["usize", "f64", "struct", "enum"].iter().any(|name| error.contains(name)), "{error}");
         }
+    }
+
+    #[test]
+    fn settings_of_other_methods_are_without_effect() {
+        let of = |assignments: &[&str]| set(assignments).unwrap().without_effect().unwrap();
+        assert_eq!(of(&["method=dann", "adapt.teacher_decay=0.9", "epochs=3"]), ["adapt.teacher_decay"]);
+        assert_eq!(of(&["method=adapt", "adapt.teacher_decay=0.9", "aeir.neighbours=4"]), [""; 0]);
+        assert_eq!(
+            of(&["method=adapt", "aeir.semantic_weight=0.5", "cca.regularisation=1"]),
+            ["aeir.semantic_weight", "cca.regularisation"]
+        );
+        assert_eq!(of(&["method=source-only", "adaptation.weight=2"]), ["adaptation.weight"]);
+        assert_eq!(of(&["method=mmd", "labelled_share=0.5"]), ["labelled_share"]);
     }
 
     #[test]
