@@ -145,12 +145,14 @@ mod tests {
         let method = method::build(&config, data.inputs(Head::Sgraf).unwrap(), &store).unwrap();
         let mode = || Mode::Evaluation;
         let rows: Vec<usize> = (0..6).collect();
-        let images = method.encoder().encode_images(&data.images.select(&rows).unwrap(), &mut mode()).unwrap();
+        let images =
+            method.encoder().encode_images(&data.images.select(&rows).unwrap(), &mut mode()).unwrap();
         let sentences =
             method.encoder().encode_sentences(&data.sentences.select(&rows).unwrap(), &mut mode()).unwrap();
         let mut told = Vec::new();
         let scores =
-            full_scores(method.encoder(), &images, &sentences, |done, total| told.push((done, total))).unwrap();
+            full_scores(method.encoder(), &images, &sentences, |done, total| told.push((done, total)))
+                .unwrap();
         assert_eq!((scores.rows(), scores.columns()), (6, 6));
         // Two members, 36 pairs each.
         assert_eq!(told.last(), Some(&(72, 72)));

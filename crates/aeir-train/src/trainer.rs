@@ -1184,6 +1184,60 @@ mod tests {
         assert_eq!(train_silently(&config, &data, None).unwrap().history[0].clipped_share, None);
     }
 
+    /// With five labelled pairs of the target.
+    fn labelled_toy() -> TrainingData {
+        let mut data = toy(40, 17, 23);
+        let labelled = toy(5, 3, 3).sources.remove(0);
+        data.labelled = Some(crate::data::SourceData { validation: None, ..labelled });
+        data
+    }
+
+    #[test]
+    fn labelled_pairs_stand_beside_the_source_pairs_of_every_step() {
+        let data = labelled_toy();
+        for (share, expected) in [(0.2, 2), (1.0, 5)] {
+            let config = TrainConfig { labelled_share: share, ..small(MethodName::Aeir) };
+            let mut silent = Silent;
+            let trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+            let steps = trainer.length;
+            for number in 0..7 {
+                let batch = trainer.batch(number, &mut Mode::Evaluation).unwrap();
+                let source = trainer.source.batch(number as u64, 8).len();
+                // The last of five is alone in its batch.
+                assert!(batch.labelled == expected || batch.labelled == 5 % expected, "{}", batch.labelled);
+                assert_eq!(batch.source_images.count().unwrap(), source + batch.labelled);
+                assert_eq!(batch.source_sentences.count().unwrap(), source + batch.labelled);
+            }
+            let mut silent = Silent;
+            let without = toy(40, 17, 23);
+            let plain = Trainer::new(&config, &without, None, &Device::Cpu, &mut silent).unwrap();
+            assert_eq!(plain.length, steps, "labels make no training longer");
+            assert_ne!(plain.identity.data, trainer.identity.data);
+        }
+        let config = small(MethodName::SourceOnly);
+        let (with, without) = (
+            train_silently(&config, &data, None).unwrap(),
+            train_silently(&config, &toy(40, 17, 23), None).unwrap(),
+        );
+        assert_ne!(bytes(&with), bytes(&without));
+        let refused = train_silently(&small(MethodName::Mmd), &data, None).unwrap_err().to_string();
+        assert!(refused.contains("learns from labelled pairs"), "{refused}");
+    }
+
+    #[test]
+    fn labelled_pairs_have_the_targets_statistics_and_no_part_in_the_source() {
+        let config = TrainConfig { standardise: true, ..small(MethodName::SourceOnly) };
+        let prepared = labelled_toy().prepare(&config, &Device::Cpu).unwrap();
+        assert_eq!((prepared.source_pairs(), prepared.labelled_pairs()), (40, 5));
+        let [images, sentences] = prepared.source_alone();
+        assert_eq!((images.len(), sentences.len(), prepared.images.len()), (40, 40, 45));
+        // The toy's target is shifted by 1.5, these labelled pairs are not: of its statistics they are far below the mean.
+        let rows: Vec<usize> = (40..45).collect();
+        let Items::Pooled(features) = prepared.images.select(&rows).unwrap() else { panic!("not pooled") };
+        let mean = features.mean_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!(mean < -3.0, "{mean}");
+    }
+
     #[test]
     fn patience_ends_a_run_and_a_resume_leaves_it_there() {
         let data = toy(40, 17, 23);

@@ -62,7 +62,9 @@ pub(crate) fn run(flags: &EvalFlags, terminal: &Terminal) -> anyhow::Result<()> 
     let images = scored.metrics()?.n_images;
     if images < FEW_IMAGES {
         let plural = if images == 1 { "image" } else { "images" };
-        terminal.warn(&format!("{images} test {plural}: a recall of fewer than {FEW_IMAGES} says little, look at its interval"));
+        terminal.warn(&format!(
+            "{images} test {plural}: a recall of fewer than {FEW_IMAGES} says little, look at its interval"
+        ));
     }
     let options =
         BootstrapOptions { replicates: flags.replicates, seed: flags.seed, ..BootstrapOptions::default() };

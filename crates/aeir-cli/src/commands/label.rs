@@ -1,7 +1,12 @@
 //! `aeir label`: a little labelling, where it helps most.
 
+#[cfg(feature = "serve")]
+mod desk;
 mod plan;
+#[cfg(feature = "serve")]
+mod serve;
 
+use aeir_data::Split;
 use serde::{Deserialize, Serialize};
 
 use crate::flags::label::{LabelCommand, LabelFlags};
@@ -11,6 +16,8 @@ use crate::terminal::Terminal;
 pub(crate) fn run(flags: &LabelFlags, terminal: &Terminal) -> anyhow::Result<()> {
     match &flags.command {
         LabelCommand::Plan(flags) => plan::run(flags, terminal),
+        #[cfg(feature = "serve")]
+        LabelCommand::Serve(flags) => serve::run(flags, terminal),
     }
 }
 
@@ -35,6 +42,17 @@ enum Part {
     Learn,
     /// Drawn at random to measure with.
     Measure,
+}
+
+impl Part {
+    /// As the file of pairs says it, so that no reader takes one for the other.
+    #[cfg_attr(not(feature = "serve"), allow(dead_code, reason = "plans alone are written"))]
+    fn split(self) -> Split {
+        match self {
+            Self::Learn => Split::Train,
+            Self::Measure => Split::Test,
+        }
+    }
 }
 
 /// A sentence offered for an image.

@@ -21,6 +21,9 @@ pub(crate) struct LabelFlags {
 pub(crate) enum LabelCommand {
     /// Choose which target images to label: those worth most to learn from, and a random sample to measure with
     Plan(LabelPlanFlags),
+    /// Show a plan on a local page, and write what is clicked as pairs
+    #[cfg(feature = "serve")]
+    Serve(LabelServeFlags),
 }
 
 #[derive(Args)]
@@ -59,6 +62,25 @@ pub(crate) struct LabelPlanFlags {
     pub(crate) loading: LoadingFlags,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Args)]
+pub(crate) struct LabelServeFlags {
+    /// A plan of `aeir label plan`
+    #[arg(long, value_name = "FILE", env = "AEIR_PLAN")]
+    pub(crate) plan: PathBuf,
+    /// File for the pairs, whole after every answer; one that is there already is gone on with
+    #[arg(long, short, value_name = "FILE", env = "AEIR_OUTPUT")]
+    pub(crate) output: PathBuf,
+    /// All target sentences: adds a search among them, for images whose sentence is not among the candidates
+    #[arg(long, value_name = "PATH", env = "AEIR_TARGET_SENTENCES")]
+    pub(crate) target_sentences: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) reading: ReadingFlags,
+    /// Port on 127.0.0.1; 0 takes one that is free
+    #[arg(long, value_name = "N", default_value_t = 8322, env = "AEIR_PORT")]
+    pub(crate) port: u16,
 }
 
 fn share(text: &str) -> Result<f64, String> {

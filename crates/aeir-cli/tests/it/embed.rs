@@ -59,16 +59,22 @@ fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
 #[test]
 fn a_finished_output_that_was_cut_is_not_finished() {
     let scene = Scene::new();
-    for (format, file) in
-        [("npy", "images.npy"), ("safetensors", "embeddings.safetensors"), ("parquet", "images.parquet"), ("npy", "images.jsonl")]
-    {
+    for (format, file) in [
+        ("npy", "images.npy"),
+        ("safetensors", "embeddings.safetensors"),
+        ("parquet", "images.parquet"),
+        ("npy", "images.jsonl"),
+    ] {
         let _ = fs::remove_dir_all(scene.path("out"));
         let command = format!("{} --data test.jsonl --output out --format {format}", encoders());
         embed(&scene, &command).ok();
         assert!(embed(&scene, &command).ok().stderr.contains("is finished: nothing to do"));
         crate::cut(&scene.path("out").join(file));
         let cut = embed(&scene, &command).failure();
-        assert!(cut.starts_with("exit 3") && cut.contains(file) && cut.contains("as its manifest says"), "{cut}");
+        assert!(
+            cut.starts_with("exit 3") && cut.contains(file) && cut.contains("as its manifest says"),
+            "{cut}"
+        );
         fs::remove_file(scene.path("out").join(file)).unwrap();
         assert!(embed(&scene, &command).failure().contains("it is gone"));
     }

@@ -1384,3 +1384,30 @@ fn aeir_index_add_and_export() {
       -h, --help                   Print help
     ");
 }
+
+#[test]
+#[cfg(feature = "serve")]
+fn label_serve() {
+    insta::assert_snapshot!(help("label serve"), @"
+    Show a plan on a local page, and write what is clicked as pairs
+
+    Usage: aeir label serve [OPTIONS] --plan <FILE> --output <FILE>
+
+    Options:
+          --plan <FILE>              A plan of `aeir label plan` [env: AEIR_PLAN=]
+      -o, --output <FILE>            File for the pairs, whole after every answer; one that is there
+                                     already is gone on with [env: AEIR_OUTPUT=]
+          --target-sentences <PATH>  All target sentences: adds a search among them, for images whose
+                                     sentence is not among the candidates [env: AEIR_TARGET_SENTENCES=]
+          --columns <ROLE=NAME,..>   Columns of tables and Parquet files, where their names are not the
+                                     usual ones, such as `image=FILE,caption=TITLE,split=SET`; `caption`
+                                     may stand several times [env: AEIR_COLUMNS=]
+          --image-root <DIR>         Folder that image paths are relative to [default: that of the file,
+                                     or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
+          --port <N>                 Port on 127.0.0.1; 0 takes one that is free [env: AEIR_PORT=]
+                                     [default: 8322]
+      -q, --quiet                    No progress and no notes on stderr; warnings and errors stay [env:
+                                     AEIR_QUIET=]
+      -h, --help                     Print help
+    ");
+}

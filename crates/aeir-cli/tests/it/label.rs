@@ -269,3 +269,174 @@ fn an_image_that_was_deleted_is_named_and_left_out() {
     assert!(told.stderr.contains("gone.webp"), "{told:?}");
     assert!(told.stdout.contains("learned from 8 labelled pairs"), "{told:?}");
 }
+
+#[cfg(feature = "serve")]
+mod served {
+    use std::io::{BufRead, BufReader, Read};
+    use std::net::TcpListener;
+    use std::process::{Child, Stdio};
+
+    use super::*;
+
+    /// A served plan; killed when the test ends.
+    struct Served {
+        child: Child,
+        address: String,
+    }
+
+    impl Drop for Served {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    const SERVE: &str = "label serve --plan plan.jsonl --output pairs.jsonl --target-sentences sentences.txt";
+
+    fn serve(scene: &Scene) -> Served {
+        let mut command = crate::program();
+        command.args(SERVE.split(' ')).args(["--port", "0"]).current_dir(scene.folder.path());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let address = line.split_whitespace().last().unwrap().trim_end_matches('/').to_owned();
+        assert!(address.starts_with("http://127.0.0.1:"), "{line}");
+        Served { child, address }
+    }
+
+    fn agent() -> ureq::Agent {
+        ureq::Agent::config_builder().http_status_as_error(false).build().new_agent()
+    }
+
+    impl Served {
+        fn get(&self, path: &str) -> (u16, Vec<u8>) {
+            let mut response = agent().get(format!("{}{path}", self.address)).call().unwrap();
+            (response.status().as_u16(), response.body_mut().read_to_vec().unwrap())
+        }
+
+        fn json(&self, path: &str) -> Value {
+            serde_json::from_slice(&self.get(path).1).unwrap()
+        }
+
+        fn post(&self, body: &str, headers: &[(&str, &str)]) -> u16 {
+            let address = format!("{}/api/answer", self.address);
+            let mut request = agent().post(address).header("content-type", "application/json");
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            request.send(body).unwrap().status().as_u16()
+        }
+
+        fn answer(&self, image: usize, sentences: &Value) -> u16 {
+            self.post(&json!({ "image": image, "sentences": sentences }).to_string(), &[])
+        }
+    }
+
+    #[test]
+    fn answers_are_kept_through_a_kill_and_are_what_training_takes() {
+        let scene = planned(8, "");
+        let served = serve(&scene);
+        let plan = served.json("/api/plan");
+        assert_eq!((plan["images"].as_array().unwrap().len(), plan["searchable"].as_u64()), (8, Some(30)));
+        assert!(plan["images"][0]["part"].is_null(), "the page does not know which part an image is of");
+        for image in 0..6 {
+            assert_eq!(served.answer(image, &json!([plan["images"][image]["candidates"][1]])), 200);
+        }
+        // By the search, none fits, and taken back.
+        let found = served.json("/api/sentences?words=a");
+        assert!(found["count"].as_u64().unwrap() >= found["sentences"].as_array().unwrap().len() as u64);
+        assert_eq!(served.answer(6, &json!([found["sentences"][0]])), 200);
+        assert_eq!(served.answer(7, &json!([])), 200);
+        assert_eq!(served.answer(0, &Value::Null), 200);
+        // Killed, as by a power failure.
+        drop(served);
+        let pairs = records(&scene, "pairs.jsonl");
+        assert_eq!(pairs.len(), 7);
+        let parts: Vec<&Value> = pairs.iter().map(|pair| &pair["split"]).collect();
+        assert!(parts.contains(&&json!("train")) && parts.contains(&&json!("test")));
+        let again = serve(&scene);
+        let plan = again.json("/api/plan");
+        assert!(plan["images"][0]["answer"].is_null());
+        assert_eq!(plan["images"][7]["answer"], json!([]));
+        assert_eq!(plan["images"][1]["answer"][0], plan["images"][1]["candidates"][1]);
+        assert_eq!(again.answer(0, &json!([plan["images"][0]["candidates"][0]])), 200);
+        drop(again);
+        let train =
+            format!("train {BOTH} --method source-only --epochs 1 --labelled pairs.jsonl --output run");
+        scene.run(&train).ok();
+        scene.run(&format!("eval --model run --labelled pairs.jsonl {SETS}")).ok();
+    }
+
+    #[test]
+    fn the_page_needs_nothing_from_elsewhere_and_shows_the_images_of_the_plan_alone() {
+        let scene = planned(3, "");
+        let served = serve(&scene);
+        let page = String::from_utf8(served.get("/").1).unwrap();
+        assert!(page.contains("Which sentence belongs to this image?"));
+        for part in ["/", "/page.js", "/page.css"] {
+            let text = String::from_utf8(served.get(part).1).unwrap();
+            assert!(!text.contains("http:") && !text.contains("https:") && !text.contains("\"//"), "{part}");
+        }
+        let (status, bytes) = served.get("/image/0");
+        assert!(status == 200 && bytes.starts_with(b"\x89PNG"));
+        for path in ["/image/3", "/image/-1", "/image/..%2Fplan.jsonl", "/plan.jsonl", "/nothing"] {
+            let status = served.get(path).0;
+            assert!(status == 404 || status == 400, "{path}: {status}");
+        }
+    }
+
+    #[test]
+    fn no_other_site_can_answer() {
+        let scene = planned(3, "");
+        let served = serve(&scene);
+        let good = json!({ "image": 0, "sentences": [] }).to_string();
+        assert_eq!(served.post(&good, &[("host", "example.org")]), 403, "a name that leads to this machine");
+        assert_eq!(served.post(&good, &[("origin", "http://example.org")]), 403, "a page of another site");
+        for body in
+            ["", "{", "[]", "{\"image\": 99, \"sentences\": null}", "{\"image\": 0, \"sentences\": [\"x\"]}"]
+        {
+            let status = served.post(body, &[]);
+            assert!((400..500).contains(&status), "{body}: {status}");
+        }
+        assert!(!scene.path("pairs.jsonl").exists());
+        assert_eq!(served.post(&good, &[("origin", &served.address)]), 200);
+        // What another program wrote is not written over.
+        let other = fs::read_to_string(scene.path("pairs.jsonl")).unwrap().replace("[]", "[\"by hand\"]");
+        scene.write("pairs.jsonl", &other);
+        assert_eq!(served.post(&good, &[]), 409);
+        assert_eq!(fs::read_to_string(scene.path("pairs.jsonl")).unwrap(), other);
+    }
+
+    #[test]
+    fn it_ends_in_order_and_says_where_it_stands() {
+        let scene = planned(3, "");
+        let mut served = serve(&scene);
+        assert_eq!(served.answer(1, &json!([])), 200);
+        let id = served.child.id().to_string();
+        assert!(std::process::Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        assert_eq!(served.child.wait().unwrap().code(), Some(0));
+        let mut told = String::new();
+        served.child.stderr.as_mut().unwrap().read_to_string(&mut told).unwrap();
+        assert!(told.contains("eval --labelled pairs.jsonl"), "{told}");
+    }
+
+    #[test]
+    fn what_can_not_be_served_is_said() {
+        let scene = planned(3, "");
+        let taken = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let told = scene.run(&format!("{SERVE} --port {port}")).failure();
+        assert!(told.starts_with("exit 2") && told.contains("--port"), "{told}");
+        cut(&scene.path("plan.jsonl"));
+        let told = scene.run(SERVE).failure();
+        assert!(
+            told.starts_with("exit 3") && told.contains("expected a line of `aeir label plan`"),
+            "{told}"
+        );
+        fs::remove_file(scene.path("plan.jsonl")).unwrap();
+        insta::assert_snapshot!(scene.run(SERVE).failure(), @"
+        exit 3
+        error: could not read `plan.jsonl`: No such file or directory (os error 2)
+        ");
+    }
+}

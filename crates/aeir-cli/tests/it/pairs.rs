@@ -46,7 +46,8 @@ fn what_can_not_be_exported_is_said() {
 #[test]
 fn foreign_files_are_left_alone_and_places_looked_at_first() {
     let scene = Scene::with_model();
-    let export = |output: &str| scene.run(&format!("pairs export --model model {} --output {output}", sets()));
+    let export =
+        |output: &str| scene.run(&format!("pairs export --model model {} --output {output}", sets()));
     scene.write("notes.txt", "my notes\n");
     for output in ["notes.txt", "pairs.jsonl --html notes.txt"] {
         let refused = export(output);

@@ -195,7 +195,8 @@ const EXPECTED: [(&str, &str); 9] = [
 
 /// The message without names of types.
 fn in_words(message: &str) -> String {
-    let found = EXPECTED.iter().find_map(|(type_name, words)| Some((message.find(type_name)?, type_name, words)));
+    let found =
+        EXPECTED.iter().find_map(|(type_name, words)| Some((message.find(type_name)?, type_name, words)));
     let Some((at, type_name, words)) = found else { return message.to_owned() };
     let (before, rest) = message.split_at(at);
     let rest = rest.get(type_name.len()..).unwrap_or_default();

@@ -163,7 +163,10 @@ impl Finished {
             if got != Some(*expected) {
                 let got = got.map_or_else(|| "it is gone".to_owned(), |got| format!("got {got}"));
                 return Err(CliError::Data {
-                    message: format!("`{}`: expected {expected} bytes, as its manifest says, {got}", path.display()),
+                    message: format!(
+                        "`{}`: expected {expected} bytes, as its manifest says, {got}",
+                        path.display()
+                    ),
                     hint: "copy it again from where it was made, or remove the output and embed again".into(),
                 }
                 .into());

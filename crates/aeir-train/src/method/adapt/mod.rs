@@ -654,6 +654,27 @@ mod tests {
     }
 
     #[test]
+    fn what_a_person_labelled_is_remembered_first() {
+        let mut data = toy(40, 17, 23);
+        let labelled = toy(5, 3, 3).sources.remove(0);
+        data.labelled = Some(crate::data::SourceData { validation: None, ..labelled });
+        let mut config = small();
+        config.adapt.memory_pairs = 7;
+        let config = config.resolved().unwrap();
+        let prepared = data.prepare(&config, &Device::Cpu).unwrap();
+        let trained = train(&config, &data, None, &Device::Cpu, &mut Silent).unwrap();
+        let memory = trained.parameters["memory_image"].to_vec2::<f32>().unwrap();
+        let rows: Vec<usize> = (40..45).collect();
+        let labelled = frozen_features(&prepared.images.select(&rows).unwrap()).unwrap();
+        let labelled = labelled.to_vec2::<f32>().unwrap();
+        assert_eq!(memory.len(), 7);
+        assert!(
+            labelled.iter().all(|features| memory.contains(features)),
+            "two places are left for the source"
+        );
+    }
+
+    #[test]
     fn partners_are_drawn_by_their_mass() {
         let mut random = ChaCha8Rng::seed_from_u64(3);
         let drawn: Vec<usize> = (0..4_000).filter_map(|_| draw(&[(5, 0.7), (2, 0.3)], &mut random)).collect();
