@@ -83,7 +83,7 @@ impl Suite {
     pub(super) fn named(name: &str) -> anyhow::Result<&'static Self> {
         match name {
             "adapt" => Ok(&ADAPT),
-            other => bail!("no suite `{other}`; there is adapt"),
+            other => bail!("no suite `{other}`; there are adapt, paper and zero-shot"),
         }
     }
 }
