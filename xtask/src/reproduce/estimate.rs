@@ -11,8 +11,8 @@ use super::paper::{Row, Scenario};
 use super::stand_in::make_for_timing;
 use super::trial::output;
 
-/// Operations a second that a GPU is taken to keep up in f32. Nothing was measured on one.
-const GPU_OPERATIONS: f64 = 10e12;
+/// Operations a second that a GPU is taken to keep up in f32, products of this size and all between them. A guess: nothing was measured on one.
+const GPU_OPERATIONS: f64 = 1e12;
 const SENTENCE_WORDS: f64 = 14.0;
 const REGIONS: f64 = 36.0;
 
@@ -40,7 +40,7 @@ impl Estimates<'_> {
         let mut text = String::from(
             "Estimates a seed. CPU: this machine's time for a step of the paper's shapes (`aeir train --dry-run`: 36 regions of 2,048 numbers, 16 \
              items repeated), times the steps of the whole data; encoding, validation and scoring come on top. GPU: not measured; the operations of \
-             the same steps at 10 TFLOP/s in f32, which a large one keeps up. Memory: the step's peak; region files are mapped, and fast only where \
+             the same steps at 1 TFLOP/s in f32, a guess for products this small. Memory: the step's peak; region files are mapped, and fast only where \
              they fit into the page cache (9 GB and 37 GB).\n",
         );
         let _ = writeln!(

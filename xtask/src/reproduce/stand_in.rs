@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
+use super::paper::FIVE_FOLD_STAND_IN;
 use super::trial::output;
 
 /// As in the paper.
@@ -21,6 +22,8 @@ const SENTENCES: usize = 5;
 /// What the protocol of five folds expects.
 const FIVE_FOLD_IMAGES: usize = 5_000;
 const PARTS: [(&str, usize); 3] = [("train", 64), ("dev", 16), ("test", 32)];
+/// What COCO's test split is called in SCAN's layout.
+const COCO_TEST: &str = "testall";
 
 /// An image with its sentences.
 struct Item {
@@ -75,6 +78,8 @@ fn read(file: &Path) -> anyhow::Result<Vec<Item>> {
 
 /// Region features in SCAN's layout: a picture's regions are windows of the vector that the small backbone gives it.
 fn regions(binary: &Path, folder: &Path, items: &[Item], values: usize) -> anyhow::Result<()> {
+    // What an earlier run left would be gone on with.
+    let _ = std::fs::remove_dir_all(folder);
     std::fs::create_dir_all(folder).with_context(|| format!("could not make `{}`", folder.display()))?;
     let (list, vectors) = (folder.join("images.jsonl"), folder.join("vectors.npy"));
     let lines: String = items
@@ -82,10 +87,6 @@ fn regions(binary: &Path, folder: &Path, items: &[Item], values: usize) -> anyho
         .map(|item| json!({ "image": item.image, "captions": item.captions }).to_string() + "\n")
         .collect();
     std::fs::write(&list, lines)?;
-    // What an earlier run left would be gone on with.
-    for old in [&vectors, &folder.join("vectors.jsonl")] {
-        let _ = std::fs::remove_file(old);
-    }
     let mut embed = Command::new(binary);
     embed.args(["embed", "--quiet", "--image-encoder", "efficientnet-lite0", "--data"]).arg(&list);
     output(embed.arg("--output").arg(&vectors))?;
@@ -121,8 +122,11 @@ fn five(item: &Item) -> Vec<String> {
     item.captions.iter().cycle().take(SENTENCES).map(|caption| caption.replace('\n', " ")).collect()
 }
 
-/// As many test images as five folds take, with one sentence each: those of the test split, slightly changed each time.
+/// COCO's name of the test split; and as many test images as five folds take, with one sentence each: those of the test split, slightly changed each time.
 fn many(folder: &Path) -> anyhow::Result<()> {
+    for suffix in ["ims.npy", "caps.txt"] {
+        std::fs::copy(folder.join(format!("test_{suffix}")), folder.join(format!("{COCO_TEST}_{suffix}")))?;
+    }
     let text = std::fs::read_to_string(folder.join("test_caps.txt"))?;
     let captions: Vec<&str> = text.lines().step_by(SENTENCES).collect();
     let (width, rows) = read_npy(&folder.join("test_ims.npy"))?;
@@ -135,8 +139,12 @@ fn many(folder: &Path) -> anyhow::Result<()> {
         );
         let _ = writeln!(lines, "{caption}");
     }
-    write_npy(&folder.join("testall_ims.npy"), &[FIVE_FOLD_IMAGES, REGIONS, width / REGIONS], &all)?;
-    Ok(std::fs::write(folder.join("testall_caps.txt"), lines)?)
+    write_npy(
+        &folder.join(format!("{FIVE_FOLD_STAND_IN}_ims.npy")),
+        &[FIVE_FOLD_IMAGES, REGIONS, width / REGIONS],
+        &all,
+    )?;
+    Ok(std::fs::write(folder.join(format!("{FIVE_FOLD_STAND_IN}_caps.txt")), lines)?)
 }
 
 /// Karpathy's JSON with its pictures beside it.

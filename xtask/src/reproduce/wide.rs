@@ -27,8 +27,6 @@ const CHECKED: [&str; 9] = [
     "checkpoint_every=2",
 ];
 const CHECKED_ADAPTATION: [&str; 3] = ["epochs=2", "batch_size=32", "adapt.mine_every=1"];
-/// Five thousand images are too many to score every pair of in a check.
-const CHECKED_EVALUATION: [&str; 2] = ["--rerank", "5"];
 
 /// Runs what is missing of a suite, as far as its data are there, and writes the report.
 pub(super) fn run(suite: &'static str, arguments: &Arguments, root: &Path) -> anyhow::Result<()> {
@@ -120,8 +118,8 @@ impl Job<'_> {
         let scenarios = chosen(&SCENARIOS, &self.arguments.scenarios, "scenario", |scenario| scenario.name)?;
         let data = self.assets.join("datasets");
         let (check, mut planned) = (self.arguments.check, Planned::default());
-        let (settings, eval): (&[_], &[_]) = if check { (&CHECKED, &CHECKED_EVALUATION) } else { (&[], &[]) };
-        let place = paper::Place { root: self.root, data: &data, stand_in: check, settings, eval };
+        let settings: &[_] = if check { &CHECKED } else { &[] };
+        let place = paper::Place { root: self.root, data: &data, stand_in: check, settings };
         let all: Vec<(&Scenario, Vec<Row>)> =
             scenarios.into_iter().map(|scenario| (scenario, self.rows(scenario))).collect();
         self.check_names(all.iter().flat_map(|(_, rows)| rows.iter().map(|row| row.name.as_str())))?;
