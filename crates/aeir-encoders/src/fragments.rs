@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Tensor};
 
 use crate::error::{EncoderError, Result};
+use crate::weighted_sum::weighted_sum;
 
 /// A batch of fragment features that never travels without its mask.
 ///
@@ -93,9 +94,7 @@ impl Fragments {
     pub fn mean_pooled(&self) -> Result<Tensor> {
         let weights = self.mask.to_dtype(self.features.dtype())?;
         let counts = weights.sum_keepdim(1)?.maximum(1.0)?;
-        // One small matmul a row instead of a sum over the middle axis, which is slow in candle on CPU.
-        let sums = weights.unsqueeze(1)?.contiguous()?.matmul(&self.features.contiguous()?)?.squeeze(1)?;
-        Ok(sums.broadcast_div(&counts)?)
+        Ok(weighted_sum(&self.features, &weights)?.broadcast_div(&counts)?)
     }
 
     /// Whether any fragment of the batch is padding.
@@ -116,9 +115,8 @@ impl Fragments {
     pub fn padded_mean(&self) -> Result<Tensor> {
         let (batch, count, _) = self.features.dims3()?;
         let (dtype, device) = (self.features.dtype(), self.features.device());
-        // A small matmul a row, as above.
-        let weights = (Tensor::ones((batch, 1, count), dtype, device)? / count.max(1) as f64)?;
-        Ok(weights.matmul(&self.features.contiguous()?)?.squeeze(1)?)
+        let weights = (Tensor::ones((batch, count), dtype, device)? / count.max(1) as f64)?;
+        Ok(weighted_sum(&self.features, &weights)?)
     }
 
     /// Number of real fragments a row, `[B]` f32.

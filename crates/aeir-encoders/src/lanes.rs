@@ -29,6 +29,9 @@ pub(crate) fn dispatch<Kernel: WithSimd>(kernel: Kernel) -> Kernel::Output {
     Arch::new().dispatch(kernel)
 }
 
+/// What columns without weights are multiplied with.
+const NO_LINES: &[Lanes; PANEL] = &[[0.0; PANEL]; PANEL];
+
 /// The values of `row` in panel `panel`, zeros after its end.
 #[inline(always)]
 pub(crate) fn load(row: &[f32], panel: usize) -> Lanes {
@@ -63,44 +66,55 @@ pub(crate) struct Rows<'a> {
     pub(crate) count: usize,
 }
 
-/// Adds the product of some rows and one panel of weights to `tile`.
+/// Adds the products of some rows and each of some panels of weights to the tiles.
 ///
-/// `weights` has a line for each column of the left side, padded to whole panels. Each sum goes over the columns in order, starting
-/// from what is in `tile`: it depends on no other row.
+/// A panel of weights has a line for each column of the left side, padded to whole panels. Each sum goes over the columns in
+/// order, starting from what is in its tile: it depends on no other row. With registers as wide as a panel two panels are worked on
+/// together, for which the left side is read once; narrower ones are full with one.
 #[inline(always)]
-pub(crate) fn multiply_add<S: Simd>(simd: S, left: Rows<'_>, weights: &[Lanes], tile: &mut [Lanes; TILE]) {
-    // Registers wider than a panel would straddle two rows.
+pub(crate) fn multiply_add<S: Simd, const PANELS: usize>(
+    simd: S,
+    left: Rows<'_>,
+    weights: [&[Lanes]; PANELS],
+    tiles: &mut [[Lanes; TILE]; PANELS],
+) {
     if S::F32_LANES == PANEL {
-        by_count::<S, 1>(simd, left, weights, tile);
-    } else if S::F32_LANES == 8 {
-        by_count::<S, 2>(simd, left, weights, tile);
-    } else if S::F32_LANES == 4 {
-        by_count::<S, 4>(simd, left, weights, tile);
-    } else {
-        by_count::<Scalar, PANEL>(Scalar::new(), left, weights, tile);
+        by_count::<S, 1, PANELS>(simd, left, weights, tiles);
+        return;
+    }
+    for (weights, tile) in weights.into_iter().zip(tiles) {
+        let (weights, tile) = ([weights], std::array::from_mut(tile));
+        // Registers wider than a panel would straddle two rows.
+        if S::F32_LANES == 8 {
+            by_count::<S, 2, 1>(simd, left, weights, tile);
+        } else if S::F32_LANES == 4 {
+            by_count::<S, 4, 1>(simd, left, weights, tile);
+        } else {
+            by_count::<Scalar, PANEL, 1>(Scalar::new(), left, weights, tile);
+        }
     }
 }
 
 #[inline(always)]
-fn by_count<S: Simd, const WIDTH: usize>(
+fn by_count<S: Simd, const WIDTH: usize, const PANELS: usize>(
     simd: S,
     left: Rows<'_>,
-    weights: &[Lanes],
-    tile: &mut [Lanes; TILE],
+    weights: [&[Lanes]; PANELS],
+    tiles: &mut [[Lanes; TILE]; PANELS],
 ) {
     match left.count {
-        12 => sums::<S, WIDTH, 12>(simd, left, weights, tile),
-        11 => sums::<S, WIDTH, 11>(simd, left, weights, tile),
-        10 => sums::<S, WIDTH, 10>(simd, left, weights, tile),
-        9 => sums::<S, WIDTH, 9>(simd, left, weights, tile),
-        8 => sums::<S, WIDTH, 8>(simd, left, weights, tile),
-        7 => sums::<S, WIDTH, 7>(simd, left, weights, tile),
-        6 => sums::<S, WIDTH, 6>(simd, left, weights, tile),
-        5 => sums::<S, WIDTH, 5>(simd, left, weights, tile),
-        4 => sums::<S, WIDTH, 4>(simd, left, weights, tile),
-        3 => sums::<S, WIDTH, 3>(simd, left, weights, tile),
-        2 => sums::<S, WIDTH, 2>(simd, left, weights, tile),
-        1 => sums::<S, WIDTH, 1>(simd, left, weights, tile),
+        12 => sums::<S, WIDTH, PANELS, 12>(simd, left, weights, tiles),
+        11 => sums::<S, WIDTH, PANELS, 11>(simd, left, weights, tiles),
+        10 => sums::<S, WIDTH, PANELS, 10>(simd, left, weights, tiles),
+        9 => sums::<S, WIDTH, PANELS, 9>(simd, left, weights, tiles),
+        8 => sums::<S, WIDTH, PANELS, 8>(simd, left, weights, tiles),
+        7 => sums::<S, WIDTH, PANELS, 7>(simd, left, weights, tiles),
+        6 => sums::<S, WIDTH, PANELS, 6>(simd, left, weights, tiles),
+        5 => sums::<S, WIDTH, PANELS, 5>(simd, left, weights, tiles),
+        4 => sums::<S, WIDTH, PANELS, 4>(simd, left, weights, tiles),
+        3 => sums::<S, WIDTH, PANELS, 3>(simd, left, weights, tiles),
+        2 => sums::<S, WIDTH, PANELS, 2>(simd, left, weights, tiles),
+        1 => sums::<S, WIDTH, PANELS, 1>(simd, left, weights, tiles),
         _ => {}
     }
 }
@@ -110,36 +124,46 @@ fn by_count<S: Simd, const WIDTH: usize>(
     clippy::needless_range_loop,
     reason = "loops over constants are unrolled; with iterators the sums go to the stack"
 )]
-fn sums<S: Simd, const WIDTH: usize, const COUNT: usize>(
+fn sums<S: Simd, const WIDTH: usize, const PANELS: usize, const COUNT: usize>(
     simd: S,
     left: Rows<'_>,
-    weights: &[Lanes],
-    tile: &mut [Lanes; TILE],
+    weights: [&[Lanes]; PANELS],
+    tiles: &mut [[Lanes; TILE]; PANELS],
 ) {
-    let mut sums = [[simd.splat_f32s(0.0); WIDTH]; COUNT];
+    let mut sums = [[[simd.splat_f32s(0.0); WIDTH]; PANELS]; COUNT];
     for row in 0..COUNT {
-        for column in 0..WIDTH {
-            sums[row][column] = S::as_simd_f32s(&tile[row]).0[column];
+        for panel in 0..PANELS {
+            for column in 0..WIDTH {
+                sums[row][panel][column] = S::as_simd_f32s(&tiles[panel][row]).0[column];
+            }
         }
     }
     let blocks = left.panels.chunks_exact(left.rows.max(1));
-    for (block, weights) in blocks.zip(weights.as_chunks::<PANEL>().0) {
+    for (index, block) in blocks.enumerate() {
         let Some(block) = block.get(left.first..).and_then(|rows| rows.first_chunk::<COUNT>()) else {
             return;
         };
+        let lines = weights.map(|weights| {
+            weights.get(index * PANEL..).and_then(|lines| lines.first_chunk::<PANEL>()).unwrap_or(NO_LINES)
+        });
         for k in 0..PANEL {
-            let weights = S::as_simd_f32s(&weights[k]).0;
+            let weights = lines.map(|lines| S::as_simd_f32s(&lines[k]).0);
             for row in 0..COUNT {
                 let value = simd.splat_f32s(block[row][k]);
-                for column in 0..WIDTH {
-                    sums[row][column] = simd.mul_add_e_f32s(value, weights[column], sums[row][column]);
+                for panel in 0..PANELS {
+                    for column in 0..WIDTH {
+                        sums[row][panel][column] =
+                            simd.mul_add_e_f32s(value, weights[panel][column], sums[row][panel][column]);
+                    }
                 }
             }
         }
     }
     for row in 0..COUNT {
-        for column in 0..WIDTH {
-            S::as_mut_simd_f32s(&mut tile[row]).0[column] = sums[row][column];
+        for panel in 0..PANELS {
+            for column in 0..WIDTH {
+                S::as_mut_simd_f32s(&mut tiles[panel][row]).0[column] = sums[row][panel][column];
+            }
         }
     }
 }

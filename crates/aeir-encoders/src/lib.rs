@@ -51,6 +51,7 @@ mod resample;
 mod seeded;
 mod transformer;
 mod vector;
+mod weighted_sum;
 mod weights;
 
 pub use atomic_file::write_atomically;

@@ -271,12 +271,14 @@ impl WithSimd for ForwardStep<'_> {
         let together = rows_at_once::<S>();
         for first in (0..total).step_by(together) {
             let count = together.min(total - first);
-            let mut hidden = [[bias[0]; TILE], [bias[1]; TILE], [bias[2]; TILE]];
+            let mut gated = [[bias[0]; TILE], [bias[1]; TILE]];
+            let mut hidden = [[bias[2]; TILE]];
             let left = Rows { panels: before, rows: before_count, first, count };
-            for (hidden, weights) in hidden.iter_mut().zip(weights.chunks_exact(weights.len() / 3)) {
-                multiply_add(simd, left, weights, hidden);
-            }
-            let [reset, update, new] = &hidden;
+            let (of_reset, rest) = weights.split_at(weights.len() / 3);
+            let (of_update, of_new) = rest.split_at(weights.len() / 3);
+            multiply_add(simd, left, [of_reset, of_update], &mut gated);
+            multiply_add(simd, left, [of_new], &mut hidden);
+            let ([reset, update], [new]) = (&gated, &hidden);
             for row in 0..count {
                 let rank = first + row;
                 let input = gate_rows(&gates[rows[rank] as usize * 3 * units..][..3 * units], units);
@@ -323,27 +325,26 @@ fn backward(plan: &Plan<'_>, kept: &Kept, weight: &[f32], gradient: &[f32]) -> R
         let before_count =
             index.checked_sub(1).and_then(|index| plan.steps.get(index)).map_or(0, |step| step.count);
         let before = &kept.states[(step.start - before_count) * panels..][..before_count * panels];
-        let kept = kept.gates[step.start * panels * 4..].par_chunks(4 * step.count);
+        let kept = kept.gates[step.start * panels * 4..].par_chunks(2 * 4 * step.count);
         let (now, after) = hidden[step.start * panels * 3..].split_at_mut(step.count * panels * 3);
         let after = &after[..after_count * panels * 3];
-        let hidden = now.par_chunks_mut(3 * step.count);
-        let new = new[step.start * panels..][..step.count * panels].par_chunks_mut(step.count);
-        let weights = weights.par_chunks(panels * 3 * PANEL);
-        let carry = carry.par_chunks_mut(plan.sentences());
+        let hidden = now.par_chunks_mut(2 * 3 * step.count);
+        let new = new[step.start * panels..][..step.count * panels].par_chunks_mut(2 * step.count);
+        let weights = weights.par_chunks(2 * panels * 3 * PANEL);
+        let carry = carry.par_chunks_mut(2 * plan.sentences());
         let outputs = hidden.zip(new).zip(carry);
         outputs.zip(weights.zip(kept)).enumerate().for_each(
-            |(panel, (((hidden, new), carry), (weights, kept)))| {
-                let before = before.get(panel * before_count..).unwrap_or_default();
-                let rows = step.rows;
+            |(pair, (((hidden, new), carry), (weights, kept)))| {
                 let work = BackwardStep {
                     units,
-                    panel,
-                    rows,
+                    first_panel: 2 * pair,
+                    rows: step.rows,
                     gradient,
                     weights,
                     after,
                     after_count,
                     before,
+                    before_count,
                     kept,
                     hidden,
                     new,
@@ -400,16 +401,17 @@ fn states_before(plan: &Plan<'_>, states: &[Lanes]) -> Vec<f32> {
     })
 }
 
-/// Sixteen units of one step, backward, for all its sentences.
+/// Two panels of sixteen units, or the last one, of one step, backward, for all its sentences.
 struct BackwardStep<'a> {
     units: usize,
-    panel: usize,
+    first_panel: usize,
     rows: &'a [u32],
     gradient: &'a [f32],
     weights: &'a [Lanes],
     after: &'a [Lanes],
     after_count: usize,
     before: &'a [Lanes],
+    before_count: usize,
     kept: &'a [Lanes],
     hidden: &'a mut [Lanes],
     new: &'a mut [Lanes],
@@ -420,30 +422,62 @@ impl WithSimd for BackwardStep<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { units, panel, rows, gradient, weights, after, after_count, before, kept, .. } = self;
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let total = self.rows.len();
+        let panels = self.new.len() / total.max(1);
+        if panels == 2 {
+            self.carry_over::<S, 2>(simd);
+        } else {
+            self.carry_over::<S, 1>(simd);
+        }
+        for panel in 0..panels {
+            self.through_cells(panel, total, self.carry.len() / panels);
+        }
+    }
+}
+
+impl BackwardStep<'_> {
+    /// Adds to the carry what comes from the gates of the step after.
+    #[inline(always)]
+    fn carry_over<S: Simd, const PANELS: usize>(&mut self, simd: S) {
+        let Self { weights, after, after_count, .. } = *self;
+        let (sentences, lines) = (self.carry.len() / PANELS, weights.len() / PANELS);
+        let weights = std::array::from_fn(|panel| &weights[panel * lines..][..lines]);
         let together = rows_at_once::<S>();
         for first in (0..after_count).step_by(together) {
             let count = together.min(after_count - first);
-            let mut tile = [ZERO; TILE];
-            let carry = &mut self.carry[first..first + count];
-            tile.iter_mut().zip(carry.iter()).for_each(|(tile, carry)| *tile = *carry);
+            let mut tiles = [[ZERO; TILE]; PANELS];
+            for (tile, carry) in tiles.iter_mut().zip(self.carry.chunks_exact(sentences)) {
+                tile[..count].copy_from_slice(&carry[first..first + count]);
+            }
             let left = Rows { panels: after, rows: after_count, first, count };
-            multiply_add(simd, left, weights, &mut tile);
-            carry.copy_from_slice(&tile[..count]);
+            multiply_add::<S, PANELS>(simd, left, weights, &mut tiles);
+            for (tile, carry) in tiles.iter().zip(self.carry.chunks_exact_mut(sentences)) {
+                carry[first..first + count].copy_from_slice(&tile[..count]);
+            }
         }
-        let total = rows.len();
+    }
+
+    /// One panel from the gradient of its states to that of its gates.
+    #[inline(always)]
+    fn through_cells(&mut self, panel: usize, total: usize, sentences: usize) {
+        let Self { units, first_panel, rows, gradient, before, before_count, kept, .. } = *self;
+        let before = before.get((first_panel + panel) * before_count..).unwrap_or_default();
+        let kept = &kept[4 * panel * total..][..4 * total];
+        let hidden = &mut self.hidden[3 * panel * total..][..3 * total];
+        let new = &mut self.new[panel * total..][..total];
+        let carry = &mut self.carry[panel * sentences..][..sentences];
         for (rank, row) in rows.iter().enumerate() {
-            let by_output = load(&gradient[*row as usize * units..][..units], panel);
-            let by_state = add(&by_output, &self.carry[rank]);
+            let by_output = load(&gradient[*row as usize * units..][..units], first_panel + panel);
+            let by_state = add(&by_output, &carry[rank]);
             let [r, z, n, h] = [0, 1, 2, 3].map(|part| &kept[part * total + rank]);
             let before = before.get(rank).unwrap_or(&ZERO);
             let by_new = lanes(|i| by_state[i] * (1.0 - z[i]) * (1.0 - n[i] * n[i]));
-            self.new[rank] = by_new;
-            self.hidden[rank] = lanes(|i| by_new[i] * h[i] * r[i] * (1.0 - r[i]));
-            self.hidden[total + rank] = lanes(|i| by_state[i] * (before[i] - n[i]) * z[i] * (1.0 - z[i]));
-            self.hidden[2 * total + rank] = lanes(|i| by_new[i] * r[i]);
-            self.carry[rank] = lanes(|i| by_state[i] * z[i]);
+            new[rank] = by_new;
+            hidden[rank] = lanes(|i| by_new[i] * h[i] * r[i] * (1.0 - r[i]));
+            hidden[total + rank] = lanes(|i| by_state[i] * (before[i] - n[i]) * z[i] * (1.0 - z[i]));
+            hidden[2 * total + rank] = lanes(|i| by_new[i] * r[i]);
+            carry[rank] = lanes(|i| by_state[i] * z[i]);
         }
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::{D, Tensor};
 
 use crate::error::{Check, LossError, Within};
+use crate::matched_rows::MatchedRows;
 use crate::stable::{negative_infinity, normalise_rows};
 
 const LOSS: &str = "fragment_similarity";
@@ -183,7 +184,8 @@ pub fn unit_fragment_similarity(
 /// None. Rows must have unit length.
 ///
 /// # Numerical notes
-/// As [`fragment_similarity`]. Memory: `T * F1 * K * F2` numbers, and `T * K * F2 * D` for the items named.
+/// As [`fragment_similarity`]. In f32 on the CPU it is one operation on all threads that keeps which fragments are the best; on
+/// other devices and in other types it takes `T * F1 * K * F2` numbers, and `T * K * F2 * D` for the items named.
 ///
 /// # Errors
 /// [`LossError::Shape`], [`LossError::ElementType`], [`LossError::Candle`] (an item that isn't there).
@@ -368,6 +370,9 @@ fn best_of_neighbours(
     source: &Tensor,
     nearest: &Tensor,
 ) -> candle_core::Result<Tensor> {
+    if MatchedRows::takes(target, source) {
+        return MatchedRows::find(target, target_mask, source, nearest)?.sums(target, source);
+    }
     let (items, fragments, dimension) = target.dims3()?;
     let (count, source_fragments) = (nearest.dim(1)?, source.dim(1)?);
     let chosen = source.index_select(&nearest.contiguous()?.flatten_all()?, 0)?;

@@ -9,6 +9,7 @@ mod error;
 mod fragment_similarity;
 mod gradient_reversal;
 mod infonce;
+mod matched_rows;
 mod mean_discrepancy;
 mod reduction;
 mod siglip;

@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::fragments::Fragments;
 use crate::mode::Mode;
 use crate::normalise::UnitNorm;
+use crate::weighted_sum::weighted_sum;
 
 /// One branch: of the images, with batch normalisation, or of the sentences, without.
 ///
@@ -87,7 +88,7 @@ impl SelfAttention {
         };
         let scores = self.gated_scores(&local, &global.tanh()?, mode)?;
         let weights = masked::softmax(&scores, &mask)?;
-        self.norm.apply(&weights.unsqueeze(1)?.matmul(&features.contiguous()?)?.squeeze(1)?)
+        self.norm.apply(&weighted_sum(features, &weights)?)
     }
 }
 

@@ -98,8 +98,10 @@ impl Aeir {
     /// Structure transfer, target images against source images and their sentences, and the mirror image.
     fn structure_loss(&self, embeddings: &Embeddings, target: &TargetEmbeddings) -> Result<Tensor> {
         let Embeddings { source_images, source_sentences, .. } = embeddings;
-        let images = self.one_direction(&target.images, source_images, source_sentences)?;
-        let sentences = self.one_direction(&target.sentences, source_sentences, source_images)?;
+        let (source_images, source_sentences) = (unit_rows(source_images)?, unit_rows(source_sentences)?);
+        let (target_images, target_sentences) = (unit_rows(&target.images)?, unit_rows(&target.sentences)?);
+        let images = self.one_direction(&target_images, &source_images, &source_sentences)?;
+        let sentences = self.one_direction(&target_sentences, &source_sentences, &source_images)?;
         Ok((images + sentences)?)
     }
 
@@ -119,20 +121,19 @@ impl Aeir {
             let cross = pooled_similarity(&target.pooled, &partners.pooled)?;
             return Ok(self.structure.forward(&own, &cross)?);
         };
-        let [target, own, partners] = [unit_rows(target)?, unit_rows(own)?, unit_rows(partners)?];
         // All pairs are compared to find the neighbours; the gradient goes through the neighbours alone.
         let all = unit_fragment_similarity(
             &target.features().detach(),
-            self.counted(&target),
+            self.counted(target),
             &own.features().detach(),
-            self.counted(&own),
+            self.counted(own),
         )?;
         let nearest = self.structure.neighbours(&all)?;
         let to = |source: &Fragments| {
-            let (mask, source_mask) = (self.counted(&target), self.counted(source));
+            let (mask, source_mask) = (self.counted(target), self.counted(source));
             neighbour_similarity(target.features(), mask, source.features(), source_mask, &nearest)
         };
-        Ok(self.structure.of_neighbours(&to(&own)?, &to(&partners)?)?)
+        Ok(self.structure.of_neighbours(&to(own)?, &to(partners)?)?)
     }
 
     /// The mask that the similarity of fragments takes: in the released procedure padding counts.
@@ -319,9 +320,16 @@ impl Method for Aeir {
     }
 }
 
-/// Rows of unit length: what a tower gives are such, but the gradient of this scaling is a part of the similarity's.
-fn unit_rows(fragments: &Fragments) -> Result<Fragments> {
-    Ok(fragments.with_features(l2_normalise_released(fragments.features())?)?)
+/// Fragments of unit length: what a tower gives are such, but the gradient of this scaling is a part of the similarity's.
+fn unit_rows(encoded: &Encoded) -> Result<Encoded> {
+    let of_member = |member: &Embedded| {
+        let fragments = member.fragments.as_ref().map(|fragments| {
+            let unit = l2_normalise_released(fragments.features())?;
+            fragments.with_features(unit)
+        });
+        Ok(Embedded { fragments: fragments.transpose()?, pooled: member.pooled.clone() })
+    };
+    Ok(Encoded { members: encoded.members.iter().map(of_member).collect::<Result<_>>()? })
 }
 
 /// The mean over all positions, padding included.
