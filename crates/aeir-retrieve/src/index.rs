@@ -475,6 +475,7 @@ impl Index {
             return self.found(queries, k, options, Some(correction.penalties()));
         }
         // Whether a query is corrected depends on its best item among all.
+        let options = &SearchOptions { exact: true, ..*options };
         let plain = SearchOptions { selection: None, ..*options };
         let best = self.found(queries, 1, &plain, None)?;
         let answers = queries.iter_rows().zip(best).map(|(query, best)| {
@@ -514,14 +515,20 @@ impl Index {
                 let few = selected.is_some_and(|rows| {
                     rows.count_within(run.first, run.first + run.rows) * LEAST_SHARE < run.rows
                 });
-                (!few && effort * LEAST_SHARE <= run.rows).then_some((graph, effort))
+                (!few && effort.saturating_mul(LEAST_SHARE) <= run.rows).then_some((graph, effort))
             });
-            match walk {
-                Some((graph, effort)) => {
-                    let walked = Gallery { runs: vec![run], ..gallery.clone() };
-                    found.push(walked.walk(graph, effort, queries, k)?);
-                }
-                None => scanned.runs.push(run),
+            let Some((graph, effort)) = walk else {
+                scanned.runs.push(run);
+                continue;
+            };
+            let there =
+                selected.map_or(run.rows, |rows| rows.count_within(run.first, run.first + run.rows)).min(k);
+            let walked = Gallery { runs: vec![run], ..gallery.clone() }.walk(graph, effort, queries, k)?;
+            // A graph that falls apart (many copies of one item) leaves some out.
+            if walked.iter().all(|hits| hits.len() >= there) {
+                found.push(walked);
+            } else {
+                scanned.runs.push(run);
             }
         }
         let all = scanned.search(queries, k)?;

@@ -215,3 +215,16 @@ fn a_second_writer_is_told_to_wait() {
     ");
     assert_eq!(info(&scene)["items"], 20, "readers don't wait");
 }
+
+#[test]
+fn an_index_that_was_emptied_still_corrects() {
+    let scene = scene();
+    let whole = search(&scene, "mine");
+    scene.run("index remove --index mine --ids first.txt").ok();
+    scene.run("index add --index mine --images first.txt").ok();
+    assert_eq!(info(&scene)["correction"], "csls");
+    let scores = |found: &Value| -> Vec<Value> {
+        found["results"].as_array().unwrap().iter().map(|result| result["score"].clone()).collect()
+    };
+    assert_eq!(scores(&search(&scene, "mine")), scores(&whole));
+}

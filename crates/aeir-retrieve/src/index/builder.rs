@@ -142,7 +142,8 @@ impl IndexBuilder {
             checksum: String::new(),
         };
         manifest.write(&self.staging)?;
-        put_in_place(&self.staging)
+        put_in_place(&self.staging)?;
+        sync_folder(&self.staging)
     }
 
     fn publish(&mut self) -> Result<()> {

@@ -161,11 +161,10 @@ fn manifest_bytes(folder: &Path, file: &Path) -> Result<Vec<u8>> {
     }
 }
 
-/// Makes a manifest that [`Manifest::write`] wrote the index's: this is the commit.
+/// Makes a manifest that [`Manifest::write`] wrote the index's: this is the commit. It lasts once the folder is synced.
 pub(super) fn put_in_place(folder: &Path) -> Result<()> {
     let place = folder.join(MANIFEST_FILE);
-    fs::rename(folder.join(MANIFEST_TEMPORARY), &place).map_err(at(&place))?;
-    sync_folder(folder)
+    fs::rename(folder.join(MANIFEST_TEMPORARY), &place).map_err(at(&place))
 }
 
 /// Whether there is an index of any version.
@@ -235,7 +234,10 @@ pub(super) fn list_files(
                 });
             }
             Own::No => {
-                fs::File::open(&file).and_then(|handle| handle.sync_all()).map_err(at(&file))?;
+                // Windows syncs only what may be written.
+                let mut options = fs::File::options();
+                let opened = options.read(true).write(cfg!(windows)).open(&file);
+                opened.and_then(|handle| handle.sync_all()).map_err(at(&file))?;
                 files.insert(name, entry_of(&file)?);
             }
         }

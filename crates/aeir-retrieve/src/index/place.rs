@@ -84,12 +84,16 @@ pub(super) fn clear_leftovers(folder: &Path, parent: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether somebody holds a folder's lock.
+/// Whether somebody may hold a folder's lock: what can't be asked counts as held.
 pub(super) fn has_writer(folder: &Path) -> bool {
-    match File::open(folder.join(LOCK_FILE)).map(|file| file.try_lock()) {
-        Ok(Ok(())) | Err(_) => false,
-        Ok(Err(TryLockError::WouldBlock)) => true,
-        Ok(Err(TryLockError::Error(_))) => false,
+    // Network file systems lock only what may be written.
+    match File::options().write(true).open(folder.join(LOCK_FILE)) {
+        Err(error) => error.kind() != std::io::ErrorKind::NotFound,
+        Ok(file) => match file.try_lock() {
+            Ok(()) => false,
+            Err(TryLockError::WouldBlock) => true,
+            Err(TryLockError::Error(error)) => error.kind() != std::io::ErrorKind::Unsupported,
+        },
     }
 }
 

@@ -78,6 +78,8 @@ pub struct IndexWriter {
     /// Where each item is: segment and row.
     places: HashMap<String, (usize, usize)>,
     staging: Option<PathBuf>,
+    /// Whether what is committed is known to be on the disk.
+    lasting: bool,
     stage: Option<Box<dyn FnMut(CommitStage)>>,
 }
 
@@ -120,6 +122,7 @@ impl IndexWriter {
             changed: HashSet::new(),
             places,
             staging: None,
+            lasting: true,
             stage: None,
         })
     }
@@ -216,27 +219,27 @@ impl IndexWriter {
     /// in memory meanwhile.
     ///
     /// # Errors
-    /// As [`IndexWriter::add`].
+    /// As [`IndexWriter::add`]; what was prepared stays as it was.
     pub fn compact(&mut self) -> Result<()> {
         let (embeddings, items, metadata) = self.content()?;
-        for place in 0..self.parts.len() {
+        let old = self.parts.len();
+        if !items.is_empty() {
+            let fingerprint = self.committed.model_fingerprint.clone();
+            let content = IndexContent {
+                embeddings: &embeddings,
+                items: &items,
+                metadata: &metadata,
+                model_fingerprint: &fingerprint,
+            };
+            // The old segments stay until the new one is there: a full disk takes nothing away.
+            self.write_segment(&content, self.committed.approximate)?;
+        }
+        for place in 0..old {
             self.forget_segment(place);
         }
-        self.parts.clear();
-        self.places.clear();
+        self.parts.drain(..old);
         self.changed.clear();
-        if items.is_empty() {
-            return Ok(());
-        }
-        let fingerprint = self.committed.model_fingerprint.clone();
-        let content = IndexContent {
-            embeddings: &embeddings,
-            items: &items,
-            metadata: &metadata,
-            model_fingerprint: &fingerprint,
-        };
-        let segment = self.write_segment(&content, self.committed.approximate)?;
-        self.places.extend(items.into_iter().enumerate().map(|(row, item)| (item, (segment, row))));
+        self.places = items.into_iter().enumerate().map(|(row, item)| (item, (0, row))).collect();
         Ok(())
     }
 
@@ -264,7 +267,7 @@ impl IndexWriter {
     ///
     /// # Errors
     /// [`Error::ExtraFile`] where a staged file has the name of one of the index's own; [`Error::Io`]. After an error the index is as
-    /// it was committed last.
+    /// it was committed last, or, where only the last sync failed, the new generation with the old one's files beside it.
     pub fn commit(&mut self) -> Result<u64> {
         let items_changed = !self.changed.is_empty()
             || self.parts.iter().map(|(entry, _)| &entry.name).ne(self
@@ -298,10 +301,14 @@ impl IndexWriter {
         let manifest = manifest.write(&self.folder)?;
         self.told(CommitStage::ManifestWritten);
         put_in_place(&self.folder)?;
-        self.told(CommitStage::Committed);
         let old = std::mem::replace(&mut self.committed, manifest);
         (self.files, self.staging) = (files, None);
         self.changed.clear();
+        // Until the folder is on the disk, a power loss may bring the old generation back: its files stay.
+        self.lasting = false;
+        sync_folder(&self.folder)?;
+        self.lasting = true;
+        self.told(CommitStage::Committed);
         // The new generation is in place: a file that won't go is cleared by a later writer, or does no harm.
         for place in places(&self.folder, &old).difference(&places(&self.folder, &self.committed)) {
             let _ = fs::remove_file(place);
@@ -324,9 +331,10 @@ impl IndexWriter {
         if graph {
             add_graph(&self.folder, self.committed.storage, &mut entry, &mut written, content.embeddings)?;
         }
-        self.files.extend(written);
-        let manifest = Manifest { files: self.files.clone(), ..self.committed.clone() };
+        written.extend(self.files.clone());
+        let manifest = Manifest { files: written, ..self.committed.clone() };
         let segment = Arc::new(Segment::open(&self.folder, &manifest, &entry)?);
+        self.files = manifest.files;
         let deleted = Arc::new(Bits::none(entry.rows));
         self.parts.push((entry, Part { segment, deleted }));
         Ok(self.parts.len() - 1)
@@ -352,7 +360,9 @@ impl IndexWriter {
 
     fn write_tombstones(&mut self, generation: u64, files: &mut BTreeMap<String, FileEntry>) -> Result<()> {
         for (entry, part) in self.parts.iter_mut().filter(|(entry, _)| self.changed.contains(&entry.name)) {
-            if let Some(old) = &entry.tombstones {
+            // Not the entry's: that of a commit that failed may be there.
+            let old = self.committed.segments.iter().find(|old| old.name == entry.name);
+            if let Some(old) = old.and_then(|old| old.tombstones.as_ref()) {
                 files.remove(old);
             }
             let name = format!("{}/deleted-{generation:06}.bits", entry.name);
@@ -379,8 +389,10 @@ impl IndexWriter {
 
 impl Drop for IndexWriter {
     fn drop(&mut self) {
-        // Nobody is left to tell; the next writer clears what stays.
-        let _ = clear_unreferenced(&self.folder, &self.committed);
+        if self.lasting {
+            // Nobody is left to tell; the next writer clears what stays.
+            let _ = clear_unreferenced(&self.folder, &self.committed);
+        }
     }
 }
 
@@ -397,9 +409,11 @@ fn clear_unreferenced(folder: &Path, manifest: &Manifest) -> Result<()> {
         fs::remove_file(&temporary).map_err(at(&temporary))?;
     }
     for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let place = entry.map_err(at(folder))?.path();
-        let name = place.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if name.starts_with(SEGMENT_PREFIX) || name.starts_with(GENERATION_PREFIX) {
+        let entry = entry.map_err(at(folder))?;
+        let (place, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let ours = name.starts_with(SEGMENT_PREFIX) || name.starts_with(GENERATION_PREFIX);
+        // Not what a link leads to: that is somebody else's.
+        if ours && entry.file_type().map_err(at(&place))?.is_dir() {
             clear_below(&place, &kept)?;
         }
     }
@@ -409,10 +423,11 @@ fn clear_unreferenced(folder: &Path, manifest: &Manifest) -> Result<()> {
 fn clear_below(folder: &Path, kept: &HashSet<PathBuf>) -> Result<()> {
     let (mut left, gone) = (0, |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound);
     for entry in fs::read_dir(folder).map_err(at(folder))? {
-        let place = entry.map_err(at(folder))?.path();
+        let entry = entry.map_err(at(folder))?;
+        let place = entry.path();
         if kept.contains(&place) {
             left += 1;
-        } else if place.is_dir() {
+        } else if entry.file_type().map_err(at(&place))?.is_dir() {
             clear_below(&place, kept)?;
             left += usize::from(place.exists());
         } else if let Err(error) = fs::remove_file(&place)

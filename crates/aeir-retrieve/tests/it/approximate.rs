@@ -156,3 +156,21 @@ fn copies_and_zeros_are_no_trouble() {
     assert_eq!(hits[0].len(), 10);
     assert!(hits[0].iter().all(|hit| (hit.score - 1.0).abs() < 1e-6), "{hits:?}");
 }
+
+#[test]
+fn a_graph_that_falls_apart_leaves_nothing_out() {
+    let mut rows: Vec<Vec<f32>> = clustered(1_000, 10, 1).iter_rows().map(<[f32]>::to_vec).collect();
+    rows.extend(vec![rows[7].clone(); 1_000]);
+    let embeddings = Matrix::from_rows(&rows).unwrap();
+    let (_parent, folder) = create(&embeddings, Storage::F32);
+    let index = open(&folder);
+    let queries = embeddings.select_rows(&[0, 7, 500, 1_500]).unwrap();
+    for k in [10, 100, 200, 249] {
+        let found = index.find(&queries, k, &SearchOptions::default()).unwrap();
+        assert!(
+            found.iter().all(|hits| hits.len() == k),
+            "k {k}: {:?}",
+            found.iter().map(Vec::len).collect::<Vec<_>>()
+        );
+    }
+}

@@ -446,3 +446,74 @@ fn readers_find_a_whole_generation_while_a_writer_commits() {
         done.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }
+
+/// Puts files where the next segments would be, so that none can be written.
+fn block_segments(folder: &Path) {
+    for number in 0..20 {
+        let place = folder.join(format!("segment-{number:06}"));
+        if !place.exists() {
+            fs::write(&place, "somebody's").unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_compaction_that_fails_takes_nothing_away() {
+    let (_parent, folder) = place();
+    create(&folder, 50, Storage::F32);
+    let mut writer = IndexWriter::open(&folder).unwrap();
+    writer.add(IndexContent::new(&unit(10, 2), &names(45..55), MODEL)).unwrap();
+    writer.commit().unwrap();
+    block_segments(&folder);
+    let before = Index::open(&folder).unwrap();
+
+    assert!(matches!(writer.compact(), Err(Error::Io { .. })));
+    writer.commit().unwrap();
+    let after = Index::open(&folder).unwrap();
+    assert_eq!(after.items().collect::<Vec<_>>(), before.items().collect::<Vec<_>>());
+    assert_eq!(after.len(), 55);
+}
+
+#[test]
+fn a_commit_that_failed_leaves_no_file_behind_when_it_is_tried_again() {
+    let (_parent, folder) = place();
+    create(&folder, 50, Storage::F32);
+    let mut writer = IndexWriter::open(&folder).unwrap();
+    writer.remove(&names(0..1)).unwrap();
+    writer.commit().unwrap();
+
+    writer.remove(&names(1..2)).unwrap();
+    let in_the_way = folder.join(".manifest.json.new");
+    fs::create_dir(&in_the_way).unwrap();
+    assert!(matches!(writer.commit(), Err(Error::Io { .. })));
+    assert_eq!(Index::open(&folder).unwrap().len(), 49);
+    fs::remove_dir(&in_the_way).unwrap();
+    writer.commit().unwrap();
+
+    assert_eq!(Index::open(&folder).unwrap().len(), 48);
+    let tombstones: Vec<PathBuf> =
+        files(&folder).into_keys().filter(|file| file.extension().is_some_and(|end| end == "bits")).collect();
+    assert_eq!(tombstones.len(), 1, "{tombstones:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_writer_removes_nothing_behind_a_link() {
+    let (parent, folder) = place();
+    create(&folder, 50, Storage::F32);
+    let elsewhere = parent.path().join("photos");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("1.jpg"), "a photo").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, folder.join("segment-backup")).unwrap();
+    fs::write(folder.join("segment-notes.txt"), "a note").unwrap();
+    fs::create_dir(folder.join("segment-000099")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, folder.join("segment-000099").join("deep")).unwrap();
+
+    let mut writer = IndexWriter::open(&folder).unwrap();
+    writer.remove(&names(0..1)).unwrap();
+    writer.commit().unwrap();
+    drop(writer);
+    assert_eq!(fs::read_to_string(elsewhere.join("1.jpg")).unwrap(), "a photo");
+    assert!(folder.join("segment-notes.txt").exists());
+    assert!(!folder.join("segment-000099").exists());
+}

@@ -7,6 +7,8 @@ use anyhow::Context;
 
 /// The vectors of the bank: little-endian `f32`, a sentence after the other.
 const BANK_FILE: &str = "query-bank.f32";
+/// The correction that was chosen: the index drops its penalties whenever items change, and all of them when none is left.
+const CHOICE_FILE: &str = "query-bank-correction.json";
 
 /// Works confidence and correction out and puts them, and the bank, into a folder.
 pub(super) fn write(
@@ -20,6 +22,9 @@ pub(super) fn write(
     std::fs::write(&file, bytes).with_context(|| format!("could not write `{}`", file.display()))?;
     Confidence::of_bank(embeddings, bank)?.write(folder)?;
     if let Some(correction) = correction {
+        let file = folder.join(CHOICE_FILE);
+        let choice = serde_json::to_vec(&correction)?;
+        std::fs::write(&file, choice).with_context(|| format!("could not write `{}`", file.display()))?;
         GalleryCorrection::of_bank(correction, embeddings, bank)?.write(folder)?;
     }
     Ok(())
@@ -43,7 +48,9 @@ pub(super) fn renew(index: &Index, writer: &mut IndexWriter) -> anyhow::Result<(
     if writer.is_empty() {
         return Ok(());
     }
-    let correction = GalleryCorrection::read(index)?.map(|correction| correction.correction());
+    let choice = index.read_file(CHOICE_FILE)?;
+    let correction = choice.map(|choice| serde_json::from_slice(&choice)).transpose();
+    let correction = correction.with_context(|| format!("could not read `{CHOICE_FILE}` of the index"))?;
     let (embeddings, ..) = writer.content()?;
     write(&bank, correction, &embeddings, writer.staging()?)
 }
