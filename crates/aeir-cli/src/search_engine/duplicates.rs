@@ -4,8 +4,8 @@ use aeir_retrieve::{Hit, Index};
 
 use super::Found;
 
-/// Images of at least this cosine count as one. The same file has exactly 1; docs/search.md says what the fixtures' near-duplicates have.
-pub(crate) const DEFAULT_THRESHOLD: f32 = 0.99;
+/// Images of at least this cosine count as one. docs/search.md has what copies and other images of the fixtures reach.
+pub(crate) const DEFAULT_THRESHOLD: f32 = 0.95;
 
 /// The first `k` hits that are not near-identical to one before them, each with those that are, in the order of the hits.
 pub(super) fn grouped(index: &Index, hits: &[Hit], k: usize, threshold: f32) -> Vec<Found> {

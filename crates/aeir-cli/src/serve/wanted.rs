@@ -47,7 +47,7 @@ pub(super) struct Wanted {
     pub(super) k: Option<usize>,
     /// What becomes of near-identical images [default: keep].
     pub(super) duplicates: Option<WantedDuplicates>,
-    /// Images of at least this cosine are the same one [default: 0.99].
+    /// Images of at least this cosine are the same one [default: 0.95].
     pub(super) duplicate_threshold: Option<f32>,
     /// Without the index's hubness correction [default: false].
     #[serde(default)]

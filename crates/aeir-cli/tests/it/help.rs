@@ -852,7 +852,7 @@ fn search() {
               With --duplicates collapse: images of at least this cosine are the same one
 
               [env: AEIR_DUPLICATE_THRESHOLD=]
-              [default: 0.99]
+              [default: 0.95]
 
           --json
               Print one JSON object

@@ -329,7 +329,7 @@ fn a_person_searches_on_the_page() {
     browser.size(390, 844);
     assert_eq!(browser.run(WIDER), false);
     browser.run("setTimeout(() => { throw new Error('a fault of ours'); })");
-    browser.until("document.querySelector('#alert').innerText.includes('a fault of ours')");
+    browser.until("document.querySelector('#alert').innerText.includes('This page has a fault')");
 }
 
 #[test]

@@ -171,7 +171,19 @@ fn copies_of_an_image_are_one_result() {
     scene.run("index --model model --images twice.txt --output copies").ok();
     let all = scene.run_all(&["search", "--index", "copies", "--image", &images[0], "-k", "32", "--json"]);
     assert_eq!(all.ok().json()["results"].as_array().unwrap().len(), 32, "kept unless asked for");
-    let flags = ["search", "--index", "copies", "--image", &images[0], "-k", "2", "--duplicates", "collapse"];
+    let flags = [
+        "search",
+        "--index",
+        "copies",
+        "--image",
+        &images[0],
+        "-k",
+        "2",
+        "--duplicates",
+        "collapse",
+        "--duplicate-threshold",
+        "0.999",
+    ];
     let told = scene.run_all(&flags).ok().stdout;
     assert_eq!(told.matches("(the same)").count(), 2, "{told}");
     let answer = scene.run_all(&[&flags[..], &["--json"]].concat()).ok().json();
@@ -179,7 +191,9 @@ fn copies_of_an_image_are_one_result() {
     assert_eq!(answer["results"].as_array().unwrap().len(), 2, "as many as wanted, whatever is set aside");
 
     let server = scene.serve("copies", &[]);
-    let answer = server.search(&json!({"text": "a dog", "k": 32, "duplicates": "collapse"})).ok();
+    let answer = server
+        .search(&json!({"text": "a dog", "k": 32, "duplicates": "collapse", "duplicate_threshold": 0.999}))
+        .ok();
     let results = answer["results"].as_array().unwrap();
     assert_eq!(results.len(), 30);
     let groups: Vec<usize> = results

@@ -65,6 +65,8 @@ function make(tag, { text, attributes = {}, classes = "", on = {} } = {}, ...chi
 
 const count = (number, one, many) => number.toLocaleString("en") + " " + (number === 1 ? one : many);
 const percent = (share) => (share > 0 && share < 0.01 ? "<1" : Math.round(100 * share)) + " %";
+/** A text that fits a heading. */
+const short = (text) => (text.length > 120 ? text.slice(0, 119) + "…" : text);
 /** What a file's name says of its picture. */
 const spoken = (name) => name.replace(/^.*[\\/]/, "").replace(/\.[a-z0-9]{2,5}$/i, "").replace(/[_-]+/g, " ");
 
@@ -99,9 +101,9 @@ function describe() {
   const parts = [];
   if (asked.image) parts.push("your image");
   if (asked.item) parts.push("“" + spoken(asked.item.name) + "”");
-  let words = asked.text ? "“" + asked.text + "”" : "";
+  let words = asked.text ? "“" + short(asked.text) + "”" : "";
   if (parts.length) words = (words ? words + ", like " : "Like ") + parts.join(" and ");
-  if (asked.minus.length) words += ", less " + asked.minus.map((term) => "“" + term + "”").join(" and ");
+  if (asked.minus.length) words += ", less " + asked.minus.map((term) => "“" + short(term) + "”").join(" and ");
   return words;
 }
 
