@@ -7,6 +7,7 @@ pub(crate) mod index;
 pub(crate) mod label;
 pub(crate) mod pairs;
 pub(crate) mod runs;
+pub(crate) mod search_bench;
 
 use std::path::PathBuf;
 
@@ -559,6 +560,8 @@ pub(crate) enum BenchCommand {
     Data(BenchDataFlags),
     /// Searches a second that a running `aeir serve` answers, and how long each takes
     Serve(BenchServeFlags),
+    /// Exact and approximate search, on vectors that are made up
+    Search(search_bench::BenchSearchFlags),
 }
 
 #[derive(Args)]

@@ -1411,3 +1411,8 @@ fn label_serve() {
       -h, --help                     Print help
     ");
 }
+
+#[test]
+fn bench_search() {
+    insta::assert_snapshot!(help("bench search"), @"");
+}

@@ -171,24 +171,28 @@ fn an_export_holds_the_vectors_names_and_metadata() {
     let data = scene.run("data check out/items.parquet --json").ok().json();
     assert_eq!(data["parts"][0]["usable_images"], 19, "{data}");
     assert!(scene.run("index export --index mine --output out").failure().contains("is not empty"));
-    let script = "import json, sys, numpy, pyarrow.parquet
+    let script = "import json, numpy, pyarrow.parquet
 vectors = numpy.load('out/embeddings.npy')
 table = pyarrow.parquet.read_table('out/items.parquet').to_pydict()
 assert numpy.array_equal(numpy.array(table['embedding'], dtype='f4'), vectors)
 assert abs((vectors ** 2).sum(1) - 1).max() < 1e-5
+try:
+    import faiss
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    scores, rows = index.search(vectors, 1)
+    assert abs(scores - 1).max() < 1e-5, scores
+except ImportError:
+    pass
 print(json.dumps([table['id'], [json.loads(line) for line in table['metadata']]]))";
-    let mut python = Command::new(std::env::var_os("PYTHON").unwrap_or("python3".into()));
-    let here = python
-        .args(["-c", "import numpy, pyarrow.parquet"])
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !here {
-        eprintln!("skipped: no python3 with numpy and pyarrow to load the export");
+    let program = std::env::var_os("AEIR_PYTHON").unwrap_or("python3".into());
+    let python =
+        |script: &str| Command::new(&program).args(["-c", script]).current_dir(scene.path(".")).output();
+    if !python("import numpy, pyarrow.parquet").is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: no python3 with numpy and pyarrow to load the export (AEIR_PYTHON names one)");
         return;
     }
-    let mut python = Command::new(std::env::var_os("PYTHON").unwrap_or("python3".into()));
-    python.args(["-c", script]).current_dir(scene.path("."));
-    let output = python.output().unwrap();
+    let output = python(script).unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let loaded: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(loaded[0].as_array().unwrap().len(), 19);
