@@ -326,8 +326,11 @@ pub(crate) struct SearchFlags {
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_PLAIN")]
     pub(crate) plain: bool,
     /// Only images whose metadata have this value under this key. May be repeated: all have to hold
-    #[arg(long = "where", value_name = "KEY=VALUE", value_parser = key_and_value, env = "AEIR_WHERE")]
+    #[arg(long = "where", visible_alias = "filter", value_name = "KEY=VALUE", value_parser = key_and_value, env = "AEIR_WHERE")]
     pub(crate) filter: Vec<(String, String)>,
+    /// Only images that this file names, one a line, as results name them
+    #[arg(long, value_name = "FILE", env = "AEIR_IDS")]
+    pub(crate) ids: Option<PathBuf>,
     /// Look at every image, even where the index has a graph for approximate search
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_EXACT")]
     pub(crate) exact: bool,

@@ -102,6 +102,7 @@ fn items_are_removed_by_name() {
     scene.write_lines("all.txt", &images[4..20]);
     scene.run("index remove --index mine --ids all.txt").ok();
     assert_eq!(info(&scene)["items"], 0);
+    assert!(scene.run("search --index mine cat").failure().contains("holds no images any more"));
 }
 
 #[test]
@@ -114,6 +115,32 @@ fn storage_and_graph_are_told() {
     let text = scene.run("index info --index mine").ok().stdout;
     assert!(text.contains("kept as int8") && text.contains("of the ten best found"), "{text}");
     assert_eq!(search(&scene, "mine")["results"].as_array().unwrap().len(), 30);
+}
+
+#[test]
+fn searches_are_limited_and_say_what_a_graph_finds() {
+    let scene = scene();
+    let images = scene.lines("images.txt");
+    let paths = |more: &[&str]| -> Vec<String> {
+        let found =
+            scene.run_all(&[&["search", "--index", "mine", "a cat", "--json", "-k", "50"], more].concat());
+        let hits = found.ok().json()["results"].as_array().unwrap().clone();
+        hits.iter().map(|hit| hit["path"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(paths(&["--filter", "even=true"]).len(), 10);
+    assert_eq!(paths(&["--where", "even=true", "--where", "kind=k1"]).len(), 3);
+    assert_eq!(paths(&["--filter", "kind=k9"]), Vec::<String>::new());
+    scene.write_lines("ids.txt", &[&images[3], &images[4], "elsewhere.jpg"]);
+    let mut found = paths(&["--ids", "ids.txt"]);
+    found.sort();
+    let mut expected = vec![images[3].clone(), images[4].clone()];
+    expected.sort();
+    assert_eq!(found, expected);
+    assert!(scene.run("search --index index cat --where a=1").failure().contains("holds no metadata"));
+    scene.run("index --model model --images images.txt --approximate -o graph").ok();
+    let answer = scene.run("search --index graph cat --json").ok().json();
+    assert!(answer["approximate"]["recall_at_10"].as_f64().unwrap() >= 0.95, "{answer}");
+    assert!(scene.run("search --index graph cat --json --exact").ok().json().get("approximate").is_none());
 }
 
 #[test]
