@@ -832,6 +832,12 @@ fn search() {
               hold
 
               [env: AEIR_WHERE=]
+              [alias: --filter]
+
+          --ids <FILE>
+              Only images that this file names, one a line, as results name them
+
+              [env: AEIR_IDS=]
 
           --exact
               Look at every image, even where the index has a graph for approximate search
@@ -1410,9 +1416,4 @@ fn label_serve() {
                                      AEIR_QUIET=]
       -h, --help                     Print help
     ");
-}
-
-#[test]
-fn bench_search() {
-    insta::assert_snapshot!(help("bench search"), @"");
 }
