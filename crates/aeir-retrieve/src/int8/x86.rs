@@ -13,14 +13,12 @@ const FEW_QUERIES: usize = 3;
 
 type Kernel = fn(&QueryCodes, Codes<'_>, &mut [f32]) -> bool;
 
-/// Every kernel; each says whether this machine has its instructions.
-#[cfg(test)]
+/// Every kernel, fastest first; each says whether this machine has its instructions.
 pub(super) const KERNELS: [Kernel; 2] = [with_vnni, with_avx2];
 
 /// Scores with the best instructions of this machine; false where it has none of them. Sizes fit.
 pub(super) fn scores(queries: &QueryCodes, items: Codes<'_>, out: &mut [f32]) -> bool {
-    let kernels: [Kernel; 2] = [with_vnni, with_avx2];
-    kernels.iter().any(|kernel| kernel(queries, items, out))
+    KERNELS.iter().any(|kernel| kernel(queries, items, out))
 }
 
 fn with_vnni(queries: &QueryCodes, items: Codes<'_>, out: &mut [f32]) -> bool {

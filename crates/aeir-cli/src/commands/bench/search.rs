@@ -19,7 +19,6 @@ use super::data::TemporaryFolder;
 use crate::commands::embed::arrays::npy_header;
 use crate::commands::{print, print_json};
 use crate::flags::PrecisionFlag;
-use crate::flags::index::Approximate;
 use crate::flags::search_bench::BenchSearchFlags;
 use crate::terminal::Terminal;
 
@@ -143,7 +142,7 @@ fn measure(flags: &BenchSearchFlags, threads: usize, terminal: &Terminal) -> any
         Some(truth) => truth,
         None => aeir_retrieve::nearest(&queries, &items, flags.k)?.into_iter().map(hits).collect(),
     };
-    if flags.approximate.approximate.of(flags.items) && flags.approximate.approximate != Approximate::No {
+    if flags.approximate.approximate.of(flags.items) {
         for storage in flags.storage.iter().map(|flag| flag.storage()) {
             terminal.note(&format!("graph over {}", storage.name()));
             let folder = place.0.join(format!("{}-graph", storage.name()));
