@@ -7,6 +7,7 @@ pub(crate) mod index;
 pub(crate) mod label;
 pub(crate) mod pairs;
 pub(crate) mod runs;
+pub(crate) mod search_bench;
 
 use std::path::PathBuf;
 
@@ -325,8 +326,11 @@ pub(crate) struct SearchFlags {
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_PLAIN")]
     pub(crate) plain: bool,
     /// Only images whose metadata have this value under this key. May be repeated: all have to hold
-    #[arg(long = "where", value_name = "KEY=VALUE", value_parser = key_and_value, env = "AEIR_WHERE")]
+    #[arg(long = "where", visible_alias = "filter", value_name = "KEY=VALUE", value_parser = key_and_value, env = "AEIR_WHERE")]
     pub(crate) filter: Vec<(String, String)>,
+    /// Only images that this file names, one a line, as results name them
+    #[arg(long, value_name = "FILE", env = "AEIR_IDS")]
+    pub(crate) ids: Option<PathBuf>,
     /// Look at every image, even where the index has a graph for approximate search
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_EXACT")]
     pub(crate) exact: bool,
@@ -559,6 +563,8 @@ pub(crate) enum BenchCommand {
     Data(BenchDataFlags),
     /// Searches a second that a running `aeir serve` answers, and how long each takes
     Serve(BenchServeFlags),
+    /// Exact and approximate search, on vectors that are made up
+    Search(search_bench::BenchSearchFlags),
 }
 
 #[derive(Args)]

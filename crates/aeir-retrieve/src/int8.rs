@@ -4,6 +4,9 @@
 //! multiply unsigned by signed bytes serve, and the correction is one number a query. All sums are integers: every kernel gives the
 //! same scores.
 
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
 use crate::storage::{ZERO_CODE, code_stride};
 
 /// The codes of items, rows of `stride` bytes, and the scale of each.
@@ -14,7 +17,7 @@ pub(crate) struct Codes<'a> {
     pub(crate) stride: usize,
 }
 
-impl<'a> Codes<'a> {
+impl Codes<'_> {
     /// Some rows of them; none past the last.
     pub(crate) fn rows(&self, first: usize, last: usize) -> Self {
         Self {
@@ -56,20 +59,95 @@ impl QueryCodes {
         }
         made
     }
+
+    /// Each query's codes, scale and offset.
+    fn each(&self) -> impl Iterator<Item = (&[i8], f32, i32)> {
+        let numbers = self.scales.iter().zip(&self.offsets);
+        self.codes
+            .chunks_exact(self.stride.max(1))
+            .zip(numbers)
+            .map(|(codes, (scale, offset))| (codes, *scale, *offset))
+    }
 }
 
 /// The scores of all queries with some items, `[queries, items]`.
 pub(crate) fn scores(queries: &QueryCodes, items: Codes<'_>, out: &mut [f32]) {
-    let columns = items.scales.len();
-    let rows = queries.codes.chunks_exact(queries.stride).zip(queries.scales.iter().zip(&queries.offsets));
-    for ((query, (scale, offset)), row) in rows.zip(out.chunks_mut(columns.max(1))) {
+    let fits = out.len() == queries.scales.len() * items.scales.len()
+        && items.codes.len() == items.scales.len() * items.stride
+        && queries.stride == items.stride;
+    if !fits {
+        debug_assert!(false, "codes of the wrong size");
+        return out.fill(f32::NAN);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if x86::scores(queries, items, out) {
+        return;
+    }
+    portable_scores(queries, items, out);
+}
+
+fn portable_scores(queries: &QueryCodes, items: Codes<'_>, out: &mut [f32]) {
+    for ((query, scale, offset), row) in queries.each().zip(out.chunks_mut(items.scales.len().max(1))) {
         let codes = items.codes.chunks_exact(items.stride).zip(items.scales);
         for (slot, (item, item_scale)) in row.iter_mut().zip(codes) {
-            *slot = (portable_dot(item, query) - offset) as f32 * (scale * item_scale);
+            let dot: i32 =
+                item.iter().zip(query).map(|(item, query)| i32::from(*item) * i32::from(*query)).sum();
+            *slot = (dot - offset) as f32 * (scale * item_scale);
         }
     }
 }
 
-fn portable_dot(item: &[u8], query: &[i8]) -> i32 {
-    item.iter().zip(query).map(|(item, query)| i32::from(*item) * i32::from(*query)).sum()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::quantised;
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{Rng, SeedableRng};
+
+    fn numbers(count: usize, seed: u64) -> Vec<f32> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        (0..count).map(|_| random.next_u32() as f32 / u32::MAX as f32 - 0.5).collect()
+    }
+
+    #[test]
+    fn all_kernels_give_the_same_scores() {
+        for (rows, queries, dimension) in
+            [(1, 1, 1), (7, 2, 64), (33, 9, 65), (64, 16, 128), (100, 21, 300), (31, 8, 512), (5, 3, 1000)]
+        {
+            let (values, asked) = (numbers(rows * dimension, 1), numbers(queries * dimension, 2));
+            let (codes, scales) = quantised(&values, dimension);
+            let items = Codes { codes: &codes, scales: &scales, stride: code_stride(dimension) };
+            let asked_codes = QueryCodes::of(&asked, dimension);
+            let mut expected = vec![0.0; rows * queries];
+            portable_scores(&asked_codes, items, &mut expected);
+            let mut found = vec![f32::NAN; rows * queries];
+            scores(&asked_codes, items, &mut found);
+            assert_eq!(found, expected, "{rows} x {queries} x {dimension}");
+            #[cfg(target_arch = "x86_64")]
+            for kernel in x86::KERNELS {
+                let mut found = vec![f32::NAN; rows * queries];
+                if kernel(&asked_codes, items, &mut found) {
+                    assert_eq!(found, expected, "{rows} x {queries} x {dimension}");
+                }
+            }
+            for (query, row) in asked.chunks(dimension).zip(expected.chunks(rows)) {
+                for (item, score) in values.chunks(dimension).zip(row) {
+                    let dot: f32 = item.iter().zip(query).map(|(a, b)| a * b).sum();
+                    assert!((dot - score).abs() < 0.01 * (dimension as f32).sqrt(), "{dot} {score}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn extreme_codes_do_not_overflow() {
+        // All magnitudes at their largest, all signs alike: the largest sums there are.
+        let dimension = 4096;
+        let (values, asked) = (vec![-1.0; dimension], vec![1.0; dimension]);
+        let (codes, scales) = quantised(&values, dimension);
+        let items = Codes { codes: &codes, scales: &scales, stride: code_stride(dimension) };
+        let mut found = [0.0];
+        scores(&QueryCodes::of(&asked, dimension), items, &mut found);
+        assert!((found[0] + dimension as f32).abs() < 1.0, "{found:?}");
+    }
 }

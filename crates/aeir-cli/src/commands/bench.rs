@@ -4,6 +4,7 @@
 
 mod data;
 mod encode;
+mod search;
 mod serve;
 mod train;
 
@@ -17,5 +18,6 @@ pub(crate) fn run(flags: &BenchFlags, terminal: &Terminal) -> anyhow::Result<()>
         BenchCommand::Serve(flags) => serve::run(flags),
         BenchCommand::Encode(flags) => encode::run(flags, terminal),
         BenchCommand::Train(flags) => train::run(flags, terminal),
+        BenchCommand::Search(flags) => search::run(flags, terminal),
     }
 }

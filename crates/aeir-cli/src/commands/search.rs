@@ -6,9 +6,10 @@ use std::path::Path;
 
 use aeir_data::{ImageSource, TestPairs};
 use aeir_encoders::{Bundle, PreparedImage};
-use aeir_retrieve::{ConformalSets, Filter};
+use aeir_retrieve::{ConformalSets, Filter, GraphReport};
 use serde::Serialize;
 
+use super::index::change::lines;
 use super::{decode_query, print, print_json, tell_skipped};
 use crate::failure::CliError;
 use crate::flags::{Duplicates, Rerank, SearchFlags};
@@ -28,6 +29,9 @@ struct Report<'a> {
     /// What the scores were corrected by.
     #[serde(skip_serializing_if = "Option::is_none")]
     correction: Option<&'static str>,
+    /// Where the index has a graph and the search did not have to be exact: how much the graph finds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    approximate: Option<GraphReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
     set: Option<SetOfResults>,
 }
@@ -62,6 +66,13 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         .into());
     }
     let shelf = Shelf::open(&flags.index)?;
+    if shelf.index.is_empty() {
+        return Err(CliError::Data {
+            message: format!("`{}` holds no images any more", flags.index.display()),
+            hint: format!("add some with `aeir index add --index {} --images PHOTOS`", flags.index.display()),
+        }
+        .into());
+    }
     let device = flags.device.device.open(terminal)?;
     refuse_confidence_of_others(flags, &shelf)?;
     let calibration = flags.calibration.as_deref().map(|path| TestPairs::read(path, None)).transpose()?;
@@ -81,10 +92,7 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         same_above: (flags.duplicates == Duplicates::Collapse).then_some(flags.duplicate_threshold),
         min_confidence: flags.min_confidence,
         exact: flags.exact,
-        filter: flags
-            .filter
-            .iter()
-            .fold(Filter::default(), |filter, (key, value)| filter.with_equal(key, value)),
+        filter: filter_of(flags)?,
     };
     let vector = engine.vectors(&[&query])?.pop().unwrap_or(Err(QueryError::Empty))?;
     let mut set = None;
@@ -100,7 +108,11 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
     }
     tell_skipped(terminal, &answer.skipped, None);
     if flags.json {
-        return print_json(&report(&answer, set));
+        let approximate = approximate(flags, &engine.shelf, &answer);
+        return print_json(&Report { approximate, ..report(&answer, set) });
+    }
+    if answer.found.is_empty() && !manner.filter.is_empty() && answer.no_good_match != Some(true) {
+        terminal.note("no image of the index satisfies --where and --ids");
     }
     if let Some(SetOfResults { sets, size }) = &set {
         terminal.note(&format!(
@@ -125,8 +137,26 @@ fn report(answer: &Answer, set: Option<SetOfResults>) -> Report<'_> {
         confidence: answer.confidence,
         no_good_match: answer.no_good_match,
         correction: answer.correction,
+        approximate: None,
         set,
     }
+}
+
+/// What the images have to satisfy.
+fn filter_of(flags: &SearchFlags) -> anyhow::Result<Filter> {
+    let filter =
+        flags.filter.iter().fold(Filter::default(), |filter, (key, value)| filter.with_equal(key, value));
+    Ok(match &flags.ids {
+        Some(file) => filter.with_items(lines(file)?),
+        None => filter,
+    })
+}
+
+/// What a graph that may have been searched says of itself.
+fn approximate(flags: &SearchFlags, shelf: &Shelf, answer: &Answer) -> Option<GraphReport> {
+    let reports = shelf.index.graphs().map(|(_, report)| report);
+    let lowest = reports.min_by(|one, other| one.recall_at_10.total_cmp(&other.recall_at_10));
+    lowest.filter(|_| !flags.exact && answer.correction.is_none())
 }
 
 impl<'a> Line<'a> {

@@ -50,3 +50,23 @@ fn data_times_readers() {
     let none = scene.run("bench data --read sentences.txt --repeats 1").ok();
     assert!(none.stdout.contains("list of sentences, 30 items"), "{none:?}");
 }
+
+#[test]
+fn search_times_every_storage_and_the_graph() {
+    let scene = Scene::new();
+    let report = scene
+        .run("bench search --items 2000 --dimension 32 --queries 20 --repeats 1 --approximate --vectors made --json")
+        .ok()
+        .json();
+    let exact = report["exact"].as_array().unwrap();
+    let storages: Vec<&str> = exact.iter().map(|line| line["storage"].as_str().unwrap()).collect();
+    assert_eq!(storages, ["f32", "f16", "int8"]);
+    assert!(exact.iter().all(|line| line["queries_per_second"].as_f64().unwrap() > 0.0), "{report}");
+    assert!(exact[1..].iter().all(|line| line["recall"].as_f64().unwrap() > 0.95), "{report}");
+    let graphs = report["approximate"].as_array().unwrap();
+    assert_eq!(graphs.len(), 3);
+    assert!(graphs.iter().all(|graph| graph["stated_recall_at_10"].as_f64().unwrap() >= 0.95), "{report}");
+    assert_eq!(scene.read("made/items.npy").len(), 128 + 2000 * 32 * 4);
+    let text = scene.run("bench search --items 500 --dimension 16 --queries 5 --repeats 1").ok().stdout;
+    assert!(text.contains("queries/s") && !text.contains("graph over"), "{text}");
+}

@@ -832,6 +832,12 @@ fn search() {
               hold
 
               [env: AEIR_WHERE=]
+              [alias: --filter]
+
+          --ids <FILE>
+              Only images that this file names, one a line, as results name them
+
+              [env: AEIR_IDS=]
 
           --exact
               Look at every image, even where the index has a graph for approximate search

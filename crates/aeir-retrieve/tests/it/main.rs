@@ -13,6 +13,7 @@ mod naive;
 mod parity;
 mod properties;
 mod refusals;
+mod streamed;
 mod trust;
 mod two_sets;
 mod two_stage;

@@ -147,11 +147,11 @@ fn files(folder: &Path, count: usize, terminal: &Terminal) -> anyhow::Result<Vec
 }
 
 /// A folder that goes with its owner.
-struct TemporaryFolder(PathBuf);
+pub(super) struct TemporaryFolder(pub(super) PathBuf);
 
 impl TemporaryFolder {
-    fn new() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("aeir-bench-data-{}", std::process::id()));
+    pub(super) fn new() -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("aeir-bench-{}", std::process::id()));
         fs::create_dir(&path).with_context(|| format!("could not make `{}`", path.display()))?;
         Ok(Self(path))
     }
