@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use aeir_data::{ImageSource, Skipped, Split, TargetImages, TargetSentences, TestPairs};
+use aeir_encoders::bundle::MANIFEST_FILE;
 use aeir_encoders::{Bundle, Encoded};
 use aeir_retrieve::{
     BootstrapOptions, Comparison, Confidence, GalleryCorrection, Matrix, MetricIntervals, Ranks, Relevance,
@@ -440,7 +441,8 @@ fn joined(folds: &[Ranks]) -> anyhow::Result<Ranks> {
 
 /// Leaves the plain figures in the model's folder, where `aeir report` finds them.
 fn remember(flags: &EvalFlags, data: &Path, scored: &Scored, terminal: &Terminal) -> anyhow::Result<()> {
-    if flags.protocol != Protocol::Full {
+    // A pre-trained model in its own format is somebody else's folder.
+    if flags.protocol != Protocol::Full || !flags.model.join(MANIFEST_FILE).exists() {
         return Ok(());
     }
     let evaluation = runs::Evaluation {
