@@ -43,31 +43,28 @@ fn the_seed_decides_the_draw() {
 /// Statistics of all items centre the test halves on each other: they say less than nothing of new items.
 #[test]
 fn standardised_domains_are_tested_on_items_that_the_statistics_have_not_seen() {
-    for (n, d) in [(60, 40), (200, 40), (400, 16), (400, 100)] {
-        let mean = |standardise: bool, by: f32, whole: bool| -> f64 {
-            let distance = |seed: u64| {
-                let (mut a, mut b) =
-                    (scattered(n, d, 2 * seed + 1), moved(&scattered(n, d, 2 * seed + 2), by));
-                if whole {
-                    (a, b) = (
-                        FeatureScale::of(&a).applied(&a).unwrap(),
-                        FeatureScale::of(&b).applied(&b).unwrap(),
-                    );
-                    (a, b) = (a.l2_normalised().unwrap(), b.l2_normalised().unwrap());
-                }
-                let options = ProxyADistanceOptions { seed, standardise, ..Default::default() };
-                proxy_a_distance(&a, &b, &options).unwrap().distance
-            };
-            (0..20).map(distance).sum::<f64>() / 20.0
+    let mean = |standardise: bool, by: f32, whole: bool| -> f64 {
+        let distance = |seed: u64| {
+            let (mut a, mut b) =
+                (scattered(200, 40, 2 * seed + 1), moved(&scattered(200, 40, 2 * seed + 2), by));
+            if whole {
+                let scaled =
+                    |set: &Matrix| FeatureScale::of(set).applied(set).unwrap().l2_normalised().unwrap();
+                (a, b) = (scaled(&a), scaled(&b));
+            }
+            let options = ProxyADistanceOptions { seed, standardise, ..Default::default() };
+            proxy_a_distance(&a, &b, &options).unwrap().distance
         };
-        eprintln!(
-            "{n} {d}: plain {} same {} moved {} whole {}",
-            mean(false, 1.0, false),
-            mean(true, 0.0, false),
-            mean(true, 1.0, false),
-            mean(false, 1.0, true)
-        );
-    }
+        (0..20).map(distance).sum::<f64>() / 20.0
+    };
+    assert!(mean(false, 1.0, false) > 1.0, "the domains are apart");
+    let (alike, apart) = (mean(true, 0.0, false), mean(true, 1.0, false));
+    assert!(alike.abs() < 0.2, "alike: {alike}");
+    assert!((apart - alike).abs() < 0.05, "apart in the mean alone: {apart}");
+    let whole = mean(false, 1.0, true);
+    assert!(whole < -0.4, "with statistics of all items: {whole}");
+    let (one, other) = (scattered(4, 3, 1), scattered(4, 2, 1));
+    assert!(FeatureScale::of(&one).applied(&other).is_err());
 }
 
 /// At the minimum the gradient is zero: `w = c sum_i (label_i - p_i) x_i` and `sum_i (label_i - p_i) = 0`.
