@@ -19,6 +19,8 @@ pub(super) struct Cell<'a> {
     pub(super) check: bool,
     /// Hash of the program that trains.
     pub(super) program: &'a str,
+    /// Hash of the transfer's files.
+    pub(super) data: &'a str,
 }
 
 /// What it came to.
@@ -60,11 +62,11 @@ impl Cell<'_> {
         }
     }
 
-    /// A hash of what decides the outcome: settings, seed and program.
+    /// A hash of what decides the outcome: settings, seed, program and data.
     fn identity(&self) -> String {
         let Row { method, standardise, oracle, .. } = self.row;
-        let text =
-            format!("{} {method} {standardise} {oracle} {} {}", self.program, self.seed, self.settings());
+        let Self { program, data, seed, .. } = self;
+        let text = format!("{program} {data} {method} {standardise} {oracle} {seed} {}", self.settings());
         Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -186,7 +188,7 @@ mod tests {
     fn settings_for_a_check_are_one_file_each() {
         let suite = Suite::named("adapt").unwrap();
         for row in suite.rows {
-            let cell = Cell { transfer: "t", row, seed: 1, check: true, program: "p" };
+            let cell = Cell { transfer: "t", row, seed: 1, check: true, program: "p", data: "d" };
             let settings = cell.settings();
             assert_eq!(settings.matches("[adapt]").count(), 1, "{settings}");
             let (before, after) = settings.split_once("[adapt]").unwrap();
@@ -198,13 +200,15 @@ mod tests {
     #[test]
     fn an_outcome_of_other_settings_is_run_again() {
         let row = &Suite::named("adapt").unwrap().rows[0];
-        let cell = |seed, check| Cell { transfer: "t", row, seed, check, program: "p" };
+        let cell = |seed, check| Cell { transfer: "t", row, seed, check, program: "p", data: "d" };
+        let other = Cell { data: "e", ..cell(1, false) };
         let record = json!({ "transfer": "t", "row": row.name, "seed": 1, "seconds": 1.0,
             "config_sha256": cell(1, false).identity(), "metrics": { "rsum": 120.5 } });
         let file = std::env::temp_dir().join(format!("aeir-outcome-{}.json", std::process::id()));
         Outcome::of(record).unwrap().write(&file).unwrap();
         assert_eq!(Outcome::read(&file, &cell(1, false)).unwrap().unwrap().rsum, 120.5);
         assert!(Outcome::read(&file, &cell(2, false)).unwrap().is_none());
+        assert!(Outcome::read(&file, &other).unwrap().is_none());
         assert!(Outcome::read(&file, &cell(1, true)).unwrap().is_none());
         std::fs::remove_file(&file).unwrap();
         assert!(Outcome::read(&file, &cell(1, false)).unwrap().is_none());

@@ -130,13 +130,15 @@ fn adapt(suite: &'static Suite, arguments: &Arguments, root: &Path) -> anyhow::R
     let mut outcomes = Vec::new();
     for (place, transfer) in transfers.iter().enumerate() {
         let data = transfer.prepare(root, &results)?;
+        let digest = data.digest()?;
         // In a check the other transfers show that their data can be made: the rows are the same code.
         let rows =
             if arguments.check && place > 0 { rows.get(..1).unwrap_or_default() } else { rows.as_slice() };
         for row in rows {
             for seed in 1..=seeds(row, arguments) {
                 let check = arguments.check;
-                let cell = Cell { transfer: transfer.name, row, seed, check, program: &program };
+                let cell =
+                    Cell { transfer: transfer.name, row, seed, check, program: &program, data: &digest };
                 if arguments.report {
                     outcomes.extend(Outcome::read(&file_of(&cell, &results), &cell)?);
                 } else {
