@@ -1275,7 +1275,10 @@ mod tests {
 
     #[test]
     fn labelled_pairs_have_the_targets_statistics_and_no_part_in_the_source() {
-        let config = TrainConfig { standardise: true, ..small(MethodName::SourceOnly) };
+        let config = TrainConfig {
+            standardise: crate::config::Standardise::Standardise,
+            ..small(MethodName::SourceOnly)
+        };
         let prepared = labelled_toy().prepare(&config, &Device::Cpu).unwrap();
         assert_eq!((prepared.source_pairs(), prepared.labelled_pairs()), (40, 5));
         let [images, sentences] = prepared.source_alone();
