@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use aeir_data::{Columns, ReadOptions, Split};
 use aeir_encoders::Head;
-use aeir_train::config::{Adversary, Fidelity, SourceLossKind};
+use aeir_train::config::{Adversary, Fidelity, SourceLossKind, Standardise};
 use aeir_train::{MethodName, TrainConfig};
 use clap::builder::FalseyValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -130,11 +130,16 @@ pub(crate) struct DemoFlags {
     pub(crate) device: DeviceFlag,
 }
 
+/// Encoders that are used where none is named.
+pub(crate) const DEFAULT_IMAGE_ENCODER: &str = "efficientnet-lite0";
+pub(crate) const DEFAULT_TEXT_ENCODER: &str = "static-minilm";
+
 #[derive(Args)]
 pub(crate) struct TrainFlags {
     /// Source pairs, in any format: JSON lines, CSV, a folder of images with text files, COCO, Karpathy's splits, SCAN's
-    /// region features, WebDataset or Parquet; docs/data.md shows each. May be repeated; each is a domain of its own
-    #[arg(long, required_unless_present = "dry_run", value_name = "PATH", env = "AEIR_SOURCE")]
+    /// region features, WebDataset or Parquet; docs/data.md shows each. May be repeated; each is a domain of its own. With
+    /// --model and `--method adapt` there may be none
+    #[arg(long, required_unless_present_any = ["dry_run", "model"], value_name = "PATH", env = "AEIR_SOURCE")]
     pub(crate) source: Vec<PathBuf>,
     /// Target images: a folder, a list file with one path a line, features in `.npy`, `.safetensors` or `.tsv`, or the images
     /// of any data set; nothing of its sentences is taken
@@ -163,13 +168,18 @@ pub(crate) struct TrainFlags {
     /// Shift and scale the features by each domain's own mean and spread; the target's come from its unpaired sets
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_STANDARDISE")]
     pub(crate) standardise: bool,
+    /// Start from a CLIP or SigLIP, in place of two encoders that know nothing of each other: a folder, an id
+    /// `org/name[@revision]` of a model on the hub, or the name of one in the cache. What is trained changes its space as it is;
+    /// the learning rate is then 0.0001 unless another is given
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: Option<String>,
     /// Frozen image encoder: a folder, an id `org/name[@revision]` of a model on the hub, or the name of one in
     /// `fixtures/backbones` or in the cache; not used with region features
-    #[arg(long, value_name = "DIR|ID", default_value = "efficientnet-lite0", env = "AEIR_IMAGE_ENCODER")]
+    #[arg(long, value_name = "DIR|ID", default_value = DEFAULT_IMAGE_ENCODER, env = "AEIR_IMAGE_ENCODER")]
     pub(crate) image_encoder: String,
     /// Frozen sentence encoder: a folder, an id `org/name[@revision]` of a model on the hub, or the name of one in
     /// `fixtures/backbones` or in the cache; or `words`: a vocabulary of the training sentences and a bidirectional GRU, both trained
-    #[arg(long, value_name = "DIR|ID", default_value = "static-minilm", env = "AEIR_TEXT_ENCODER")]
+    #[arg(long, value_name = "DIR|ID", default_value = DEFAULT_TEXT_ENCODER, env = "AEIR_TEXT_ENCODER")]
     pub(crate) text_encoder: String,
     /// Settings in TOML; --set and flags win over its lines
     #[arg(long, value_name = "FILE", env = "AEIR_CONFIG")]
@@ -224,7 +234,7 @@ pub(crate) struct TrainFlags {
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("pairs").required(true).args(["data", "labelled"])))]
 pub(crate) struct EvalFlags {
-    /// Folder of a trained model
+    /// Folder of a trained model, or of a CLIP or SigLIP as it was published
     #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
     pub(crate) model: PathBuf,
     /// Test pairs, in any format that `train --source` takes
@@ -951,7 +961,9 @@ impl TrainFlags {
                 FidelityFlag::Released => Fidelity::Released,
             };
         }
-        config.standardise |= self.standardise;
+        if self.standardise {
+            config.standardise = config.standardise.or_more(Standardise::Standardise);
+        }
         config.epochs = self.epochs.unwrap_or(config.epochs);
         config.batch_size = self.batch_size.unwrap_or(config.batch_size);
         config.seed = self.seed.unwrap_or(config.seed);

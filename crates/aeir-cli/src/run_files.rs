@@ -14,7 +14,7 @@ use crate::report::{Chart, slug};
 
 /// Writes all of it from what lies in `folder`, so that a run in several parts has one table.
 pub(crate) fn finish(folder: &Path, config: &TrainConfig, trained: &Trained) -> anyhow::Result<()> {
-    let criterion = serde_json::to_value(config.selection)?;
+    let criterion = serde_json::to_value(config.selected_by())?;
     let selection = SelectionRecord {
         criterion: criterion.as_str().unwrap_or_default().to_owned(),
         epoch: trained.epoch,

@@ -11,9 +11,12 @@
 //!
 //! A model of region features has no image backbone: its images come as features.
 //!
+//! A folder of CLIP or SigLIP is a model as it is: [`Bundle::load`] takes it for one that was not trained any further
+//! ([`ZERO_SHOT`]).
+//!
 //! A folder without its manifest is not a model: training that was cut off never passes for one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +25,8 @@ use candle_nn::VarBuilder;
 use image::DynamicImage;
 use serde::{Deserialize, Serialize};
 
-use crate::fingerprint::{sha256_file, sha256_parts};
+use crate::contrastive::{self, LogitScale, check_dimensions};
+use crate::fingerprint::{sha256_bytes, sha256_file, sha256_parts};
 use crate::load::read_file;
 use crate::{
     DualEncoder, DualEncoderConfig, Encoded, EncoderError, ImageBackbone, ImageInput, Items, Mode,
@@ -34,6 +38,8 @@ use crate::{
 pub const MANIFEST_FILE: &str = "manifest.json";
 /// Name of the file with all trained tensors.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
+/// The method's name of a model that nothing trained beyond its pre-training.
+pub const ZERO_SHOT: &str = "zero-shot";
 const FORMAT: &str = "aeir-model";
 const VERSION: u32 = 1;
 
@@ -121,13 +127,6 @@ pub struct BundleParts<'a> {
 /// # Errors
 /// When a file can't be written. Without a manifest in `folder` nothing there is taken for a model.
 pub fn save(folder: &Path, parts: &BundleParts<'_>) -> Result<Manifest, EncoderError> {
-    let reference = |modality: &str, fingerprint: Option<&str>| {
-        let folder = match parts.backbones {
-            BackbonePlacement::Copied => format!("encoders/{modality}"),
-            BackbonePlacement::Shared(shared) => format!("{shared}/{modality}"),
-        };
-        fingerprint.map(|fingerprint| BackboneReference { folder, fingerprint: fingerprint.to_owned() })
-    };
     if let BackbonePlacement::Copied = parts.backbones {
         copy_backbones(&folder.join("encoders"), parts.image_backbone, parts.sentence_backbone)?;
     }
@@ -145,23 +144,7 @@ pub fn save(folder: &Path, parts: &BundleParts<'_>) -> Result<Manifest, EncoderE
             FileRecord::of(&path)
         })
         .transpose()?;
-    let mut manifest = Manifest {
-        format: FORMAT.into(),
-        version: VERSION,
-        created_by: concat!("aeir ", env!("CARGO_PKG_VERSION")).into(),
-        fingerprint: String::new(),
-        method: parts.method.into(),
-        similarity_head: parts.encoder.head.as_str().into(),
-        serving_domain: parts.standardisation.serving().into(),
-        encoder: parts.encoder,
-        image_backbone: reference("image", parts.image_backbone.map(ImageBackbone::fingerprint)),
-        sentence_backbone: reference("sentence", parts.sentence_backbone.map(TextBackbone::fingerprint)),
-        vocabulary,
-        weights: FileRecord::of(&path)?,
-        checksum: String::new(),
-    };
-    manifest.fingerprint = manifest.computed_fingerprint();
-    manifest.checksum = manifest.computed_checksum();
+    let manifest = Manifest::of(parts, FileRecord::of(&path)?, vocabulary);
     manifest.write(folder)?;
     Ok(manifest)
 }
@@ -225,6 +208,35 @@ impl FileRecord {
 }
 
 impl Manifest {
+    /// The manifest of these parts.
+    fn of(parts: &BundleParts<'_>, weights: FileRecord, vocabulary: Option<FileRecord>) -> Self {
+        let reference = |modality: &str, fingerprint: Option<&str>| {
+            let folder = match parts.backbones {
+                BackbonePlacement::Copied => format!("encoders/{modality}"),
+                BackbonePlacement::Shared(shared) => format!("{shared}/{modality}"),
+            };
+            fingerprint.map(|fingerprint| BackboneReference { folder, fingerprint: fingerprint.to_owned() })
+        };
+        let mut manifest = Self {
+            format: FORMAT.into(),
+            version: VERSION,
+            created_by: concat!("aeir ", env!("CARGO_PKG_VERSION")).into(),
+            fingerprint: String::new(),
+            method: parts.method.into(),
+            similarity_head: parts.encoder.head.as_str().into(),
+            serving_domain: parts.standardisation.serving().into(),
+            encoder: parts.encoder,
+            image_backbone: reference("image", parts.image_backbone.map(ImageBackbone::fingerprint)),
+            sentence_backbone: reference("sentence", parts.sentence_backbone.map(TextBackbone::fingerprint)),
+            vocabulary,
+            weights,
+            checksum: String::new(),
+        };
+        manifest.fingerprint = manifest.computed_fingerprint();
+        manifest.checksum = manifest.computed_checksum();
+        manifest
+    }
+
     fn computed_fingerprint(&self) -> String {
         // Dropout plays no part in what a trained model computes.
         let mut config = self.encoder;
@@ -305,9 +317,32 @@ impl Manifest {
     }
 }
 
+/// Whether a folder holds a whole CLIP or SigLIP and no model of this project.
+fn is_dual_encoder(folder: &Path) -> bool {
+    !folder.join(MANIFEST_FILE).exists() && contrastive::kind(folder).is_ok()
+}
+
+/// Towers that leave unit vectors of length `dimension` as they are, with the scale that their scores were trained with.
+///
+/// # Errors
+/// [`EncoderError::Tensor`] from candle.
+pub fn identity_towers(dimension: usize, log_scale: f64) -> Result<BTreeMap<String, Tensor>, EncoderError> {
+    let device = &Device::Cpu;
+    let identity = Tensor::eye(dimension, DType::F32, device)?;
+    let zero = Tensor::zeros(dimension, DType::F32, device)?;
+    let mut towers = BTreeMap::from([("log_scale".to_owned(), Tensor::new(log_scale as f32, device)?)]);
+    for modality in ["image", "sentence"] {
+        towers.insert(format!("{modality}.projection.weight"), identity.clone());
+        towers.insert(format!("{modality}.projection.bias"), zero.clone());
+    }
+    Ok(towers)
+}
+
 /// A trained model, ready to embed.
 pub struct Bundle {
     folder: PathBuf,
+    /// What the folder doesn't hold in the format of a model: that of a pre-trained dual encoder.
+    parameters: Option<BTreeMap<String, Tensor>>,
     manifest: Manifest,
     image_backbone: Option<Box<dyn ImageBackbone>>,
     sentence_backbone: Option<Box<dyn TextBackbone>>,
@@ -318,11 +353,15 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Loads a bundle and checks its files against the manifest.
+    /// Loads a bundle and checks its files against the manifest; or a folder of CLIP or SigLIP as it was published, whose unit
+    /// vectors are then compared as they are.
     ///
     /// # Errors
     /// When a file is missing, damaged or of another version, or a backbone is not the one it was trained with.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, EncoderError> {
+        if is_dual_encoder(folder) {
+            return Self::zero_shot(folder, device);
+        }
         let manifest = Manifest::read(folder)?;
         let refuse = |reason: String| EncoderError::Bundle { folder: folder.to_owned(), reason };
         let path = folder.join(WEIGHTS_FILE);
@@ -377,6 +416,7 @@ impl Bundle {
         };
         Ok(Self {
             folder: folder.to_owned(),
+            parameters: None,
             manifest,
             image_backbone,
             sentence_backbone,
@@ -385,6 +425,61 @@ impl Bundle {
             standardisation,
             device: device.clone(),
         })
+    }
+
+    /// Both towers of a pre-trained dual encoder behind projections that change nothing.
+    fn zero_shot(folder: &Path, device: &Device) -> Result<Self, EncoderError> {
+        let image = load_image_backbone(folder, device)?;
+        let sentence = load_text_backbone(folder, device)?;
+        let (image_dimension, dimension) = (image.dimension(), sentence.dimension());
+        check_dimensions(folder, image_dimension, dimension)?;
+        let config = DualEncoderConfig::pooled(dimension, dimension, dimension);
+        let parameters = identity_towers(dimension, LogitScale::load_from(folder, device)?.logarithm()?)?;
+        let standardisation = Standardisation::new(
+            BTreeMap::from([(ZERO_SHOT.to_owned(), crate::DomainStatistics::default())]),
+            ZERO_SHOT,
+        )?;
+        let bytes = tensor_bytes(&parameters)?;
+        let weights = FileRecord { bytes: bytes.len() as u64, sha256: sha256_bytes(&bytes) };
+        let parts = BundleParts {
+            method: ZERO_SHOT,
+            encoder: config,
+            parameters: &parameters,
+            standardisation: &standardisation,
+            image_backbone: Some(image.as_ref()),
+            sentence_backbone: Some(sentence.as_ref()),
+            vocabulary: None,
+            backbones: BackbonePlacement::Copied,
+        };
+        let manifest = Manifest::of(&parts, weights, None);
+        let tensors: HashMap<String, Tensor> = parameters.clone().into_iter().collect();
+        let encoder = DualEncoder::new(config, 1.0, VarBuilder::from_tensors(tensors, DType::F32, device))?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            parameters: Some(parameters),
+            manifest,
+            image_backbone: Some(image),
+            sentence_backbone: Some(sentence),
+            vocabulary: None,
+            encoder,
+            standardisation,
+            device: device.clone(),
+        })
+    }
+
+    /// Whether this is a pre-trained dual encoder as it was published, in its own format.
+    #[must_use]
+    pub fn is_zero_shot(&self) -> bool {
+        self.parameters.is_some()
+    }
+
+    /// Whether features are whitened before they reach the towers.
+    #[must_use]
+    pub fn whitens(&self) -> bool {
+        let served = self.standardisation.domain(&self.manifest.serving_domain).ok();
+        let whitens =
+            |it: &Option<crate::Standardiser>| it.as_ref().is_some_and(|it| it.whitening().is_some());
+        served.is_some_and(|statistics| whitens(&statistics.image) || whitens(&statistics.sentence))
     }
 
     /// What the bundle says of itself.
@@ -519,6 +614,19 @@ impl Bundle {
     /// # Errors
     /// When a file can't be read or written.
     pub fn copy_to(&self, folder: &Path) -> Result<(), EncoderError> {
+        if let Some(parameters) = &self.parameters {
+            let parts = BundleParts {
+                method: &self.manifest.method,
+                encoder: self.manifest.encoder,
+                parameters,
+                standardisation: &self.standardisation,
+                image_backbone: self.image_backbone(),
+                sentence_backbone: self.sentence_backbone(),
+                vocabulary: None,
+                backbones: BackbonePlacement::Copied,
+            };
+            return save(folder, &parts).map(drop);
+        }
         copy_backbones(&folder.join("encoders"), self.image_backbone(), self.sentence_backbone())?;
         let words = self.vocabulary.as_ref().map(|_| VOCABULARY_FILE);
         for name in [WEIGHTS_FILE].into_iter().chain(words) {

@@ -28,6 +28,24 @@ pub struct LogitScale {
 }
 
 impl LogitScale {
+    /// The scale of the CLIP or SigLIP in a folder.
+    ///
+    /// # Errors
+    /// As [`ContrastiveModel::load`].
+    pub fn load_from(folder: &Path, device: &Device) -> Result<Self> {
+        let file = folder.join(WEIGHTS);
+        let bytes = read_file(&file)?;
+        Self::load(&kind(folder)?, &Checkpoint::frozen(&file, &bytes, device)?.root())
+    }
+
+    /// The natural logarithm of what cosines are multiplied by.
+    ///
+    /// # Errors
+    /// [`EncoderError::Tensor`] when it can't be read from its device.
+    pub fn logarithm(&self) -> Result<f64> {
+        Ok(f64::from(self.scale.flatten_all()?.get(0)?.to_scalar::<f32>()?))
+    }
+
     fn load(kind: &str, source: &Source<'_>) -> Result<Self> {
         match kind {
             "clip" => Ok(Self { scale: source.tensor("logit_scale", &[])?, bias: None }),
@@ -177,12 +195,11 @@ impl PretrainedDualEncoder {
     /// # Errors
     /// As [`ContrastiveModel::load`].
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
-        let kind = kind(folder)?;
+        // Said before anything large is read.
+        kind(folder)?;
         let (text, image) = (TextTransformer::load(folder, device)?, VisionBackbone::load(folder, device)?);
         check_dimensions(folder, image.dimension(), text.dimension())?;
-        let file = folder.join(WEIGHTS);
-        let bytes = read_file(&file)?;
-        let scale = LogitScale::load(&kind, &Checkpoint::frozen(&file, &bytes, device)?.root())?;
+        let scale = LogitScale::load_from(folder, device)?;
         Ok(Self { text, image, scale })
     }
 
@@ -239,7 +256,7 @@ impl PretrainedDualEncoder {
 }
 
 /// `clip` or `siglip`.
-fn kind(folder: &Path) -> Result<String> {
+pub(crate) fn kind(folder: &Path) -> Result<String> {
     let file = folder.join(CONFIG);
     let kind = model_type(&parse_json(&read_file(&file)?, &file)?);
     if ARCHITECTURES.contains(&kind.as_str()) {
@@ -249,7 +266,7 @@ fn kind(folder: &Path) -> Result<String> {
     }
 }
 
-fn check_dimensions(folder: &Path, image: usize, text: usize) -> Result<()> {
+pub(crate) fn check_dimensions(folder: &Path, image: usize, text: usize) -> Result<()> {
     if image == text {
         return Ok(());
     }

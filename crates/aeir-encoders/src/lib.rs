@@ -70,7 +70,9 @@ pub use image_backbone::ImageBackbone;
 pub use items::{Embedded, Encoded, Items};
 pub use load::{load_image_backbone, load_text_backbone};
 pub use lora::LoraConfig;
-pub use memory::{MemoryConfig, PairMemory, calibrated_softmax, frozen_features};
+pub use memory::{
+    MemoryConfig, PairMemory, RegressionConfig, calibrated_softmax, frozen_features, regression_kernel,
+};
 pub use mode::Mode;
 pub use normalise::{UnitNorm, l2_normalise, l2_normalise_released};
 pub use open_image::open_image;

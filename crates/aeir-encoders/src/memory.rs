@@ -1,6 +1,6 @@
 //! A memory of source pairs: where among them an item stands, told alike for images and sentences.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, DType, Device, Shape, Tensor};
 use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,35 @@ pub struct MemoryConfig {
     pub code_dimension: usize,
     /// Over how many pairs, in effect, an item is spread.
     pub perplexity: f64,
+    /// Regression from one modality to the other, where the memory has it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regression: Option<RegressionConfig>,
+}
+
+impl MemoryConfig {
+    /// The lengths of what an item gets beside its tower's vector, one part after the other.
+    #[must_use]
+    pub fn parts(&self) -> Vec<usize> {
+        let regression = self.regression.map_or(0, |regression| regression.dimension);
+        let parts = [self.code_dimension, regression, regression];
+        parts.into_iter().take(if regression > 0 { 3 } else { 1 }).collect()
+    }
+
+    /// The length of all parts together.
+    #[must_use]
+    pub fn dimension(&self) -> usize {
+        self.parts().iter().sum()
+    }
+}
+
+/// Kernel ridge regression on the remembered pairs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegressionConfig {
+    /// R: directions of each modality's features that are predicted.
+    pub dimension: usize,
+    /// s: how fast a pair's say falls with the distance to it.
+    pub sharpness: f64,
 }
 
 /// Remembered source pairs, each an image's and a sentence's frozen feature, by which an image and a sentence that never met
@@ -41,17 +70,31 @@ pub struct MemoryConfig {
 ///
 /// with `r_j ~ N(0, 1 / C)` the same for both modalities, so that the product of two codes estimates the Bhattacharyya coefficient
 /// `sum_j sqrt(p_j q_j)` (Johnson and Lindenstrauss, 1984) at a length that does not grow with the pairs. The embedding is
-/// `[w_t tower, w_m code]`, `w_t^2 + w_m^2 = 1`: a unit vector that an index holds as any other.
+/// `[w_t tower, w_m code]`, `w_t^2 + w_m^2 = 1`: a unit vector that an index holds as any other. Codes that are orthogonal, as
+/// far as their length allows, estimate it with the least error.
+///
+/// With a regression ([`RegressionConfig`]) each modality is also predicted from the other, so that they are compared once as sentences
+/// and once as images. For an image, with `P_t [G, R]` and `P_x [F, R]` directions of both modalities' features, `m` means over the
+/// unpaired items of the domain served:
+///
+/// ```text
+/// k_j = exp(s (f . g_j - 1))      predicted = l2norm(k A - m_A),  A = (K + ridge I)^-1 (sentence features) P_t      own = l2norm(f P_x - m_x)
+/// ```
+///
+/// and for a sentence the same with the modalities exchanged. The embedding is then `[w_t tower, w_m code, w_1 predicted, w_2 own]` of
+/// an image and `[w_t tower, w_m code, w_1 own, w_2 predicted]` of a sentence. What a pair says there reaches as far as its features do,
+/// where the code knows neighbours alone: things that no pair shows are placed between those that some do.
 ///
 /// The calibration to a perplexity is that of van der Maaten and Hinton, *Visualizing data using t-SNE*, JMLR 9, 2008; descriptions by the
 /// similarity to paired anchors: Norelli et al., *ASIF: coupled data turns unimodal models to multimodal without training*,
-/// NeurIPS 2023.
+/// NeurIPS 2023. Kernel ridge regression: Saunders et al., *Ridge regression learning algorithm in dual variables*, ICML 1998.
 ///
 /// # Parameters
 /// All computed, none trained: `memory_image [n, F]`, `memory_sentence [n, G]`, `memory_image_mean [n]`,
-/// `memory_sentence_mean [n]`, `memory_codes [n, C]`, `memory_weights [2]`.
+/// `memory_sentence_mean [n]`, `memory_codes [n, C]`, `memory_weights [2]`, with a regression `[4]`, and for it, `m` being `image` or
+/// `sentence`, `memory_m_directions [F, R]`, `memory_m_centre [R]`, `memory_m_map [n, R]`, `memory_m_map_centre [R]`.
 pub struct PairMemory {
-    perplexity: f64,
+    config: MemoryConfig,
     image: Anchors,
     sentence: Anchors,
     codes: Tensor,
@@ -62,6 +105,57 @@ pub struct PairMemory {
 struct Anchors {
     features: Tensor,
     mean: Tensor,
+    regression: Option<Regression>,
+}
+
+/// From one modality's features: its own directions, and those of the other modality.
+struct Regression {
+    directions: Tensor,
+    centre: Tensor,
+    map: Tensor,
+    map_centre: Tensor,
+}
+
+impl Regression {
+    fn new(
+        config: RegressionConfig,
+        [pairs, dimension]: [usize; 2],
+        name: &str,
+        builder: &VarBuilder<'_>,
+    ) -> Result<Self, EncoderError> {
+        let get = |shape: Shape, what: &str| {
+            let name = format!("{name}_{what}");
+            Ok::<_, EncoderError>(builder.get_with_hints(shape, &name, Init::Const(0.0))?.detach())
+        };
+        let length = config.dimension;
+        Ok(Self {
+            directions: get((dimension, length).into(), "directions")?,
+            centre: get(length.into(), "centre")?,
+            map: get((pairs, length).into(), "map")?,
+            map_centre: get(length.into(), "map_centre")?,
+        })
+    }
+
+    /// The item's own directions, as a unit vector.
+    fn own(&self, features: &Tensor) -> Result<Tensor, EncoderError> {
+        l2_normalise(&features.matmul(&self.directions)?.broadcast_sub(&self.centre)?)
+    }
+
+    /// What the pairs say of the other modality's directions, as a unit vector.
+    fn predicted(&self, kernel: &Tensor) -> Result<Tensor, EncoderError> {
+        l2_normalise(&kernel.matmul(&self.map)?.broadcast_sub(&self.map_centre)?)
+    }
+}
+
+/// The kernel of the regression, of cosines: `exp(s (x - 1))`.
+///
+/// # Shapes
+/// Any.
+///
+/// # Errors
+/// [`EncoderError::Tensor`] from candle.
+pub fn regression_kernel(cosines: &Tensor, sharpness: f64) -> Result<Tensor, EncoderError> {
+    Ok(cosines.affine(sharpness, -sharpness)?.exp()?)
 }
 
 impl Anchors {
@@ -75,6 +169,10 @@ impl Anchors {
         Ok(Self {
             features: builder.get_with_hints((config.pairs, dimension), name, zero)?.detach(),
             mean: builder.get_with_hints(config.pairs, &format!("{name}_mean"), zero)?.detach(),
+            regression: config
+                .regression
+                .map(|regression| Regression::new(regression, [config.pairs, dimension], name, builder))
+                .transpose()?,
         })
     }
 }
@@ -91,36 +189,68 @@ impl PairMemory {
         builder: &VarBuilder<'_>,
     ) -> Result<Self, EncoderError> {
         let codes = Init::Randn { mean: 0.0, stdev: 1.0 / (config.code_dimension as f64).sqrt() };
-        let half = Init::Const(std::f64::consts::FRAC_1_SQRT_2);
+        let parts = 1 + config.parts().len();
+        let even = Init::Const((1.0 / parts as f64).sqrt());
         Ok(Self {
-            perplexity: config.perplexity,
+            config,
             image: Anchors::new(config, image, "memory_image", builder)?,
             sentence: Anchors::new(config, sentence, "memory_sentence", builder)?,
             codes: builder
                 .get_with_hints((config.pairs, config.code_dimension), "memory_codes", codes)?
                 .detach(),
-            weights: builder.get_with_hints(2, "memory_weights", half)?.detach(),
+            weights: builder.get_with_hints(parts, "memory_weights", even)?.detach(),
         })
     }
 
-    /// `[w_t embeddings, w_m codes]` of images with these embeddings.
+    /// The embeddings of images with what the memory knows of them beside, each part weighed.
     pub(crate) fn join_images(&self, items: &Items, embeddings: &Tensor) -> Result<Tensor, EncoderError> {
-        self.join(&self.image, items, embeddings)
+        let Described { code, regression } = self.describe(&self.image, items)?;
+        let regression = regression.map(|[own, predicted]| [predicted, own]);
+        self.join(embeddings, code, regression)
     }
 
-    /// `[w_t embeddings, w_m codes]` of sentences with these embeddings.
+    /// The embeddings of sentences with what the memory knows of them beside, each part weighed.
     pub(crate) fn join_sentences(&self, items: &Items, embeddings: &Tensor) -> Result<Tensor, EncoderError> {
-        self.join(&self.sentence, items, embeddings)
+        let Described { code, regression } = self.describe(&self.sentence, items)?;
+        self.join(embeddings, code, regression)
     }
 
-    fn join(&self, anchors: &Anchors, items: &Items, embeddings: &Tensor) -> Result<Tensor, EncoderError> {
+    fn describe(&self, anchors: &Anchors, items: &Items) -> Result<Described, EncoderError> {
         let features = frozen_features(items)?;
-        let similarities = features.matmul(&anchors.features.t()?)?.broadcast_sub(&anchors.mean)?;
-        let posterior = calibrated_softmax(&similarities, self.perplexity)?;
+        let cosines = features.matmul(&anchors.features.t()?)?;
+        let posterior = calibrated_softmax(&cosines.broadcast_sub(&anchors.mean)?, self.config.perplexity)?;
         let code = l2_normalise(&posterior.sqrt()?.matmul(&self.codes)?)?;
-        let [tower, memory] = [self.weights.narrow(0, 0, 1)?, self.weights.narrow(0, 1, 1)?];
-        Ok(Tensor::cat(&[embeddings.broadcast_mul(&tower)?, code.broadcast_mul(&memory)?], D::Minus1)?)
+        let regression = match (&anchors.regression, self.config.regression) {
+            (Some(regression), Some(config)) => {
+                let kernel = regression_kernel(&cosines, config.sharpness)?;
+                Some([regression.own(&features)?, regression.predicted(&kernel)?])
+            }
+            _ => None,
+        };
+        Ok(Described { code, regression })
     }
+
+    fn join(
+        &self,
+        embeddings: &Tensor,
+        code: Tensor,
+        regression: Option<[Tensor; 2]>,
+    ) -> Result<Tensor, EncoderError> {
+        let parts = [embeddings.clone(), code].into_iter().chain(regression.into_iter().flatten());
+        let weighed = parts
+            .enumerate()
+            .map(|(place, part)| part.broadcast_mul(&self.weights.narrow(0, place, 1)?))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Tensor::cat(&weighed, D::Minus1)?)
+    }
+}
+
+/// What a memory says of items of one modality.
+struct Described {
+    /// `[B, C]`.
+    code: Tensor,
+    /// Their own directions and what is predicted of the other modality's, `[B, R]` each.
+    regression: Option<[Tensor; 2]>,
 }
 
 /// Unit vectors of what frozen backbones gave, `[B, F]`: of fragments the mean over the real ones.

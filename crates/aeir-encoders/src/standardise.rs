@@ -12,6 +12,9 @@ use crate::{EncoderError, Items};
 /// Per-domain standardisation gives each domain its own statistics, the target's from its unpaired training sets: the
 /// first two moments of both domains then agree before anything is learned, at no cost and without labels.
 ///
+/// With a whitening matrix the features are decorrelated as well: all second moments of both domains agree. The matrix is
+/// worked out by whoever has the features ([`Standardiser::with_whitening`]).
+///
 /// Shapes: applied to `[.., F]`.
 ///
 /// Numerical notes: sums run in f64. A deviation below a hundredth of the mean deviation is raised to it, so that a
@@ -20,6 +23,8 @@ use crate::{EncoderError, Items};
 pub struct Standardiser {
     mean: Tensor,
     deviation: Tensor,
+    /// `[F, F]`, symmetric.
+    whitening: Option<Tensor>,
 }
 
 impl Standardiser {
@@ -86,15 +91,43 @@ impl Standardiser {
             let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
             Tensor::from_vec(values, dimension, device)
         };
-        Ok(Self { mean: tensor(mean)?, deviation: tensor(deviation)? })
+        Ok(Self { mean: tensor(mean)?, deviation: tensor(deviation)?, whitening: None })
     }
 
-    /// `(x - mean) / deviation`.
+    /// Multiplies standardised features by `whitening` too.
+    ///
+    /// # Shapes
+    /// `[F, F]`.
+    ///
+    /// # Errors
+    /// [`EncoderError::Shape`] when it is of another shape.
+    pub fn with_whitening(self, whitening: Tensor) -> Result<Self, EncoderError> {
+        let dimension = self.dimension();
+        if whitening.dims() != [dimension, dimension] {
+            return Err(EncoderError::Shape {
+                what: "whitening matrix",
+                expected: format!("[{dimension}, {dimension}]"),
+                got: whitening.dims().to_vec(),
+            });
+        }
+        Ok(Self { whitening: Some(whitening), ..self })
+    }
+
+    /// The matrix that standardised features are multiplied by, where there is one, `[F, F]`.
+    #[must_use]
+    pub fn whitening(&self) -> Option<&Tensor> {
+        self.whitening.as_ref()
+    }
+
+    /// `(x - mean) / deviation`, and times the whitening matrix where there is one.
     ///
     /// # Errors
     /// When the last dimension of `x` differs.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor, EncoderError> {
-        Ok(x.broadcast_sub(&self.mean)?.broadcast_div(&self.deviation)?)
+        let standardised = x.broadcast_sub(&self.mean)?.broadcast_div(&self.deviation)?;
+        let Some(whitening) = &self.whitening else { return Ok(standardised) };
+        let rows = standardised.reshape(((), self.dimension()))?;
+        Ok(rows.matmul(whitening)?.reshape(standardised.shape())?)
     }
 
     /// Mean and deviation on the host, for rows that are standardised one by one.
@@ -152,7 +185,7 @@ fn standardise(standardiser: Option<&Standardiser>, items: &Items) -> Result<Ite
 
 /// The statistics of all domains of a training run, and which of them new items get.
 ///
-/// Stored in a bundle as tensors `domain.NAME.{image,sentence}.{mean,deviation}`.
+/// Stored in a bundle as tensors `domain.NAME.{image,sentence}.{mean,deviation}` and, of whitened features, `.whitening`.
 #[derive(Debug, Clone)]
 pub struct Standardisation {
     domains: BTreeMap<String, DomainStatistics>,
@@ -192,6 +225,9 @@ impl Standardisation {
                 let Some(standardiser) = standardiser else { continue };
                 tensors.insert(format!("domain.{name}.{modality}.mean"), standardiser.mean.clone());
                 tensors.insert(format!("domain.{name}.{modality}.deviation"), standardiser.deviation.clone());
+                if let Some(whitening) = &standardiser.whitening {
+                    tensors.insert(format!("domain.{name}.{modality}.whitening"), whitening.clone());
+                }
             }
         }
         tensors
@@ -229,7 +265,9 @@ impl Standardisation {
                     got: deviation.dims().to_vec(),
                 });
             }
-            let standardiser = Standardiser { mean: mean.clone(), deviation: deviation.clone() };
+            let key = format!("domain.{name}.{modality}.whitening");
+            let whitening = whitening(tensors, &key, mean.elem_count(), file)?;
+            let standardiser = Standardiser { mean: mean.clone(), deviation: deviation.clone(), whitening };
             let domain = domains.entry(name.to_owned()).or_default();
             match modality {
                 "image" => domain.image = Some(standardiser),
@@ -242,6 +280,26 @@ impl Standardisation {
         }
         Self::new(domains, serving)
     }
+}
+
+/// The whitening matrix of that key, where there is one.
+fn whitening(
+    tensors: &BTreeMap<String, Tensor>,
+    key: &str,
+    dimension: usize,
+    file: &Path,
+) -> Result<Option<Tensor>, EncoderError> {
+    let Some(whitening) = tensors.get(key) else { return Ok(None) };
+    let expected = vec![dimension, dimension];
+    if whitening.dims() != expected {
+        return Err(EncoderError::TensorShape {
+            file: file.to_owned(),
+            key: key.to_owned(),
+            expected,
+            got: whitening.dims().to_vec(),
+        });
+    }
+    Ok(Some(whitening.clone()))
 }
 
 fn unknown_domain(name: &str) -> EncoderError {
@@ -280,20 +338,44 @@ mod tests {
     }
 
     #[test]
+    fn a_whitening_matrix_is_applied_to_every_row_and_has_to_fit() {
+        let rows = [[1.0f32, 10.0], [3.0, 30.0]];
+        let fitted = Standardiser::fit(rows.iter().map(|row| &row[..]), 2, &Device::Cpu).unwrap();
+        let turned = Tensor::new(&[[0.0f32, 1.0], [1.0, 0.0]], &Device::Cpu).unwrap();
+        let whitened = fitted.clone().with_whitening(turned).unwrap();
+        // Two items of one fragment each.
+        let x = Tensor::new(&[[[1.0f32, 30.0]], [[3.0, 10.0]]], &Device::Cpu).unwrap();
+        let found = whitened.apply(&x).unwrap().to_vec3::<f32>().unwrap();
+        assert_eq!(found, vec![vec![vec![1.0, -1.0]], vec![vec![-1.0, 1.0]]]);
+        let narrow = Tensor::new(&[[1.0f32]], &Device::Cpu).unwrap();
+        assert!(fitted.with_whitening(narrow).is_err());
+    }
+
+    #[test]
     fn survives_a_round_trip() {
         let fit = |offset: f32| {
             let rows = [[offset, 1.0], [0.0, offset + 2.0]];
             Standardiser::fit(rows.iter().map(|row| &row[..]), 2, &Device::Cpu).unwrap()
         };
-        let statistics = DomainStatistics { image: Some(fit(0.5)), sentence: Some(fit(4.0)) };
+        let matrix = Tensor::new(&[[1.0f32, 0.5], [0.5, 2.0]], &Device::Cpu).unwrap();
+        let whitened = fit(4.0).with_whitening(matrix).unwrap();
+        let statistics = DomainStatistics { image: Some(fit(0.5)), sentence: Some(whitened) };
         // A domain is named after a file or folder: dots and spaces occur.
         let domains = BTreeMap::from([("my data.v2".to_owned(), statistics)]);
         let written = Standardisation::new(domains, "my data.v2").unwrap().tensors();
         let read = Standardisation::from_tensors(&written, "my data.v2", Path::new("a file")).unwrap();
         let bits = |tensors: &BTreeMap<String, Tensor>| {
-            tensors.iter().map(|(k, t)| (k.clone(), t.to_vec1::<f32>().unwrap())).collect::<Vec<_>>()
+            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            tensors.iter().map(|(k, t)| (k.clone(), values(t))).collect::<Vec<_>>()
         };
         assert_eq!(bits(&read.tensors()), bits(&written));
+        assert_eq!(written.len(), 5, "mean and deviation of both, one matrix");
+        let mut damaged = written.clone();
+        damaged.insert(
+            "domain.my data.v2.sentence.whitening".into(),
+            Tensor::zeros((2, 3), candle_core::DType::F32, &Device::Cpu).unwrap(),
+        );
+        assert!(Standardisation::from_tensors(&damaged, "my data.v2", Path::new("a file")).is_err());
         assert!(Standardisation::from_tensors(&written, "other", Path::new("a file")).is_err());
     }
 }

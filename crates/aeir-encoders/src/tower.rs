@@ -191,7 +191,7 @@ impl DualEncoderConfig {
     /// Length of a pooled vector: D times the members, and the code of a memory.
     #[must_use]
     pub fn pooled_dimension(&self) -> usize {
-        self.trained_dimension() + self.memory.map_or(0, |memory| memory.code_dimension)
+        self.trained_dimension() + self.memory.map_or(0, |memory| memory.dimension())
     }
 
     /// Length of a pooled vector in training, when a memory takes no part: D times the members.

@@ -26,11 +26,15 @@ pub struct ProxyADistanceOptions {
     pub per_domain: usize,
     /// Seed of the draw and of the halves; 0 by default.
     pub seed: u64,
+    /// Whether each domain is standardised by itself before, and its rows scaled to length 1. The statistics are those of the training
+    /// half alone: of all items they would centre the test halves on each other exactly, and hide a difference that new items show. Off
+    /// by default.
+    pub standardise: bool,
 }
 
 impl Default for ProxyADistanceOptions {
     fn default() -> Self {
-        Self { c: 1.0, per_domain: 1_000, seed: 0 }
+        Self { c: 1.0, per_domain: 1_000, seed: 0, standardise: false }
     }
 }
 
@@ -87,8 +91,8 @@ pub fn proxy_a_distance(
     }
     // As many of both: otherwise naming the larger domain every time would look like telling them apart.
     let items = options.per_domain.min(source.rows()).min(target.rows());
-    let (source_train, source_test) = halves(source, items, options.seed, 0)?;
-    let (target_train, target_test) = halves(target, items, options.seed, 1)?;
+    let (source_train, source_test) = prepared(halves(source, items, options.seed, 0)?, options)?;
+    let (target_train, target_test) = prepared(halves(target, items, options.seed, 1)?, options)?;
     let classifier = DomainClassifier::fit(&source_train, &target_train, options.c)?;
     let error = classifier.error(&source_test, &target_test)?;
     Ok(ProxyADistance {
@@ -104,6 +108,65 @@ fn halves(domain: &Matrix, items: usize, seed: u64, stream: u64) -> Result<(Matr
     let positions = sample(&mut sampling::stream(seed, stream), domain.rows(), items);
     let (train, test) = positions.split_at(items / 2);
     Ok((domain.select_rows(train)?, domain.select_rows(test)?))
+}
+
+/// The halves of a domain, standardised with the statistics of the first where the options say so.
+fn prepared((train, test): (Matrix, Matrix), options: &ProxyADistanceOptions) -> Result<(Matrix, Matrix)> {
+    if !options.standardise {
+        return Ok((train, test));
+    }
+    let scale = FeatureScale::of(&train);
+    let scaled = |half: &Matrix| scale.applied(half)?.l2_normalised();
+    Ok((scaled(&train)?, scaled(&test)?))
+}
+
+/// Mean and deviation of each feature over a set, to apply to it or to another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeatureScale {
+    mean: Vec<f64>,
+    deviation: Vec<f64>,
+}
+
+impl FeatureScale {
+    /// The statistics of `set [N, D]`. A deviation below a hundredth of the mean deviation is raised to it, so that a feature
+    /// that hardly varies in a small set does not explode elsewhere.
+    #[must_use]
+    pub fn of(set: &Matrix) -> Self {
+        let count = set.rows().max(1) as f64;
+        let (mut mean, mut square) = (vec![0.0_f64; set.columns()], vec![0.0_f64; set.columns()]);
+        for row in set.iter_rows() {
+            for ((mean, square), value) in mean.iter_mut().zip(&mut square).zip(row) {
+                *mean += f64::from(*value) / count;
+                *square += f64::from(*value).powi(2) / count;
+            }
+        }
+        let deviations =
+            mean.iter().zip(&square).map(|(mean, square)| (square - mean * mean).max(0.0).sqrt());
+        let mut deviation: Vec<f64> = deviations.collect();
+        let floor = 0.01 * deviation.iter().sum::<f64>() / deviation.len().max(1) as f64;
+        deviation.iter_mut().for_each(|value| *value = value.max(floor).max(1e-12));
+        Self { mean, deviation }
+    }
+
+    /// `(x - mean) / deviation` of every row.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where the dimension differs.
+    pub fn applied(&self, set: &Matrix) -> Result<Matrix> {
+        if set.columns() != self.mean.len() {
+            return Err(Error::Shape {
+                what: "dimension of the features",
+                expected: self.mean.len(),
+                got: set.columns(),
+            });
+        }
+        let scaled = |row: &[f32]| -> Vec<f32> {
+            (row.iter().zip(&self.mean).zip(&self.deviation))
+                .map(|((value, mean), deviation)| ((f64::from(*value) - mean) / deviation) as f32)
+                .collect()
+        };
+        Matrix::new(set.iter_rows().flat_map(scaled).collect(), set.rows(), set.columns())
+    }
 }
 
 /// A logistic regression that tells target items from source items.

@@ -32,7 +32,9 @@ mod uncertainty;
 
 pub use confidence::{CONFIDENCE_FILE, Confidence, ConformalSets};
 pub use correction::{CORRECTION_FILE, Correction, GalleryCorrection, PENALTIES_FILE, rank_corrected};
-pub use domain_distance::{DomainClassifier, ProxyADistance, ProxyADistanceOptions, proxy_a_distance};
+pub use domain_distance::{
+    DomainClassifier, FeatureScale, ProxyADistance, ProxyADistanceOptions, proxy_a_distance,
+};
 pub use error::{Error, Result};
 pub use hubness::{
     DynamicInvertedSoftmax, Hubness, QueryBank, anti_hubs, classic_inverted_softmax, csls, csls_with_bank,

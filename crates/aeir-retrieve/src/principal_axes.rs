@@ -78,6 +78,12 @@ impl PrincipalAxes {
         Ok(Self { mean, axes: Matrix::from_rows(&rows)?, variances })
     }
 
+    /// The axes as rows, `[axes, D]`, longest first.
+    #[must_use]
+    pub fn axes(&self) -> &Matrix {
+        &self.axes
+    }
+
     /// Share of the variance along the kept axes, 0 to 1.
     #[must_use]
     pub fn explained(&self) -> f64 {

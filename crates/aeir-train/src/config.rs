@@ -9,10 +9,12 @@ use crate::error::{Result, TrainError};
 mod backbone;
 pub mod layers;
 mod optimization;
+mod standardise;
 
 pub use backbone::{BackboneConfig, IMAGE_BACKBONE, TEXT_BACKBONE, Tuning};
 pub use layers::Difference;
 pub use optimization::{GroupConfig, OptimizerConfig, OptimizerKind, Schedule};
+pub use standardise::Standardise;
 
 mod adapt;
 
@@ -32,8 +34,8 @@ pub struct TrainConfig {
     pub version: u32,
     /// What is trained.
     pub method: MethodName,
-    /// Standardise each domain with its own statistics. Otherwise all domains get the source's.
-    pub standardise: bool,
+    /// Whether each domain is standardised, or whitened, with its own statistics. Otherwise all domains get the source's.
+    pub standardise: Standardise,
     /// Decides initial weights, order and dropout.
     pub seed: u64,
     /// Passes over the set that `epoch_length` names.
@@ -64,8 +66,10 @@ pub struct TrainConfig {
     pub cca: CcaConfig,
     /// The optimiser of encoders and critics.
     pub optimizer: OptimizerConfig,
-    /// Which epoch becomes the model.
-    pub selection: Selection,
+    /// Which epoch becomes the model; where it is not given, the best on the source's validation split, and of a dual encoder
+    /// that is adapted, which may have no source, the best by the unpaired target sets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selection: Option<Selection>,
     /// Epochs without a better one after which training ends; 0 for never.
     pub patience: usize,
     /// Share of the target's images and of its sentences that nothing is trained on: the figures without labels are those of
@@ -197,16 +201,34 @@ impl MethodName {
         }
     }
 
+    /// Whether it computes canonical correlation.
+    fn is_canonical(self) -> bool {
+        matches!(self, Self::Cca | Self::Dcca)
+    }
+
     /// Whether it stands for a published supervised model.
     fn is_supervised_model(self) -> bool {
         matches!(self, Self::Vsepp | Self::Scan | Self::Saf | Self::Sgr | Self::Sgraf)
     }
 }
 
+/// What the towers are before the first step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TowerStart {
+    /// Random numbers, by the seed.
+    #[default]
+    Random,
+    /// Projections that change nothing, behind both encoders of a CLIP or SigLIP: its own space.
+    ZeroShot,
+}
+
 /// The trained towers and their head.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelConfig {
+    /// What the towers start from; `--model` sets it.
+    pub start: TowerStart,
     /// D of the joint space.
     pub embedding_dimension: usize,
     /// Probability of dropping an input feature.
@@ -367,7 +389,7 @@ impl Default for TrainConfig {
         Self {
             version: CONFIG_VERSION,
             method: MethodName::Aeir,
-            standardise: false,
+            standardise: Standardise::None,
             seed: 1,
             epochs: 40,
             epoch_length: EpochLength::default(),
@@ -382,7 +404,7 @@ impl Default for TrainConfig {
             adapt: AdaptConfig::default(),
             cca: CcaConfig::default(),
             optimizer: OptimizerConfig::default(),
-            selection: Selection::SourceValidation,
+            selection: None,
             patience: 0,
             target_held_out: 0.0,
             checkpoint_every: 10,
@@ -395,6 +417,7 @@ impl Default for TrainConfig {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
+            start: TowerStart::Random,
             embedding_dimension: 256,
             input_dropout: 0.5,
             hidden_dimension: 0,
@@ -459,6 +482,11 @@ impl TrainConfig {
         }
         config.model.head = Some(head);
         self.check_tuning(head)?;
+        self.check_start(head)?;
+        config.selection.get_or_insert(match self.model.start {
+            TowerStart::Random => Selection::SourceValidation,
+            TowerStart::ZeroShot => Selection::TargetSimilarity,
+        });
         let ranks = head.is_cross_attentive() || self.method.is_supervised_model() || self.is_released();
         let loss = if ranks { SourceLossKind::TripletHardest } else { SourceLossKind::InfoNce };
         config.source_loss.kind.get_or_insert(loss);
@@ -470,7 +498,7 @@ impl TrainConfig {
         let published = self.method.is_supervised_model() || self.is_released();
         config.source_loss.pooled_weight.get_or_insert(if published { 0.0 } else { 1.0 });
         match self.method {
-            MethodName::Adapt => config.standardise |= config.adapt.standardise,
+            MethodName::Adapt => config.standardise = config.standardise.or_more(config.adapt.standardise),
             // Closed form: one epoch is all of it.
             MethodName::Cca => config.epochs = 1,
             MethodName::Dcca => {
@@ -512,14 +540,58 @@ impl TrainConfig {
         ((self.labelled_share * self.batch_size as f64).ceil() as usize).min(labelled)
     }
 
-    /// Whether features are taken as they are: the released procedure has no standardisation.
+    /// Whether features are taken as they are: the released procedure has no standardisation, and a pre-trained space is
+    /// what it is.
     pub(crate) fn raw_features(&self) -> bool {
-        self.is_released()
+        let pretrained = self.model.start == TowerStart::ZeroShot;
+        self.is_released() || (pretrained && !self.standardise.is_per_domain())
+    }
+
+    /// Whether there may be no source pairs at all.
+    pub(crate) fn needs_no_source(&self) -> bool {
+        self.model.start == TowerStart::ZeroShot && self.method == MethodName::Adapt
+    }
+
+    /// Whether weights from before the adaptation are mixed into those after it.
+    pub(crate) fn interpolates(&self) -> bool {
+        self.method == MethodName::Adapt && self.adapt.interpolate.iter().any(|share| *share > 0.0)
+    }
+
+    /// Which epoch becomes the model, decided.
+    #[must_use]
+    pub fn selected_by(&self) -> Selection {
+        self.selection.unwrap_or(Selection::SourceValidation)
+    }
+
+    /// A pre-trained space has no hidden layer, no head, and nothing that is computed in closed form.
+    fn check_start(&self, head: Head) -> Result<()> {
+        if self.model.start == TowerStart::Random {
+            return Ok(());
+        }
+        let refuse = |key: &'static str, expected: &str, got: String| demand(false, key, expected, got);
+        if self.method.is_canonical() || self.is_released() {
+            let got = format!("`{}`", self.method.as_str());
+            return refuse("method", "one that goes on from a model with `model.start = \"zero-shot\"`", got);
+        }
+        if head.is_cross_attentive() {
+            let got = format!("`{}`", head.as_str());
+            return refuse("model.head", "`cosine` with `model.start = \"zero-shot\"`", got);
+        }
+        if self.model.hidden_dimension > 0 {
+            let got = self.model.hidden_dimension.to_string();
+            return refuse("model.hidden_dimension", "0 with `model.start = \"zero-shot\"`", got);
+        }
+        Ok(())
     }
 
     /// The pre-trained encoders, each with how its parameters' names begin in the group of the encoders.
     pub fn backbones(&self) -> [(&'static str, &BackboneConfig); 2] {
         [(IMAGE_BACKBONE, &self.model.image_backbone), (TEXT_BACKBONE, &self.model.text_backbone)]
+    }
+
+    fn whitens(&self) -> bool {
+        let of_recipe = self.method == MethodName::Adapt && self.adapt.standardise == Standardise::Whiten;
+        self.standardise == Standardise::Whiten || of_recipe
     }
 
     /// Encoders are trained for one vector an item, and by steps.
@@ -529,6 +601,7 @@ impl TrainConfig {
             MethodName::Adda => "method `adda`, which keeps an encoder as it was",
             MethodName::Cca => "method `cca`, which takes no step",
             _ if head.is_cross_attentive() => "a head that compares fragments",
+            _ if self.whitens() => "`standardise = \"whiten\"`, which is of features as they were",
             MethodName::Adapt if self.adapt.memory_pairs > 0 => {
                 "`adapt.memory_pairs`, which remembers features as they were (0 switches it off)"
             }
@@ -604,7 +677,7 @@ impl TrainConfig {
             self.target_held_out,
         )?;
         demand(
-            self.patience == 0 || self.selection != Selection::Last,
+            self.patience == 0 || self.selection != Some(Selection::Last),
             "patience",
             "0 with `selection = \"last\"`, which looks at nothing",
             self.patience,
@@ -657,13 +730,13 @@ impl TrainConfig {
             "above 0",
             aeir.structure_temperature,
         )?;
-        self.adapt.check()?;
+        self.adapt.check(self.selection)?;
         demand(positive(self.cca.regularisation), "cca.regularisation", "above 0", self.cca.regularisation)?;
         demand(
-            !(self.is_released() && self.standardise),
+            !(self.is_released() && self.standardise.is_per_domain()),
             "standardise",
-            "false with `aeir.fidelity = \"released\"`, which takes features as they are",
-            self.standardise,
+            "`none` with `aeir.fidelity = \"released\"`, which takes features as they are",
+            format!("`{}`", self.standardise.as_str()),
         )?;
         self.model.image_backbone.check()?;
         self.model.text_backbone.check()?;
@@ -739,7 +812,7 @@ mod tests {
         let mut released = config(MethodName::Aeir);
         released.aeir.fidelity = Fidelity::Released;
         assert_eq!(released.resolved().unwrap().source_loss.kind, Some(SourceLossKind::TripletHardest));
-        released.standardise = true;
+        released.standardise = Standardise::Standardise;
         assert!(released.resolved().is_err());
     }
 }

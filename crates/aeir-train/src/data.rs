@@ -9,13 +9,14 @@ use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
 
 use crate::checkpoint;
-use crate::config::{IMAGE_BACKBONE, TEXT_BACKBONE, TrainConfig};
+use crate::config::{IMAGE_BACKBONE, Standardise, TEXT_BACKBONE, TrainConfig};
 use crate::error::{Result, TrainError};
 use crate::items::{ItemTable, PreparedItems};
 use crate::method::{Group, Inputs};
 use crate::parameters::ParameterStore;
 use crate::plan::Sizes;
 use crate::tuned::TunedEncoder;
+use crate::whitening::whitened;
 
 /// Pairs to score with, never to train on: nothing makes a training batch of them.
 #[derive(Debug, Clone)]
@@ -74,12 +75,14 @@ pub const SOURCE: &str = "source";
 impl TrainingData {
     /// The image encoder that is trained with the towers, where there is one.
     pub fn tuned_images(&self) -> Option<&TunedEncoder> {
-        self.sources.first().and_then(|source| source.images.tuned())
+        let source = self.sources.first().map(|source| &source.images);
+        source.or(self.target.as_ref().map(|target| &target.images)).and_then(ItemTable::tuned)
     }
 
     /// The sentence encoder that is trained with the towers, where there is one.
     pub fn tuned_sentences(&self) -> Option<&TunedEncoder> {
-        self.sources.first().and_then(|source| source.sentences.tuned())
+        let source = self.sources.first().map(|source| &source.sentences);
+        source.or(self.target.as_ref().map(|target| &target.sentences)).and_then(ItemTable::tuned)
     }
 
     /// A hash of all features, their order, pairing and splits: what a checkpoint must agree with.
@@ -143,19 +146,13 @@ impl TrainingData {
     /// When there are too few source pairs, dimensions differ, or a target is needed and missing.
     pub fn prepare(&self, config: &TrainConfig, device: &Device) -> Result<PreparedData> {
         let pairs: usize = self.sources.iter().map(|source| source.images.len()).sum();
-        if self.sources.is_empty() || pairs < 2 {
-            return Err(TrainError::Data {
-                what: "source pairs to train on".into(),
-                expected: "2 or more".into(),
-                got: pairs.to_string(),
-            });
-        }
+        self.check_pairs(config, pairs)?;
         if self.labelled.is_some() {
             config.check_labelled()?;
         }
         let standardisation = self.standardisation(config, device)?;
         let mut names = self.domain_names();
-        if !config.standardise {
+        if !config.standardise.is_per_domain() {
             names.iter_mut().for_each(|name| SOURCE.clone_into(name));
         }
 
@@ -205,15 +202,35 @@ impl TrainingData {
             }
             None => (None, None),
         };
+        let (images, sentences) = match &target {
+            // Nothing, of the target's kind.
+            Some(target) if images.is_empty() => {
+                (target.images.view(Vec::new()), target.sentences.view(Vec::new()))
+            }
+            _ => (PreparedItems::new(&images, device)?, PreparedItems::new(&sentences, device)?),
+        };
         Ok(PreparedData {
-            images: PreparedItems::new(&images, device)?,
-            sentences: PreparedItems::new(&sentences, device)?,
+            images,
+            sentences,
             sentences_of,
             first_labelled,
             validation,
             target,
             target_held_out,
             standardisation,
+        })
+    }
+
+    /// Refuses too few source pairs. A pre-trained dual encoder can be adapted without any.
+    fn check_pairs(&self, config: &TrainConfig, pairs: usize) -> Result<()> {
+        let without = pairs == 0 && self.target.is_some() && config.needs_no_source();
+        if without || pairs >= 2 {
+            return Ok(());
+        }
+        Err(TrainError::Data {
+            what: "source pairs to train on".into(),
+            expected: "2 or more".into(),
+            got: pairs.to_string(),
         })
     }
 
@@ -235,13 +252,11 @@ impl TrainingData {
     }
 
     fn standardisation(&self, config: &TrainConfig, device: &Device) -> Result<Standardisation> {
-        let fit = |images: &[&ItemTable], sentences: &[&ItemTable]| {
-            Ok::<_, TrainError>(DomainStatistics {
-                image: if config.raw_features() { None } else { fit(images, device)? },
-                sentence: if config.raw_features() { None } else { fit(sentences, device)? },
-            })
+        let fit = |images: &[&ItemTable], sentences: &[&ItemTable]| match config.raw_features() {
+            true => Ok(DomainStatistics::default()),
+            false => statistics(images, sentences, config.standardise, device),
         };
-        if !config.standardise {
+        if !config.standardise.is_per_domain() {
             let images: Vec<_> = self.sources.iter().map(|source| &source.images).collect();
             let sentences: Vec<_> = self.sources.iter().map(|source| &source.sentences).collect();
             let domains = BTreeMap::from([(SOURCE.to_owned(), fit(&images, &sentences)?)]);
@@ -265,13 +280,14 @@ impl TrainingData {
 pub(crate) fn statistics(
     images: &[&ItemTable],
     sentences: &[&ItemTable],
+    how: Standardise,
     device: &Device,
 ) -> Result<DomainStatistics> {
-    Ok(DomainStatistics { image: fit(images, device)?, sentence: fit(sentences, device)? })
+    Ok(DomainStatistics { image: fit(images, how, device)?, sentence: fit(sentences, how, device)? })
 }
 
 /// Statistics over all rows of all tables; none for words.
-fn fit(tables: &[&ItemTable], device: &Device) -> Result<Option<Standardiser>> {
+fn fit(tables: &[&ItemTable], how: Standardise, device: &Device) -> Result<Option<Standardiser>> {
     let Some(first) = tables.first() else { return Ok(None) };
     if matches!(first, ItemTable::Words(_)) {
         return Ok(None);
@@ -280,7 +296,13 @@ fn fit(tables: &[&ItemTable], device: &Device) -> Result<Option<Standardiser>> {
     let fitted = Standardiser::fit_each(first.dimension(), device, |visit| {
         failed = tables.iter().try_for_each(|table| table.each_row(visit)).err();
     });
-    failed.map_or_else(|| Ok(Some(fitted?)), Err)
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    match how {
+        Standardise::Whiten => Ok(Some(whitened(fitted?, tables, device)?)),
+        _ => Ok(Some(fitted?)),
+    }
 }
 
 /// Standardised features, ready for batches.
@@ -541,6 +563,31 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn whitened_features_are_uncorrelated_in_every_domain_pooled_or_not() {
+        let config = TrainConfig { standardise: Standardise::Whiten, ..TrainConfig::default() };
+        for data in [toy(60, 200, 200), toy_fragments(60, 200, 200)] {
+            let prepared = data.prepare(&config, &Device::Cpu).unwrap();
+            let target = prepared.target.unwrap();
+            let rows: Vec<usize> = (0..target.images.len()).collect();
+            let features = match target.images.select(&rows).unwrap() {
+                Items::Pooled(features) => features,
+                Items::Fragments(fragments) => fragments.features().flatten(0, 1).unwrap(),
+                Items::Words(_) => panic!("words"),
+            };
+            let count = features.dim(0).unwrap() as f64;
+            let covariance = (features.t().unwrap().matmul(&features).unwrap() / count).unwrap();
+            for (row, values) in covariance.to_vec2::<f32>().unwrap().iter().enumerate() {
+                for (column, value) in values.iter().enumerate() {
+                    let expected = f32::from(row == column);
+                    assert!((value - expected).abs() < 0.3, "{row} {column}: {value}");
+                }
+            }
+            let served = prepared.standardisation.domain(TARGET).unwrap();
+            assert!(served.image.as_ref().unwrap().whitening().is_some());
+        }
+    }
+
+    #[test]
     fn a_part_of_the_target_is_held_out() {
         let data = toy(20, 10, 30);
         let config = TrainConfig { target_held_out: 0.2, ..TrainConfig::default() };
@@ -561,7 +608,7 @@ pub(crate) mod tests {
     fn with_the_switch_each_domain_is_centred() {
         let mut data = toy(20, 9, 7);
         data.sources.push(SourceData { name: TARGET.into(), ..data.sources[0].clone() });
-        let config = TrainConfig { standardise: true, ..TrainConfig::default() };
+        let config = TrainConfig { standardise: Standardise::Standardise, ..TrainConfig::default() };
         let prepared = data.prepare(&config, &Device::Cpu).unwrap();
         assert_eq!(prepared.standardisation.serving(), TARGET);
         assert!(prepared.standardisation.domain("target-2").is_ok(), "a source called target keeps its own");

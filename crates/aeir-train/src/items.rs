@@ -436,6 +436,8 @@ struct FragmentPart {
     table: FragmentTable,
     /// Mean and deviation.
     statistics: Option<(Vec<f32>, Vec<f32>)>,
+    /// `[F, F]`: what standardised fragments are multiplied by.
+    whitening: Option<Tensor>,
 }
 
 impl PreparedItems {
@@ -456,6 +458,7 @@ impl PreparedItems {
                 ItemTable::Fragments(table) => fragments.push(FragmentPart {
                     table: table.clone(),
                     statistics: statistics.map(Standardiser::to_host).transpose()?,
+                    whitening: statistics.and_then(|it| it.whitening()).cloned(),
                 }),
                 ItemTable::Words(table) => words.push(table.ids.clone()),
                 ItemTable::Tuned(table) => tuned.push(TunedPart {
@@ -679,9 +682,25 @@ impl PreparedItems {
                 Ok::<_, TrainError>(())
             })?;
         let features = Tensor::from_vec(values, (rows.len(), longest, dimension), &Device::Cpu)?;
+        let features = whitened(&features, &found)?;
         let mask = Tensor::from_vec(mask, (rows.len(), longest), &Device::Cpu)?;
         Ok(Fragments::new(features.to_device(&self.device)?, mask.to_device(&self.device)?)?)
     }
+}
+
+/// Standardised fragments `[B, T, F]`, those of each domain multiplied by its whitening matrix; padding stays 0.
+fn whitened(features: &Tensor, found: &[(&FragmentPart, usize)]) -> Result<Tensor> {
+    if found.iter().all(|(part, _)| part.whitening.is_none()) {
+        return Ok(features.clone());
+    }
+    let items = found.iter().enumerate().map(|(item, (part, _))| {
+        let own = features.get(item)?;
+        match &part.whitening {
+            Some(whitening) => own.matmul(&whitening.to_device(own.device())?),
+            None => Ok(own),
+        }
+    });
+    Ok(Tensor::stack(&items.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use aeir_retrieve::{Matrix, Relevance, RetrievalMetrics};
 use candle_core::{DType, Device};
 use candle_nn::VarBuilder;
 
-use crate::config::{MethodName, TrainConfig};
+use crate::config::{MethodName, Standardise, TrainConfig};
 use crate::data::{self, SourceData, TARGET, TargetData, TrainingData};
 use crate::error::{Result, TrainError};
 use crate::observer::Observer;
@@ -18,7 +18,7 @@ use crate::validate::embed_table;
 /// Four sets of unit vectors in one space.
 #[derive(Debug, Clone)]
 pub struct JointSpace {
-    /// `[N, D]`, of all sources.
+    /// `[N, D]`, of all sources; empty without any.
     pub source_images: Matrix,
     /// `[M, D]`, all sentences of all sources.
     pub source_sentences: Matrix,
@@ -49,7 +49,7 @@ impl JointSpace {
         for seed in 1..=seeds.max(1) {
             let config = TrainConfig {
                 method: MethodName::SourceOnly,
-                standardise: true,
+                standardise: Standardise::Standardise,
                 seed,
                 epochs,
                 ..TrainConfig::default()
@@ -80,7 +80,9 @@ impl JointSpace {
         };
         for source in &data.sources {
             if own {
-                let statistics = data::statistics(&[&source.images], &[&source.sentences], device)?;
+                let (images, sentences) = ([&source.images], [&source.sentences]);
+                let how = if bundle.whitens() { Standardise::Whiten } else { Standardise::Standardise };
+                let statistics = data::statistics(&images, &sentences, how, device)?;
                 sets.add_source(
                     source,
                     &Towers { encoder: bundle.encoder(), statistics: &statistics },
@@ -228,6 +230,9 @@ fn beside(matrices: &[&Matrix]) -> Result<Matrix> {
 
 /// The rows of all matrices, one after the other.
 fn stacked(matrices: &[Matrix]) -> Result<Matrix> {
+    if matrices.is_empty() {
+        return Ok(Matrix::default());
+    }
     let rows = matrices.iter().map(Matrix::rows).sum();
     let columns = matrices.first().map_or(0, Matrix::columns);
     let values = matrices.iter().flat_map(|matrix| matrix.values()).copied().collect();

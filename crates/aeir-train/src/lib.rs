@@ -25,6 +25,7 @@ mod error;
 mod event_file;
 mod gradient_watch;
 mod ranking_watch;
+mod whitening;
 
 pub use config::{MethodName, TrainConfig};
 pub use data::{EvaluationPairs, SourceData, TargetData, TrainingData};

@@ -39,6 +39,9 @@ pub struct EpochRecord {
     /// Entropy of the mean posterior: how diverse the answers are, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_posterior_diversity: Option<f64>,
+    /// Of the weights before the adaptation, the share that is in those looked at; none where nothing is mixed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interpolation: Option<f64>,
     /// Proxy A-distance of source and target, where there is a target: of the last epoch before an adaptation begins
     /// and of the last of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]

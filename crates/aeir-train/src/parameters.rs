@@ -15,7 +15,7 @@ use crate::error::Result;
 
 /// Last parts of the names of tensors that are computed, not trained: they belong to the model and to checkpoints, and
 /// no optimiser sees them.
-const BUFFERS: [&str; 12] = [
+const BUFFERS: [&str; 20] = [
     "running_mean",
     "running_var",
     "canonical_weight",
@@ -28,6 +28,14 @@ const BUFFERS: [&str; 12] = [
     "memory_sentence_mean",
     "memory_codes",
     "memory_weights",
+    "memory_image_directions",
+    "memory_image_centre",
+    "memory_image_map",
+    "memory_image_map_centre",
+    "memory_sentence_directions",
+    "memory_sentence_centre",
+    "memory_sentence_map",
+    "memory_sentence_map_centre",
 ];
 
 /// Trainable tensors by name, in name order.

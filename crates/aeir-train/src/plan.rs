@@ -87,7 +87,7 @@ pub struct Memory {
     pub parameters: usize,
     /// Gradients and moments.
     pub optimizer: usize,
-    /// The moving average and the best weights so far.
+    /// The best weights so far, the moving average, and the weights before the adaptation where they are mixed in.
     pub copies: usize,
     /// The features of all items.
     pub features: usize,
@@ -169,7 +169,9 @@ fn trial_batch(
     mode: &mut Mode<'_>,
 ) -> Result<Batch> {
     let pairs = data.sentences_of.len();
-    let rows = |count: usize, of: usize| (0..count).map(move |row| row % of.max(1)).collect::<Vec<_>>();
+    let rows = |count: usize, of: usize| {
+        (0..if of == 0 { 0 } else { count }).map(move |row| row % of).collect::<Vec<_>>()
+    };
     let sentence = |pair: &usize| data.sentences_of.get(*pair).and_then(|rows| rows.first().copied());
     let mut pick = |count: usize| {
         let chosen = rows(count, pairs);
@@ -230,7 +232,7 @@ fn memory(config: &TrainConfig, store: &ParameterStore, features: usize) -> Memo
     let encoders = bytes(store.with_prefix(Group::Encoder.prefix()));
     let trained =
         bytes(store.trainable(Group::Encoder.prefix())) + bytes(store.trainable(Group::Critic.prefix()));
-    let copies = if config.optimizer.ema_decay > 0.0 { 2 } else { 1 };
+    let copies = 1 + usize::from(config.optimizer.ema_decay > 0.0) + usize::from(config.interpolates());
     Memory {
         parameters: bytes(store.with_prefix("")),
         optimizer: trained * (1 + config.optimizer.rule().moments()),

@@ -250,7 +250,7 @@ impl RunFolder {
 fn is_ours(path: &Path) -> bool {
     let text = fs::read_to_string(path.join(CONFIG_FILE)).unwrap_or_default();
     let table: toml::Table = text.parse().unwrap_or_default();
-    ["version", "method", "selection"].iter().all(|key| table.contains_key(*key))
+    ["version", "method", "checkpoint_every"].iter().all(|key| table.contains_key(*key))
 }
 
 /// The configuration of a run as it stands in its folder.

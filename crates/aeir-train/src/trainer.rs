@@ -39,6 +39,9 @@ const FEW_TARGET_ITEMS: usize = 20;
 /// Prefix of the encoders' averaged parameters.
 const AVERAGE: &str = "average.";
 
+/// Prefix of the encoders' parameters with which the adaptation began.
+const BEFORE: &str = "before.";
+
 /// What a run leaves.
 #[derive(Debug)]
 pub struct Trained {
@@ -183,6 +186,9 @@ impl<'a> Trainer<'a> {
         if config.optimizer.ema_decay > 0.0 {
             store.copy(Group::Encoder.prefix(), AVERAGE)?;
         }
+        if config.interpolates() {
+            store.copy(Group::Encoder.prefix(), BEFORE)?;
+        }
         let pairs = prepared.source_pairs();
         let source = source_sampler(config, pairs);
         let labelled = Some(prepared.labelled_pairs()).filter(|count| *count > 0);
@@ -284,7 +290,7 @@ impl<'a> Trainer<'a> {
 
     /// An early stop by a figure that this data doesn't give would never come.
     fn warn_of_patience(&mut self) {
-        let has_data = match self.config.selection {
+        let has_data = match self.config.selected_by() {
             Selection::Last => true,
             Selection::SourceValidation => !self.data.validation.is_empty(),
             _ => self.data.target.is_some(),
@@ -407,15 +413,12 @@ impl<'a> Trainer<'a> {
         // An epoch before a method adapts is not what was asked for.
         let adapted = self.uses_target(step - self.length.steps_per_epoch());
         let candidate = adapted || !self.config.method.adapts();
-        let mut record = self.means(epoch);
         let own = self.put_average()?;
-        self.stepper.method().after_epoch(&self.data)?;
-        let encoder = self.stepper.method().encoder();
-        record.source_validation_rsum = source_validation_rsum(encoder, &self.data.validation)?;
-        if let Some(target) = self.data.target_held_out.as_ref().or(self.data.target.as_ref()) {
-            record.set_label_free(target_figures(encoder, target)?);
-        }
-        let score = record.criterion(self.config.selection).filter(|_| candidate);
+        let mut record = match adapted && self.config.interpolates() {
+            true => self.best_mixture(epoch)?,
+            false => self.figures(epoch)?,
+        };
+        let score = record.criterion(self.config.selected_by()).filter(|_| candidate);
         self.choose(epoch, score)?;
         // Before the adaptation and after it: what it did to the distance of the domains.
         let last = epoch == self.config.epochs || self.patience_is_over(epoch);
@@ -428,6 +431,38 @@ impl<'a> Trainer<'a> {
             self.observer.warning(&warning);
         }
         Ok((record, score))
+    }
+
+    /// The record of an epoch with what the encoders, as they stand, come to without a label of the target.
+    fn figures(&self, epoch: usize) -> Result<EpochRecord> {
+        let mut record = self.means(epoch);
+        self.stepper.method().after_epoch(&self.data)?;
+        let encoder = self.stepper.method().encoder();
+        record.source_validation_rsum = source_validation_rsum(encoder, &self.data.validation)?;
+        if let Some(target) = self.data.target_held_out.as_ref().or(self.data.target.as_ref()) {
+            record.set_label_free(target_figures(encoder, target)?);
+        }
+        Ok(record)
+    }
+
+    /// Puts the mixture of the weights before the adaptation and now that the selection's figure likes best into the encoders; the
+    /// first where it looks at nothing.
+    fn best_mixture(&self, epoch: usize) -> Result<EpochRecord> {
+        let prefix = Group::Encoder.prefix();
+        let adapted = self.store.snapshot(prefix)?;
+        let mut best: Option<(EpochRecord, BTreeMap<String, Tensor>)> = None;
+        for share in &self.config.adapt.interpolate {
+            self.store.restore(&adapted)?;
+            self.store.blend(BEFORE, prefix, 1.0 - share)?;
+            let record = EpochRecord { interpolation: Some(*share), ..self.figures(epoch)? };
+            let score = |record: &EpochRecord| record.criterion(self.config.selected_by());
+            if best.as_ref().is_none_or(|(other, _)| score(&record) > score(other)) {
+                best = Some((record, self.store.snapshot(prefix)?));
+            }
+        }
+        let Some((record, weights)) = best else { return self.figures(epoch) };
+        self.store.restore(&weights)?;
+        Ok(record)
     }
 
     /// What the watches have to say of an epoch.
@@ -452,15 +487,28 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Puts the averaged weights into the encoders, where there are any; gives what was there.
+    /// Puts the averaged weights into the encoders, where there are any; gives what was there if it is to be put back.
     fn put_average(&self) -> Result<BTreeMap<String, Tensor>> {
-        if self.config.optimizer.ema_decay == 0.0 {
+        let averages = self.config.optimizer.ema_decay > 0.0;
+        if !averages && !self.config.interpolates() {
             return Ok(BTreeMap::new());
         }
         let own = self.store.snapshot(Group::Encoder.prefix())?;
-        // Keeping nothing of itself: the encoders take the average, but for a memory.
-        self.store.blend(AVERAGE, Group::Encoder.prefix(), 0.0)?;
+        if averages {
+            // Keeping nothing of itself: the encoders take the average, but for a memory.
+            self.store.blend(AVERAGE, Group::Encoder.prefix(), 0.0)?;
+        }
         Ok(own)
+    }
+
+    /// Remembers the weights with which the adaptation begins, where they are mixed in later.
+    fn keep_before(&self, step: usize) -> Result<()> {
+        let begins = self.uses_target(step) && (step == 0 || !self.uses_target(step - 1));
+        if !(begins && self.config.interpolates()) {
+            return Ok(());
+        }
+        let averages = self.config.optimizer.ema_decay > 0.0;
+        self.store.copy(if averages { AVERAGE } else { Group::Encoder.prefix() }, BEFORE)
     }
 
     fn uses_target(&self, step: usize) -> bool {
@@ -491,6 +539,7 @@ impl<'a> Trainer<'a> {
     fn step(&mut self) -> Result<()> {
         let (step, steps) = (self.progress.step, self.length.steps());
         let moment = Moment { step, steps };
+        self.keep_before(step)?;
         let mut logged = Vec::new();
         if step.is_multiple_of(self.length.steps_per_epoch()) {
             logged = self.stepper.method().before_epoch(moment, &self.data)?;
@@ -1069,7 +1118,7 @@ mod tests {
     fn the_average_is_validated_and_becomes_the_model() {
         let data = toy(40, 17, 23);
         let mut config = small(MethodName::SourceOnly);
-        config.selection = crate::config::Selection::Last;
+        config.selection = Some(crate::config::Selection::Last);
         config.optimizer.ema_decay = 0.8;
         let mut silent = Silent;
         let mut trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
@@ -1226,7 +1275,10 @@ mod tests {
 
     #[test]
     fn labelled_pairs_have_the_targets_statistics_and_no_part_in_the_source() {
-        let config = TrainConfig { standardise: true, ..small(MethodName::SourceOnly) };
+        let config = TrainConfig {
+            standardise: crate::config::Standardise::Standardise,
+            ..small(MethodName::SourceOnly)
+        };
         let prepared = labelled_toy().prepare(&config, &Device::Cpu).unwrap();
         assert_eq!((prepared.source_pairs(), prepared.labelled_pairs()), (40, 5));
         let [images, sentences] = prepared.source_alone();
@@ -1265,7 +1317,8 @@ mod tests {
             Selection::TargetInformation,
         ] {
             for target_held_out in [0.0, 0.4] {
-                let config = TrainConfig { selection, target_held_out, ..small(MethodName::Aeir) };
+                let config =
+                    TrainConfig { selection: Some(selection), target_held_out, ..small(MethodName::Aeir) };
                 let trained = train_silently(&config, &data, None).unwrap();
                 let scores: Vec<f64> =
                     trained.history.iter().map(|record| record.criterion(selection).unwrap()).collect();
@@ -1277,7 +1330,7 @@ mod tests {
             }
             let mut without = data.clone();
             without.target = None;
-            let config = TrainConfig { selection, ..small(MethodName::SourceOnly) };
+            let config = TrainConfig { selection: Some(selection), ..small(MethodName::SourceOnly) };
             let trained = train_silently(&config, &without, None).unwrap();
             assert_eq!((trained.epoch, trained.score), (6, None), "the last");
         }

@@ -19,6 +19,8 @@ pub(super) struct Cell<'a> {
     pub(super) check: bool,
     /// Hash of the program that trains.
     pub(super) program: &'a str,
+    /// Hash of the transfer's files.
+    pub(super) data: &'a str,
 }
 
 /// What it came to.
@@ -27,14 +29,23 @@ pub(super) struct Outcome {
     pub(super) transfer: String,
     pub(super) row: String,
     pub(super) rsum: f64,
-    /// The label-free figure of the model's epoch, where it has one.
-    pub(super) similarity: Option<f64>,
+    /// What each label-free criterion made of the model's epoch, where it has one: the higher, the better.
+    pub(super) criteria: [Option<f64>; CRITERIA.len()],
     pub(super) seconds: f64,
     record: Value,
 }
 
+/// The label-free criteria, by the figures of a record that each adds up.
+pub(super) const CRITERIA: [(&str, &[(&str, f64)]); 5] = [
+    ("target-similarity", &[("target_mutual_similarity", 1.0)]),
+    ("target-cycle", &[("target_cycle_consistency", 1.0)]),
+    ("target-entropy", &[("target_posterior_entropy", -1.0)]),
+    ("target-diversity", &[("target_posterior_diversity", 1.0)]),
+    ("target-information", &[("target_posterior_diversity", 1.0), ("target_posterior_entropy", -1.0)]),
+];
+
 /// Enough epochs to go through every step.
-const CHECKED: &str = "epochs = 2\n[adapt]\nmine_every = 1\n";
+const CHECKED: [&str; 2] = ["epochs = 2\n", "mine_every = 1\n"];
 
 impl Cell<'_> {
     /// The settings that the run is given.
@@ -42,15 +53,20 @@ impl Cell<'_> {
         if !self.check {
             return self.row.settings.to_owned();
         }
-        // The section stands once.
-        CHECKED.to_owned() + self.row.settings.strip_prefix("[adapt]\n").unwrap_or(self.row.settings)
+        let [epochs, round] = CHECKED;
+        // Keys of their own come before a section, and a section stands once.
+        let settings = self.row.settings;
+        match settings.split_once("[adapt]\n") {
+            Some((before, own)) => format!("{epochs}{before}[adapt]\n{round}{own}"),
+            None => format!("{epochs}{settings}\n[adapt]\n{round}"),
+        }
     }
 
-    /// A hash of what decides the outcome: settings, seed and program.
+    /// A hash of what decides the outcome: settings, seed, program and data.
     fn identity(&self) -> String {
         let Row { method, standardise, oracle, .. } = self.row;
-        let text =
-            format!("{} {method} {standardise} {oracle} {} {}", self.program, self.seed, self.settings());
+        let Self { program, data, seed, .. } = self;
+        let text = format!("{program} {data} {method} {standardise} {oracle} {seed} {}", self.settings());
         Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
@@ -84,12 +100,12 @@ impl Cell<'_> {
         let mut eval = Command::new(binary);
         eval.args(["eval", "--quiet", "--json", "--model"]).arg(&folder).arg("--data").arg(&data.test);
         let metrics: Value = serde_json::from_str(&output(&mut eval)?).context("what `aeir eval` printed")?;
-        let similarity = chosen_similarity(&folder);
+        let figures = chosen_record(&folder);
         // A model with its backbones takes megabytes; the outcome is what counts.
         std::fs::remove_dir_all(&folder)?;
         let record = json!({
             "transfer": self.transfer, "row": self.row.name, "seed": self.seed, "config_sha256": self.identity(),
-            "commit": commit, "device": "cpu", "seconds": seconds, "target_mutual_similarity": similarity,
+            "commit": commit, "device": "cpu", "seconds": seconds, "label_free": figures,
             "metrics": metrics,
         });
         Outcome::of(record).context("`aeir eval` printed no `rsum`")
@@ -102,7 +118,11 @@ impl Outcome {
             transfer: record["transfer"].as_str()?.to_owned(),
             row: record["row"].as_str()?.to_owned(),
             rsum: record["metrics"]["rsum"].as_f64()?,
-            similarity: record["target_mutual_similarity"].as_f64(),
+            criteria: CRITERIA.map(|(_, figures)| {
+                let added =
+                    |(name, factor): &(&str, f64)| Some(record["label_free"][*name].as_f64()? * factor);
+                figures.iter().map(added).sum()
+            }),
             seconds: record["seconds"].as_f64()?,
             record,
         })
@@ -115,7 +135,7 @@ impl Outcome {
             transfer: transfer.into(),
             row: row.into(),
             rsum,
-            similarity: None,
+            criteria: [None; CRITERIA.len()],
             seconds: 0.0,
             record: Value::Null,
         }
@@ -150,13 +170,13 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The label-free figure of the epoch that became the model.
-fn chosen_similarity(run: &Path) -> Option<f64> {
+/// The record of the epoch that became the model.
+fn chosen_record(run: &Path) -> Option<Value> {
     let text = |name: &str| std::fs::read_to_string(run.join(name)).ok();
     let chosen: Value = serde_json::from_str(&text("selection.json")?).ok()?;
     let records = text("metrics.jsonl")?;
     let mut records = records.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    records.find(|record| record["epoch"] == chosen["epoch"])?["target_mutual_similarity"].as_f64()
+    records.find(|record| record["epoch"] == chosen["epoch"])
 }
 
 #[cfg(test)]
@@ -165,15 +185,30 @@ mod tests {
     use crate::reproduce::suite::Suite;
 
     #[test]
+    fn settings_for_a_check_are_one_file_each() {
+        let suite = Suite::named("adapt").unwrap();
+        for row in suite.rows {
+            let cell = Cell { transfer: "t", row, seed: 1, check: true, program: "p", data: "d" };
+            let settings = cell.settings();
+            assert_eq!(settings.matches("[adapt]").count(), 1, "{settings}");
+            let (before, after) = settings.split_once("[adapt]").unwrap();
+            assert!(before.starts_with("epochs = 2") && after.contains("mine_every = 1"), "{settings}");
+            assert!(!after.contains("selection") && !after.contains("[aeir]"), "{settings}");
+        }
+    }
+
+    #[test]
     fn an_outcome_of_other_settings_is_run_again() {
         let row = &Suite::named("adapt").unwrap().rows[0];
-        let cell = |seed, check| Cell { transfer: "t", row, seed, check, program: "p" };
+        let cell = |seed, check| Cell { transfer: "t", row, seed, check, program: "p", data: "d" };
+        let other = Cell { data: "e", ..cell(1, false) };
         let record = json!({ "transfer": "t", "row": row.name, "seed": 1, "seconds": 1.0,
             "config_sha256": cell(1, false).identity(), "metrics": { "rsum": 120.5 } });
         let file = std::env::temp_dir().join(format!("aeir-outcome-{}.json", std::process::id()));
         Outcome::of(record).unwrap().write(&file).unwrap();
         assert_eq!(Outcome::read(&file, &cell(1, false)).unwrap().unwrap().rsum, 120.5);
         assert!(Outcome::read(&file, &cell(2, false)).unwrap().is_none());
+        assert!(Outcome::read(&file, &other).unwrap().is_none());
         assert!(Outcome::read(&file, &cell(1, true)).unwrap().is_none());
         std::fs::remove_file(&file).unwrap();
         assert!(Outcome::read(&file, &cell(1, false)).unwrap().is_none());

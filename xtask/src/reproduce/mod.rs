@@ -42,6 +42,7 @@ cargo xtask reproduce [--suite adapt|paper|zero-shot] [--scenario NAME,..] [--me
   --device NAME        cpu, cuda or metal, of the suites paper and zero-shot [default: cpu]
   --estimate           Print what each cell of the suite paper takes, and stop
   --binary FILE        An `aeir` that is built already [default: builds target/release/aeir]
+  --report             Of the suite adapt: run nothing, the report of what is there already
   --check              Two epochs and one seed of everything, on small stand-ins: does it all run? Writes to results/check
 
 Results lie in results/SUITE, a file a cell; a run that was stopped goes on where it was. The suites paper and zero-shot are shown in
@@ -59,6 +60,7 @@ struct Arguments {
     data: Option<PathBuf>,
     device: Option<String>,
     estimate: bool,
+    report: bool,
     check: bool,
 }
 
@@ -77,6 +79,7 @@ impl Arguments {
                 "--data" => arguments.data = Some(PathBuf::from(value()?)),
                 "--device" => arguments.device = Some((*value()?).to_owned()),
                 "--estimate" => arguments.estimate = true,
+                "--report" => arguments.report = true,
                 "--check" => arguments.check = true,
                 "--seeds" => {
                     let text = value()?;
@@ -127,14 +130,20 @@ fn adapt(suite: &'static Suite, arguments: &Arguments, root: &Path) -> anyhow::R
     let mut outcomes = Vec::new();
     for (place, transfer) in transfers.iter().enumerate() {
         let data = transfer.prepare(root, &results)?;
+        let digest = data.digest()?;
         // In a check the other transfers show that their data can be made: the rows are the same code.
         let rows =
             if arguments.check && place > 0 { rows.get(..1).unwrap_or_default() } else { rows.as_slice() };
         for row in rows {
             for seed in 1..=seeds(row, arguments) {
                 let check = arguments.check;
-                let cell = Cell { transfer: transfer.name, row, seed, check, program: &program };
-                outcomes.push(outcome(&cell, &data, &binary, &results, &commit)?);
+                let cell =
+                    Cell { transfer: transfer.name, row, seed, check, program: &program, data: &digest };
+                if arguments.report {
+                    outcomes.extend(Outcome::read(&file_of(&cell, &results), &cell)?);
+                } else {
+                    outcomes.push(outcome(&cell, &data, &binary, &results, &commit)?);
+                }
             }
         }
     }
@@ -162,6 +171,11 @@ fn chosen<'a, T>(
     Ok(all.iter().filter(|item| names.is_empty() || names.iter().any(|name| name == name_of(item))).collect())
 }
 
+/// Where a cell's outcome is kept.
+fn file_of(cell: &Cell<'_>, results: &Path) -> PathBuf {
+    results.join(cell.transfer).join(format!("{}-{}.json", cell.row.name, cell.seed))
+}
+
 /// What the cell came to: read, or run and written.
 fn outcome(
     cell: &Cell<'_>,
@@ -170,7 +184,7 @@ fn outcome(
     results: &Path,
     commit: &str,
 ) -> anyhow::Result<Outcome> {
-    let file = results.join(cell.transfer).join(format!("{}-{}.json", cell.row.name, cell.seed));
+    let file = file_of(cell, results);
     if let Some(outcome) = Outcome::read(&file, cell)? {
         return Ok(outcome);
     }

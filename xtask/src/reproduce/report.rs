@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::cell::Outcome;
-use super::suite::{Row, Suite};
+use super::cell::{CRITERIA, Outcome};
+use super::suite::{Row, Suite, Table};
 
 /// Quantiles of Student's t at 97.5 % for 1, 2, .. degrees of freedom.
 const STUDENT: [f64; 9] = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26];
@@ -19,8 +19,9 @@ pub(super) fn markdown(suite: &Suite, outcomes: &[Outcome]) -> String {
         .collect();
     text += "rSum on the target's test pairs, mean ± sample standard deviation (seeds); below it the gap closed, \
              (row - source-only) / (oracle - source-only), with its 95 % interval over seeds.\n\n";
-    for (title, ablation) in [("Methods", false), ("The recipe with one step changed", true)] {
-        let rows: Vec<&Row> = suite.rows.iter().filter(|row| row.ablation == ablation).collect();
+    for table in Table::ALL {
+        let title = table.title();
+        let rows: Vec<&Row> = suite.rows.iter().filter(|row| row.table == table).collect();
         let _ = writeln!(text, "## {title}\n\n| row | {} | mean gap closed |", transfers.join(" | "));
         let _ = writeln!(text, "| --- |{} --- |", " --- |".repeat(transfers.len()));
         for row in rows {
@@ -57,7 +58,7 @@ fn line(row: &Row, transfers: &[&str], outcomes: &[Outcome]) -> String {
 
 /// What gaps are measured by has none itself.
 fn is_reference(row: &Row) -> bool {
-    row.oracle || row.name == "source-only"
+    row.name == "oracle" || row.name == "source-only"
 }
 
 fn rsums(outcomes: &[Outcome], transfer: &str, row: &str) -> Vec<f64> {
@@ -85,20 +86,33 @@ fn gap(outcomes: &[Outcome], transfer: &str, values: &[f64]) -> Option<(f64, Opt
     Some((100.0 * closed, quantile.map(|quantile| 100.0 * quantile * error / whole)))
 }
 
-/// How well the label-free figure ranks the runs of a transfer.
+/// How well each label-free criterion ranks the runs of a transfer.
 fn correlations(transfers: &[&str], outcomes: &[Outcome]) -> String {
-    let mut text = "## Does the label-free figure rank runs by their true recall?\n\n\
-                    Spearman's rank correlation of `target_mutual_similarity` and rSum over all runs of a transfer, the \
-                    oracle's left out.\n\n| transfer | runs | correlation |\n| --- | --- | --- |\n"
+    let mut text = "## Do the label-free criteria rank runs by their true recall?\n\n\
+                    Spearman's rank correlation of a criterion's figure, in the epoch that became the model, and rSum over all runs of a \
+                    transfer, the oracle's left out.\n\n"
         .to_owned();
-    for transfer in transfers {
-        let pairs: Vec<(f64, f64)> = outcomes
-            .iter()
-            .filter(|outcome| outcome.transfer == *transfer && outcome.row != "oracle")
-            .filter_map(|outcome| Some((outcome.similarity?, outcome.rsum)))
-            .collect();
-        let found = spearman(&pairs).map_or_else(|| "too few runs".to_owned(), |rho| format!("{rho:.2}"));
-        let _ = writeln!(text, "| {transfer} | {} | {found} |", pairs.len());
+    let _ = writeln!(text, "| criterion | {} | mean |", transfers.join(" | "));
+    let _ = writeln!(text, "| --- |{} --- |", " --- |".repeat(transfers.len()));
+    for (place, (criterion, _)) in CRITERIA.iter().enumerate() {
+        let _ = write!(text, "| `{criterion}` |");
+        let mut found = Vec::new();
+        for transfer in transfers {
+            let pairs: Vec<(f64, f64)> = outcomes
+                .iter()
+                .filter(|outcome| outcome.transfer == *transfer && !outcome.row.starts_with("oracle"))
+                .filter_map(|outcome| Some(((*outcome.criteria.get(place)?)?, outcome.rsum)))
+                .collect();
+            let _ = match spearman(&pairs) {
+                Some(rho) => {
+                    found.push(rho);
+                    write!(text, " {rho:.2} ({} runs) |", pairs.len())
+                }
+                None => write!(text, " too few runs |"),
+            };
+        }
+        let all = found.len() == transfers.len() && !found.is_empty();
+        text += &if all { format!(" {:.2} |\n", mean(&found)) } else { " |\n".to_owned() };
     }
     text
 }

@@ -31,6 +31,20 @@ pub(super) struct Files {
     pub(super) alignment: PathBuf,
 }
 
+impl Files {
+    /// A hash of all of them.
+    pub(super) fn digest(&self) -> anyhow::Result<String> {
+        let mut hash = Sha256::new();
+        for file in [&self.source, &self.images, &self.sentences, &self.test, &self.alignment] {
+            let bytes =
+                std::fs::read(file).with_context(|| format!("could not read `{}`", file.display()))?;
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
 /// An image with its sentences.
 #[derive(Clone)]
 struct Item {
@@ -103,7 +117,7 @@ fn write(folder: &Path, source: &[Item], mut target: Vec<Item>) -> anyhow::Resul
         item.captions = item.captions.pop().into_iter().collect();
     }
     // By hash, so that neither half is of one kind, nor do equal places in the two sets belong together.
-    target.sort_by_key(|item| hash(item.image.rsplit('/').next().unwrap_or_default()));
+    target.sort_by_key(|item| hash(file_name(&item.image)));
     let test = target.split_off(target.len() / 2);
     let mut sentences: Vec<&str> =
         target.iter().flat_map(|item| &item.captions).map(String::as_str).collect();
@@ -120,7 +134,8 @@ fn write(folder: &Path, source: &[Item], mut target: Vec<Item>) -> anyhow::Resul
         std::fs::write(file, text).with_context(|| format!("could not write `{}`", file.display()))
     };
     let says = source.iter().any(|item| item.held_out);
-    let tenth = |item: &Item| hash(&item.image).first().is_some_and(|byte| byte % 10 == 0);
+    // By the name alone, wherever the checkout lies.
+    let tenth = |item: &Item| hash(file_name(&item.image)).first().is_some_and(|byte| byte % 10 == 0);
     let held_out = |item: &Item| if says { item.held_out } else { tenth(item) };
     put(&files.source, lines(source, held_out))?;
     put(&files.images, images.join("\n") + "\n")?;
@@ -139,6 +154,10 @@ fn lines(items: &[Item], held_out: impl Fn(&Item) -> bool) -> String {
         line.to_string() + "\n"
     };
     items.iter().map(line).collect()
+}
+
+fn file_name(image: &str) -> &str {
+    image.rsplit('/').next().unwrap_or_default()
 }
 
 fn hash(text: &str) -> Vec<u8> {

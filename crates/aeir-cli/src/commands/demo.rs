@@ -14,6 +14,7 @@ use aeir_encoders::Head;
 use aeir_encoders::bundle::{BackbonePlacement, copy_backbones};
 use aeir_encoders::{Bundle, write_atomically};
 use aeir_retrieve::{Index, Matrix, Relevance, RetrievalMetrics};
+use aeir_train::config::Standardise;
 use aeir_train::features::FeatureExtractor;
 use aeir_train::run::{Existing, METRICS_FILE, Opened, RunFolder, SKIPPED_FILE};
 use aeir_train::validate::embed_table;
@@ -319,9 +320,13 @@ impl Jobs<'_> {
     }
 
     fn one(&self, plan: &Plan, seed: u64, bar: &ProgressBar) -> anyhow::Result<RunResult> {
-        let config =
-            TrainConfig { method: plan.method, standardise: plan.standardise, seed, ..self.config.clone() }
-                .resolved()?;
+        let config = TrainConfig {
+            method: plan.method,
+            standardise: if plan.standardise { Standardise::Standardise } else { Standardise::None },
+            seed,
+            ..self.config.clone()
+        }
+        .resolved()?;
         let data = if plan.oracle { &self.features.oracle } else { &self.features.source };
         let folder = self.folder(plan.key, seed);
         let Opened::Ready(run) = RunFolder::open(&folder, Existing::Overwrite)? else {

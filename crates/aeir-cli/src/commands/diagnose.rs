@@ -112,7 +112,11 @@ impl Inputs {
             sources.iter().flat_map(|source| &source.skipped).chain(images.skipped()).cloned().collect();
         skipped.extend(sentences.skipped().iter().cloned());
         let train = sources.iter().map(|source| source.train.len()).sum();
-        check_counts(train, images.images().len(), sentences.sentences().len())?;
+        check_counts(
+            (!sources.is_empty()).then_some(train),
+            images.images().len(),
+            sentences.sentences().len(),
+        )?;
         let (of_sources, seed) = (flags.sample.div_ceil(sources.len().max(1)), flags.seed);
         for (stream, source) in sources.iter_mut().enumerate() {
             hold_out(source);
@@ -161,6 +165,7 @@ impl Inputs {
         skipped.extend(extracted.skipped);
         // Once more: damaged images are only found by decoding.
         let train = sources.iter().map(|source| source.images.len()).sum();
+        let train = (!sources.is_empty()).then_some(train);
         check_counts(train, extracted.table.len(), sentences.len())?;
         let target = TargetData { images: extracted.table, sentences };
         let inputs = Self {
@@ -173,10 +178,11 @@ impl Inputs {
     }
 }
 
-/// Refuses sets that are too small to be compared.
-fn check_counts(source: usize, images: usize, sentences: usize) -> Result<(), CliError> {
-    let counts = [("source images", source), ("target images", images), ("target sentences", sentences)];
-    match counts.into_iter().find(|(_, count)| *count < FEWEST) {
+/// Refuses sets that are too small to be compared; the source may be none at all.
+fn check_counts(source: Option<usize>, images: usize, sentences: usize) -> Result<(), CliError> {
+    let target = [("target images", images), ("target sentences", sentences)];
+    let mut counts = source.map(|count| ("source images", count)).into_iter().chain(target);
+    match counts.find(|(_, count)| *count < FEWEST) {
         None => Ok(()),
         Some((what, count)) => Err(CliError::Data {
             message: format!("{what}: expected {FEWEST} or more to compare domains, got {count}"),

@@ -6,8 +6,8 @@ use std::fs;
 use aeir_train::plan::{Memory, PlannedGroup};
 use aeir_train::{Plan, TrainConfig, plan};
 
-use super::print;
 use super::train::Inputs;
+use super::{pretrained, print};
 use crate::flags::TrainFlags;
 use crate::terminal::Terminal;
 
@@ -16,17 +16,19 @@ const SAMPLE: usize = 16;
 
 /// Prints the resolved settings as TOML and the estimates as comments below them, so that the output is a settings file.
 pub(super) fn dry_run(flags: &TrainFlags, config: &TrainConfig, terminal: &Terminal) -> anyhow::Result<()> {
-    let mut text = config.to_toml()?;
-    if flags.source.is_empty() {
+    if flags.source.is_empty() && (flags.model.is_none() || flags.target_images.is_none()) {
         terminal.note("parameters, steps, time and memory depend on the data: add --source to see them");
-        return print(&text);
+        return print(&config.to_toml()?);
     }
     let device = flags.device.device.open(terminal)?;
     let inputs = Inputs::read(flags, config)?;
     let sizes = inputs.sizes();
     let backbones = inputs.backbones(flags, config, terminal, &device)?;
+    let mut config = config.clone();
+    pretrained::fit(&mut config, &backbones);
+    let mut text = config.to_toml()?;
     let (sample, _) = inputs.sample(SAMPLE).encode(&backbones, flags.loading.limits(), None, terminal)?;
-    let plan = plan(config, &sample, sizes, &device)?;
+    let plan = plan(&config, &sample, sizes, &device)?;
     text.push('\n');
     for line in describe(&plan, peak_memory()).lines() {
         // Writing to a String can't fail.

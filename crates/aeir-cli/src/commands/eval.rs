@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use aeir_data::{ImageSource, Skipped, Split, TargetImages, TargetSentences, TestPairs};
+use aeir_encoders::bundle::MANIFEST_FILE;
 use aeir_encoders::{Bundle, Encoded};
 use aeir_retrieve::{
     BootstrapOptions, Comparison, Confidence, GalleryCorrection, Matrix, MetricIntervals, Ranks, Relevance,
@@ -28,7 +29,7 @@ use crate::flags::correction::CorrectionFlag;
 use crate::flags::{EvalFlags, Protocol, Rerank, SplitFlag};
 use crate::place::feature_cache;
 use crate::progress::extraction;
-use crate::report::runs;
+use crate::report::runs::{self, Reliability};
 use crate::run_files::add_evaluation;
 use crate::terminal::Terminal;
 
@@ -104,17 +105,6 @@ struct Evaluation {
     reliability: Vec<Reliability>,
     #[serde(skip_serializing_if = "Option::is_none")]
     comparison: Option<Compared>,
-}
-
-/// Test sentences by their confidence, which no label went into, and how often they found their image.
-#[derive(Serialize)]
-struct Reliability {
-    above: f64,
-    up_to: f64,
-    /// Share of the test sentences; where they are of the bank's kind, about `up_to - above`.
-    share: f64,
-    /// Per cent of them whose own image came first; absent where there are none.
-    r1: Option<f64>,
 }
 
 /// Figures after a hubness correction.
@@ -440,7 +430,8 @@ fn joined(folds: &[Ranks]) -> anyhow::Result<Ranks> {
 
 /// Leaves the plain figures in the model's folder, where `aeir report` finds them.
 fn remember(flags: &EvalFlags, data: &Path, scored: &Scored, terminal: &Terminal) -> anyhow::Result<()> {
-    if flags.protocol != Protocol::Full {
+    // A pre-trained model in its own format is somebody else's folder.
+    if flags.protocol != Protocol::Full || !flags.model.join(MANIFEST_FILE).exists() {
         return Ok(());
     }
     let evaluation = runs::Evaluation {
@@ -448,6 +439,7 @@ fn remember(flags: &EvalFlags, data: &Path, scored: &Scored, terminal: &Terminal
         split: flags.split.map(SplitFlag::name),
         rerank: scored.rerank.clone(),
         metrics: scored.metrics()?,
+        reliability: scored.reliability.clone(),
     };
     if let Err(error) = add_evaluation(&flags.model, &evaluation) {
         terminal.warn(&format!(

@@ -12,6 +12,7 @@ pub(crate) mod eval;
 pub(crate) mod index;
 pub(crate) mod label;
 pub(crate) mod pairs;
+mod pretrained;
 pub(crate) mod push;
 pub(crate) mod report;
 pub(crate) mod search;

@@ -48,6 +48,13 @@ pub(crate) fn run(flags: &PushFlags, terminal: &Terminal) -> anyhow::Result<()> 
     let id = model_id(flags)?;
     // Checks every file against the manifest: a damaged model is not spread.
     let bundle = Bundle::load(&flags.run, &Device::Cpu)?;
+    if bundle.is_zero_shot() {
+        return Err(CliError::Usage {
+            message: format!("`{}` is a pre-trained model as it was published", flags.run.display()),
+            hint: "name the folder of a run: what `aeir train` wrote".into(),
+        }
+        .into());
+    }
     let staging = Staging::of(&bundle, &flags.run)?;
     let files = staging.files()?;
     if !files.iter().any(|file| file.name == CARD_FILE) {

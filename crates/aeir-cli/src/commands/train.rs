@@ -10,7 +10,7 @@ use aeir_data::{
 };
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::{DEFAULT_MINIMUM_COUNT, Vocabulary, write_atomically};
-use aeir_train::config::{Selection, Tuning};
+use aeir_train::config::{Selection, Standardise, TowerStart, Tuning};
 use aeir_train::observer::All;
 use aeir_train::plan::Sizes;
 use aeir_train::run::{Existing, Opened, RunFolder, SKIPPED_FILE, settings_that_differ};
@@ -19,7 +19,7 @@ use anyhow::Context;
 use candle_core::Device;
 
 use super::dry_run::dry_run;
-use super::{print, tell_skipped};
+use super::{pretrained, print, tell_skipped};
 use crate::backbones::{Backbones, Sentences, WORDS, find, load_image, load_sentence};
 use crate::failure::CliError;
 use crate::flags::TrainFlags;
@@ -37,7 +37,9 @@ const TUNED_FOLDER: &str = ".encoders.tmp";
 pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let settings = read_config(flags.config.as_deref())?.with(&flags.set)?;
     warn_of_idle(flags, &settings, terminal)?;
-    let config = flags.apply(settings).resolved()?;
+    let settings = pretrained::begun(flags, flags.apply(settings), terminal)?;
+    let mut config = settings.resolved()?;
+    pretrained::check(flags, &config)?;
     let Some(output) = flags.output.as_deref().filter(|_| !flags.dry_run) else {
         return dry_run(flags, &config, terminal);
     };
@@ -45,6 +47,7 @@ pub(crate) fn run(flags: &TrainFlags, terminal: &Terminal) -> anyhow::Result<()>
     let inputs = Inputs::read(flags, &config)?;
 
     let mut backbones = inputs.backbones(flags, &config, terminal, &device)?;
+    pretrained::fit(&mut config, &backbones);
     let existing = match (flags.overwrite, flags.resume) {
         (true, _) => Existing::Overwrite,
         (false, Some(_)) => Existing::Resume,
@@ -157,6 +160,15 @@ impl Inputs {
             }
             .into());
         }
+        let target_regions = target.as_ref().is_some_and(|(images, _)| has_features(images.images()));
+        let regions = if sources.is_empty() { target_regions } else { regions > 0 };
+        if regions && flags.model.is_some() {
+            return Err(CliError::Usage {
+                message: "--model has an image encoder of its own, and the images come as features".into(),
+                hint: "give image files".into(),
+            }
+            .into());
+        }
         let labelled = match &flags.labelled {
             Some(path) => {
                 config.check_labelled()?;
@@ -164,7 +176,7 @@ impl Inputs {
             }
             None => None,
         };
-        let inputs = Self { sources, target, labelled, regions: regions > 0 };
+        let inputs = Self { sources, target, labelled, regions };
         inputs.check_shapes()?;
         Ok(inputs)
     }
@@ -192,9 +204,9 @@ impl Inputs {
         terminal: &Terminal,
         device: &Device,
     ) -> anyhow::Result<Backbones> {
-        let image =
-            if self.regions { None } else { Some(load_image(&flags.image_encoder, device, terminal)?) };
-        let sentence = if flags.text_encoder == WORDS {
+        let (image_encoder, text_encoder) = pretrained::encoders(flags);
+        let image = if self.regions { None } else { Some(load_image(image_encoder, device, terminal)?) };
+        let sentence = if text_encoder == WORDS {
             let vocabulary = Vocabulary::build(self.training_sentences().into_iter(), DEFAULT_MINIMUM_COUNT);
             terminal.note(&format!(
                 "vocabulary of {} words that occur {DEFAULT_MINIMUM_COUNT} times or more",
@@ -202,7 +214,7 @@ impl Inputs {
             ));
             Sentences::Words(Box::new(vocabulary))
         } else {
-            Sentences::Backbone(load_sentence(&flags.text_encoder, device, terminal)?)
+            Sentences::Backbone(load_sentence(text_encoder, device, terminal)?)
         };
         let fragments = config.model.head.unwrap_or_default().is_cross_attentive();
         let tuned = self.tuned(flags, config, terminal, device)?;
@@ -221,22 +233,23 @@ impl Inputs {
             message: format!("`{key}` asks to train an encoder, and {what}"),
             hint: "leave it `frozen`".into(),
         };
+        let (image_encoder, text_encoder) = pretrained::encoders(flags);
         let (mut images, mut sentences) = (None, None);
         let settings = &config.model.image_backbone;
         if settings.train != Tuning::Frozen {
             if self.regions {
                 return Err(refuse("model.image_backbone.train", "the images come as features").into());
             }
-            let folder = find(&flags.image_encoder, "--image-encoder", terminal)?;
+            let folder = find(image_encoder, "--image-encoder", terminal)?;
             let limits = flags.loading.limits();
             images = Some(TunedEncoder::images(&folder, device, settings, config.seed, limits)?);
         }
         let settings = &config.model.text_backbone;
         if settings.train != Tuning::Frozen {
-            if flags.text_encoder == WORDS {
+            if text_encoder == WORDS {
                 return Err(refuse("model.text_backbone.train", "words have an encoder of their own").into());
             }
-            let folder = find(&flags.text_encoder, "--text-encoder", terminal)?;
+            let folder = find(text_encoder, "--text-encoder", terminal)?;
             sentences = Some(TunedEncoder::sentences(&folder, device, settings, config.seed)?);
         }
         Ok([images.map(Arc::new), sentences.map(Arc::new)])
@@ -313,6 +326,10 @@ impl Inputs {
     }
 }
 
+fn has_features(images: &[ImageSource]) -> bool {
+    images.first().is_some_and(|image| image.features().is_some())
+}
+
 /// Whether the target flags are those that the settings need.
 pub(crate) fn check_target_flags(flags: &TrainFlags, config: &TrainConfig) -> anyhow::Result<()> {
     target_files(flags, config).map(drop)
@@ -328,7 +345,7 @@ fn target_files<'a>(
         (None, None) => {
             let reason = if config.method.adapts() {
                 format!("method `{}` adapts to a target", config.method.as_str())
-            } else if config.standardise {
+            } else if config.standardise.is_per_domain() {
                 "--standardise takes the target's statistics".to_owned()
             } else {
                 return Ok(None);
@@ -421,6 +438,7 @@ pub(crate) fn write_card(
             pairs.sentences.len()
         )
     });
+    let none = if data.sources.is_empty() { "- no source pairs\n" } else { "" };
     let target = data.target.as_ref().map_or_else(
         || "- no target domain was given\n".to_owned(),
         |target| {
@@ -431,15 +449,11 @@ pub(crate) fn write_card(
             )
         },
     );
-    let statistics = if config.standardise {
-        "each domain's own; new items get the target's"
-    } else {
-        "the source's, for all domains"
-    };
+    let statistics = statistics_told(config);
     let card = format!(
         "{CARD_HEAD}# An aeir model\n\n\
          Finds images by sentence and sentences by image. Trained with aeir {version}, method `{method}`, seed {seed}.\n\n\
-         ## Data\n\n{sources}{target}{labelled}\n\
+         ## Data\n\n{sources}{none}{target}{labelled}\n\
          ## Training\n\n\
          - similarity head `{head}`\n\
          - {epochs} epochs; the model is that of epoch {epoch}{chosen}\n\
@@ -470,6 +484,16 @@ pub(crate) fn write_card(
     write_atomically(&file, card.as_bytes()).with_context(|| format!("could not write `{}`", file.display()))
 }
 
+/// Whose statistics features are brought to one scale with.
+fn statistics_told(config: &TrainConfig) -> &'static str {
+    match (config.standardise, config.model.start) {
+        (Standardise::Standardise, _) => "each domain's own; new items get the target's",
+        (Standardise::Whiten, _) => "each domain's own, whitened; new items get the target's",
+        (Standardise::None, TowerStart::Random) => "the source's, for all domains",
+        (Standardise::None, TowerStart::ZeroShot) => "none: as the pre-trained model gives them",
+    }
+}
+
 /// What was measured in training. Labels of the target play no part in it: how good the model is there, `eval` tells.
 fn metrics(trained: &Trained) -> String {
     let chosen = trained.history.iter().find(|record| record.epoch == trained.epoch);
@@ -483,7 +507,7 @@ fn metrics(trained: &Trained) -> String {
 /// Why the chosen epoch was chosen; nothing where it is simply the last.
 fn chosen_by(config: &TrainConfig, trained: &Trained) -> String {
     let Some(score) = trained.score else { return String::new() };
-    let of_target = match config.selection {
+    let of_target = match config.selected_by() {
         Selection::Last => return String::new(),
         Selection::SourceValidation => return format!(", the best on source validation (rSum {score:.1})"),
         Selection::TargetSimilarity => "mutual similarity",
@@ -515,7 +539,11 @@ fn distances(trained: &Trained) -> Option<String> {
 
 fn summary(folder: &Path, config: &TrainConfig, data: &TrainingData, trained: &Trained) -> String {
     let epoch = format!("{} of {}{}", trained.epoch, trained.history.len(), chosen_by(config, trained));
-    let standardised = if config.standardise { ", standardised per domain" } else { "" };
+    let standardised = match config.standardise {
+        Standardise::None => "",
+        Standardise::Standardise => ", standardised per domain",
+        Standardise::Whiten => ", whitened per domain",
+    };
     let head = config.model.head.unwrap_or_default();
     let head = if head.is_cross_attentive() { format!(", head {}", head.as_str()) } else { String::new() };
     let labelled = data.labelled.as_ref().map_or_else(String::new, |pairs| {

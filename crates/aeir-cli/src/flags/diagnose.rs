@@ -11,8 +11,9 @@ use crate::limits::LoadingFlags;
 
 #[derive(Args)]
 pub(crate) struct DiagnoseFlags {
-    /// Source pairs, in any format that `train --source` takes; may be repeated
-    #[arg(long, required = true, value_name = "PATH", env = "AEIR_SOURCE")]
+    /// Source pairs, in any format that `train --source` takes; may be repeated. With --model there may be none: then nothing is
+    /// said of the distance between domains
+    #[arg(long, required_unless_present = "model", value_name = "PATH", env = "AEIR_SOURCE")]
     pub(crate) source: Vec<PathBuf>,
     /// Target images: a folder, a list file with one path a line, features, or the images of any data set
     #[arg(long, value_name = "PATH", env = "AEIR_TARGET_IMAGES")]
@@ -22,7 +23,7 @@ pub(crate) struct DiagnoseFlags {
     pub(crate) target_sentences: PathBuf,
     #[command(flatten)]
     pub(crate) reading: ReadingFlags,
-    /// Look at the space of this trained model [default: of small towers that are trained on the source for it]
+    /// Look at the space of this trained model, or of a CLIP or SigLIP as it was published [default: of small towers that are trained on the source for it]
     #[arg(long, value_name = "RUN", conflicts_with_all = ["image_encoder", "text_encoder"])]
     pub(crate) model: Option<PathBuf>,
     /// Frozen image encoder, where no model is given: a folder, an id, or the name of one in `fixtures/backbones` or in

@@ -25,7 +25,7 @@ Examples:
 pub(crate) struct IndexFlags {
     #[command(subcommand)]
     pub(crate) change: Option<IndexCommand>,
-    /// Folder of a trained model
+    /// Folder of a trained model, or of a CLIP or SigLIP as it was published
     #[arg(long, value_name = "RUN", required = true, env = "AEIR_MODEL")]
     pub(crate) model: Option<PathBuf>,
     /// Images: a folder, a list file with one path a line, features in `.npy`, `.safetensors` or `.tsv`, or the images of any

@@ -26,7 +26,7 @@ pub(crate) enum PairsCommand {
 
 #[derive(Args)]
 pub(crate) struct PairsExportFlags {
-    /// Folder of a trained model
+    /// Folder of a trained model, or of a CLIP or SigLIP as it was published
     #[arg(long, value_name = "RUN", env = "AEIR_MODEL")]
     pub(crate) model: PathBuf,
     /// The images: a folder, a list file, or those of any data set

@@ -72,6 +72,20 @@ pub(crate) struct Evaluation {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) rerank: Option<String>,
     pub(crate) metrics: RetrievalMetrics,
+    /// Test sentences in steps of confidence, where a query bank was given.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) reliability: Vec<Reliability>,
+}
+
+/// Test sentences by their confidence, which no label went into, and how often they found their image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Reliability {
+    pub(crate) above: f64,
+    pub(crate) up_to: f64,
+    /// Share of the test sentences; where they are of the bank's kind, about `up_to - above`.
+    pub(crate) share: f64,
+    /// Per cent of them whose own image came first; absent where there are none.
+    pub(crate) r1: Option<f64>,
 }
 
 impl Evaluation {

@@ -108,7 +108,8 @@ fn train() {
           --source <PATH>
               Source pairs, in any format: JSON lines, CSV, a folder of images with text files, COCO,
               Karpathy's splits, SCAN's region features, WebDataset or Parquet; docs/data.md shows each.
-              May be repeated; each is a domain of its own
+              May be repeated; each is a domain of its own. With --model and `--method adapt` there may
+              be none
 
               [env: AEIR_SOURCE=]
 
@@ -197,6 +198,12 @@ fn train() {
               its unpaired sets
 
               [env: AEIR_STANDARDISE=]
+
+          --model <DIR|ID>
+              Start from a CLIP or SigLIP, in place of two encoders that know nothing of each other: a
+              folder, an id `org/name[@revision]` of a model on the hub, or the name of one in the
+              cache. What is trained changes its space as it is; the learning rate is then 0.0001 unless
+              another is given
 
           --image-encoder <DIR|ID>
               Frozen image encoder: a folder, an id `org/name[@revision]` of a model on the hub, or the
@@ -346,11 +353,12 @@ fn diagnose() {
     insta::assert_snapshot!(help("diagnose"), @"
     Say how far source and target are apart, whether the target's two sets fit, and what to do
 
-    Usage: aeir diagnose [OPTIONS] --source <PATH> --target-images <PATH> --target-sentences <PATH>
+    Usage: aeir diagnose [OPTIONS] --target-images <PATH> --target-sentences <PATH>
 
     Options:
           --source <PATH>            Source pairs, in any format that `train --source` takes; may be
-                                     repeated [env: AEIR_SOURCE=]
+                                     repeated. With --model there may be none: then nothing is said of
+                                     the distance between domains [env: AEIR_SOURCE=]
           --target-images <PATH>     Target images: a folder, a list file with one path a line,
                                      features, or the images of any data set [env: AEIR_TARGET_IMAGES=]
           --target-sentences <PATH>  Target sentences: a text file with one a line, or the sentences of
@@ -360,8 +368,9 @@ fn diagnose() {
                                      may stand several times [env: AEIR_COLUMNS=]
           --image-root <DIR>         Folder that image paths are relative to [default: that of the file,
                                      or one of the usual ones beside it] [env: AEIR_IMAGE_ROOT=]
-          --model <RUN>              Look at the space of this trained model [default: of small towers
-                                     that are trained on the source for it]
+          --model <RUN>              Look at the space of this trained model, or of a CLIP or SigLIP as
+                                     it was published [default: of small towers that are trained on the
+                                     source for it]
           --image-encoder <DIR|ID>   Frozen image encoder, where no model is given: a folder, an id, or
                                      the name of one in `fixtures/backbones` or in the cache [default:
                                      efficientnet-lite0]
@@ -401,7 +410,7 @@ fn eval() {
 
     Options:
           --model <RUN>
-              Folder of a trained model
+              Folder of a trained model, or of a CLIP or SigLIP as it was published
 
               [env: AEIR_MODEL=]
 
@@ -560,7 +569,7 @@ fn index() {
 
     Options:
           --model <RUN>
-              Folder of a trained model
+              Folder of a trained model, or of a CLIP or SigLIP as it was published
 
               [env: AEIR_MODEL=]
 

@@ -30,6 +30,7 @@ mod system;
 mod trust;
 mod tuned_encoders;
 mod workflow;
+mod zero_shot;
 
 use std::fs;
 use std::path::{Path, PathBuf};

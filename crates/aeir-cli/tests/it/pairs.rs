@@ -9,7 +9,10 @@ fn mined_pairs_come_as_lines_and_as_a_page() {
     let scene = Scene::new();
     scene.run(&format!("train {BOTH} --method adapt --epochs 4 --output recipe")).ok();
     let config = String::from_utf8(scene.read("recipe/config.toml")).unwrap();
-    assert!(config.contains("method = \"adapt\"") && config.contains("standardise = true"), "{config}");
+    assert!(
+        config.contains("method = \"adapt\"") && config.contains("standardise = \"standardise\""),
+        "{config}"
+    );
     let last = records(&scene, "recipe/metrics.jsonl").pop().unwrap();
     assert!(last["means"]["pair_loss"].as_f64().unwrap().is_finite(), "{last}");
     scene.run("eval --model recipe --data test.jsonl --json").ok();

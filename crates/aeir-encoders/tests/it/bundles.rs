@@ -247,6 +247,49 @@ fn parts_of_another_model_are_refused() {
 }
 
 #[test]
+fn a_published_dual_encoder_is_a_model_as_it_is() {
+    use aeir_encoders::PretrainedDualEncoder;
+    use aeir_encoders::bundle::ZERO_SHOT;
+
+    for name in ["clip", "siglip"] {
+        let folder = crate::tiny_models::copy(name);
+        let bundle = load(folder.path()).unwrap();
+        let dual = PretrainedDualEncoder::load(folder.path(), &Device::Cpu).unwrap();
+        assert!(bundle.is_zero_shot() && bundle.manifest().method == ZERO_SHOT);
+        assert_eq!(bundle.dimension(), dual.dimension());
+        let (pictures, sentences) =
+            ([image("datasets/noto-cldr/images/1f004.webp")], ["a red dog", "two children"]);
+        let images = bundle.embed_images(&pictures).unwrap();
+        let texts = bundle.embed_sentences(&sentences).unwrap();
+        for (got, expected) in
+            [(&images, dual.encode_images(&pictures)), (&texts, dual.encode_sentences(&sentences))]
+        {
+            for (a, b) in flat(got).iter().zip(flat(&expected.unwrap())) {
+                assert!((a - b).abs() < 1e-6, "{name}: {a} {b}");
+            }
+        }
+        let scale = bundle.encoder().log_scale().to_scalar::<f32>().unwrap();
+        let (one, other) =
+            (dual.logits(&images, &texts).unwrap(), images.matmul(&texts.t().unwrap()).unwrap());
+        // A bias apart, the scores are the cosines by this scale.
+        let slope = (flat(&one)[0] - flat(&one)[1]) / (flat(&other)[0] - flat(&other)[1]);
+        assert!((slope - scale.exp()).abs() < 1e-2 * scale.exp(), "{name}: {slope}, {}", scale.exp());
+
+        let copied = tempfile::tempdir().unwrap();
+        bundle.copy_to(copied.path()).unwrap();
+        let again = load(copied.path()).unwrap();
+        assert!(!again.is_zero_shot(), "a model of this project now");
+        assert_eq!(again.fingerprint(), bundle.fingerprint());
+        assert_eq!(flat(&again.embed_sentences(&sentences).unwrap()), flat(&texts));
+        assert_eq!(files(folder.path()).len(), 4, "nothing is written beside it");
+    }
+    let (clip, siglip) = (crate::tiny_models::copy("clip"), crate::tiny_models::copy("siglip"));
+    assert_ne!(load(clip.path()).unwrap().fingerprint(), load(siglip.path()).unwrap().fingerprint());
+    let text_alone = crate::tiny_models::copy("bert");
+    refused(text_alone.path(), "not a model");
+}
+
+#[test]
 fn a_copy_of_a_model_with_shared_encoders_stands_alone() {
     let home = tempfile::tempdir().unwrap();
     let (model, copy) = (home.path().join("runs/a"), home.path().join("elsewhere/copy"));

@@ -1,6 +1,6 @@
 //! The proxy A-distance on domains whose distance is known.
 
-use aeir_retrieve::{DomainClassifier, Error, Matrix, ProxyADistanceOptions, proxy_a_distance};
+use aeir_retrieve::{DomainClassifier, Error, FeatureScale, Matrix, ProxyADistanceOptions, proxy_a_distance};
 
 use crate::properties::scattered;
 
@@ -38,6 +38,33 @@ fn the_seed_decides_the_draw() {
     let few = b.select_rows(&[0, 1, 2, 3, 4]).unwrap();
     let few = proxy_a_distance(&a, &few, &options(0)).unwrap();
     assert_eq!((few.n_train, few.n_test), (2, 3));
+}
+
+/// Statistics of all items centre the test halves on each other: they say less than nothing of new items.
+#[test]
+fn standardised_domains_are_tested_on_items_that_the_statistics_have_not_seen() {
+    let mean = |standardise: bool, by: f32, whole: bool| -> f64 {
+        let distance = |seed: u64| {
+            let (mut a, mut b) =
+                (scattered(200, 40, 2 * seed + 1), moved(&scattered(200, 40, 2 * seed + 2), by));
+            if whole {
+                let scaled =
+                    |set: &Matrix| FeatureScale::of(set).applied(set).unwrap().l2_normalised().unwrap();
+                (a, b) = (scaled(&a), scaled(&b));
+            }
+            let options = ProxyADistanceOptions { seed, standardise, ..Default::default() };
+            proxy_a_distance(&a, &b, &options).unwrap().distance
+        };
+        (0..20).map(distance).sum::<f64>() / 20.0
+    };
+    assert!(mean(false, 1.0, false) > 1.0, "the domains are apart");
+    let (alike, apart) = (mean(true, 0.0, false), mean(true, 1.0, false));
+    assert!(alike.abs() < 0.2, "alike: {alike}");
+    assert!((apart - alike).abs() < 0.05, "apart in the mean alone: {apart}");
+    let whole = mean(false, 1.0, true);
+    assert!(whole < -0.4, "with statistics of all items: {whole}");
+    let (one, other) = (scattered(4, 3, 1), scattered(4, 2, 1));
+    assert!(FeatureScale::of(&one).applied(&other).is_err());
 }
 
 /// At the minimum the gradient is zero: `w = c sum_i (label_i - p_i) x_i` and `sum_i (label_i - p_i) = 0`.

@@ -3,7 +3,7 @@
 use aeir_encoders::Head;
 use toml::{Table, Value};
 
-use super::{GroupConfig, SourceLossKind, TrainConfig};
+use super::{GroupConfig, Selection, SourceLossKind, TrainConfig};
 use crate::error::{Result, TrainError};
 
 /// What errors call the keys that were set one by one.
@@ -57,6 +57,7 @@ impl TrainConfig {
         config.source_loss.kind = Some(SourceLossKind::InfoNce);
         config.source_loss.all_negatives_share = Some(0.0);
         config.source_loss.pooled_weight = Some(1.0);
+        config.selection = Some(Selection::SourceValidation);
         config.optimizer.groups = vec![GroupConfig::default()];
         let mut keys = Vec::new();
         collect(&config.table()?, "", &mut keys);
@@ -240,6 +241,7 @@ pub(super) fn nearest_in_message(message: &str) -> Option<String> {
 mod tests {
     use super::*;
     use crate::MethodName;
+    use crate::config::Standardise;
 
     fn set(assignments: &[&str]) -> Result<TrainConfig> {
         TrainConfig::default().with(assignments)
@@ -258,7 +260,10 @@ mod tests {
             "epochs=4",
         ])
         .unwrap();
-        assert_eq!((config.epochs, config.method, config.standardise), (4, MethodName::Dann, true));
+        assert_eq!(
+            (config.epochs, config.method, config.standardise),
+            (4, MethodName::Dann, Standardise::Standardise)
+        );
         assert_eq!(config.source_loss.kind, Some(SourceLossKind::TripletAll));
         assert_eq!(config.optimizer.clip_norm, 2.0);
         assert!(config.optimizer.groups[0].frozen);

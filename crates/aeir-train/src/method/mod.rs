@@ -17,11 +17,12 @@ mod source_only;
 use std::collections::BTreeMap;
 
 use aeir_encoders::{
-    DualEncoder, DualEncoderConfig, Encoded, ImageInput, Items, MemoryConfig, Mode, SentenceInput,
+    DualEncoder, DualEncoderConfig, Encoded, ImageInput, Items, MemoryConfig, Mode, RegressionConfig,
+    SentenceInput, identity_towers,
 };
 use candle_core::Tensor;
 
-use crate::config::{MethodName, TrainConfig};
+use crate::config::{MethodName, TowerStart, TrainConfig};
 use crate::data::PreparedData;
 use crate::error::{Result, TrainError};
 use crate::parameters::ParameterStore;
@@ -392,7 +393,14 @@ fn memory_config(config: &TrainConfig, inputs: Inputs) -> Option<MemoryConfig> {
         pairs,
         code_dimension: config.adapt.memory_code,
         perplexity: config.adapt.perplexity,
+        regression: regression_config(config, inputs),
     })
+}
+
+/// No more directions than both modalities have.
+fn regression_config(config: &TrainConfig, inputs: Inputs) -> Option<RegressionConfig> {
+    let dimension = config.adapt.regression.min(inputs.image_dimension).min(inputs.sentence_dimension);
+    (dimension > 0).then_some(RegressionConfig { dimension, sharpness: config.adapt.sharpness })
 }
 
 /// Builds the method that `config`, resolved, names, with its parameters in `store`.
@@ -412,6 +420,9 @@ pub fn build(config: &TrainConfig, inputs: Inputs, store: &ParameterStore) -> Re
     let make = |prefix: &str| {
         let builder = store.builder().pp(prefix);
         let encoder = DualEncoder::new(shape, config.source_loss.temperature, builder)?;
+        if config.model.start == TowerStart::ZeroShot {
+            start_zero_shot(config, inputs, prefix, store)?;
+        }
         Ok::<_, TrainError>(encoder.with_precision(precision))
     };
     let encoder = make("encoder")?;
@@ -434,7 +445,7 @@ pub fn build(config: &TrainConfig, inputs: Inputs, store: &ParameterStore) -> Re
                 });
             }
             let teacher = (config.adapt.teacher_decay > 0.0).then(|| make(adapt::TEACHER)).transpose()?;
-            Box::new(Adapt::new(encoder, teacher, config, store)?)
+            Box::new(Adapt::new(encoder, teacher, config, inputs.pairs, store)?)
         }
         MethodName::Dann => Box::new(Dann::new(encoder, config, store)?),
         MethodName::Adda => Box::new(Adda::new(encoder, make(adda::REFERENCE)?, config, store)?),
@@ -444,6 +455,23 @@ pub fn build(config: &TrainConfig, inputs: Inputs, store: &ParameterStore) -> Re
         MethodName::Cca => Box::new(Cca::new(encoder, config, store)?),
         MethodName::Dcca => Box::new(Dcca::new(encoder, config, store)?),
     })
+}
+
+/// Makes the towers under `prefix` leave a pre-trained space as it is.
+fn start_zero_shot(config: &TrainConfig, inputs: Inputs, prefix: &str, store: &ParameterStore) -> Result<()> {
+    let dimension = config.model.embedding_dimension;
+    for features in [inputs.image_dimension, inputs.sentence_dimension] {
+        if features != dimension {
+            return Err(TrainError::Setting {
+                key: "model.embedding_dimension",
+                expected: format!("{features}, that of the encoders, with `model.start = \"zero-shot\"`"),
+                got: dimension.to_string(),
+            });
+        }
+    }
+    let towers = identity_towers(dimension, -config.source_loss.temperature.ln())?;
+    let named = towers.into_iter().map(|(name, value)| (format!("{prefix}.{name}"), value));
+    store.restore(&named.collect())
 }
 
 /// When a method adapts: a share of the epochs belongs to the source alone.

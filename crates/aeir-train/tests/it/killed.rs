@@ -67,7 +67,7 @@ fn config() -> TrainConfig {
         epochs: 8,
         batch_size: 8,
         target_batch_size: 8,
-        selection: Selection::TargetInformation,
+        selection: Some(Selection::TargetInformation),
         target_held_out: 0.2,
         checkpoint_every: 2,
         checkpoint_steps: 4,

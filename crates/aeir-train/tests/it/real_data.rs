@@ -6,6 +6,7 @@ use aeir_data::{ParallelDomain, TargetImages, TargetSentences, TestPairs};
 use aeir_encoders::bundle::{BackbonePlacement, BundleParts, save};
 use aeir_encoders::{Bundle, load_image_backbone, load_text_backbone};
 use aeir_retrieve::Relevance;
+use aeir_train::config::Standardise;
 use aeir_train::features::{FeatureExtractor, ImageEncoder, SentenceEncoder};
 use aeir_train::validate::embed_table;
 use aeir_train::{Silent, TrainConfig, TrainingData, train};
@@ -52,7 +53,12 @@ fn a_model_trained_on_the_fixtures_beats_chance_by_far_and_survives_its_folder()
     assert_eq!((target.0.images.len(), target.0.sentences.len()), (60, 366), "the two sets differ in size");
 
     let data = TrainingData { sources: vec![source], target: Some(target.0), labelled: None };
-    let config = TrainConfig { standardise: true, epochs: 8, batch_size: 64, ..TrainConfig::default() };
+    let config = TrainConfig {
+        standardise: Standardise::Standardise,
+        epochs: 8,
+        batch_size: 64,
+        ..TrainConfig::default()
+    };
     let trained = train(&config, &data, None, &device, &mut Silent).unwrap();
 
     let model = folder.path().join("model");

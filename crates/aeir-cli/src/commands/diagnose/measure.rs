@@ -2,9 +2,9 @@
 
 use aeir_data::ImageSource;
 use aeir_retrieve::{
-    Hubness, Matrix, MeanDiscrepancy, MeanDiscrepancyOptions, ModalityGap, OverlapOptions, ProxyADistance,
-    ProxyADistanceOptions, RetrievalMetrics, SetOverlap, k_occurrence_embeddings, maximum_mean_discrepancy,
-    proxy_a_distance, set_overlap,
+    FeatureScale, Hubness, Matrix, MeanDiscrepancy, MeanDiscrepancyOptions, ModalityGap, OverlapOptions,
+    ProxyADistance, ProxyADistanceOptions, RetrievalMetrics, SetOverlap, k_occurrence_embeddings,
+    maximum_mean_discrepancy, proxy_a_distance, set_overlap,
 };
 use aeir_train::joint_space::JointSpace;
 use aeir_train::{ItemTable, TrainingData};
@@ -38,7 +38,8 @@ pub(super) struct Names {
 pub(super) struct Diagnosis {
     pub(super) joint_space: String,
     pub(super) items: Items,
-    pub(super) domains: Domains,
+    /// None without source pairs.
+    pub(super) domains: Option<Domains>,
     pub(super) modalities: Modalities,
     pub(super) hubness: BothHubness,
     pub(super) overlap: SetOverlap,
@@ -86,10 +87,20 @@ impl Difference {
     fn of(source: &Matrix, target: &Matrix, seed: u64) -> anyhow::Result<Self> {
         let (source, target) = (source.l2_normalised()?, target.l2_normalised()?);
         let options = ProxyADistanceOptions { seed, ..ProxyADistanceOptions::default() };
-        let mmd = MeanDiscrepancyOptions { seed, ..MeanDiscrepancyOptions::default() };
         Ok(Self {
             proxy_a_distance: proxy_a_distance(&source, &target, &options)?,
-            mean_discrepancy: maximum_mean_discrepancy(&source, &target, &mmd)?,
+            mean_discrepancy: discrepancy(&source, &target, seed)?,
+        })
+    }
+
+    /// Of features that are standardised by domain. The classifier is tested on items that the statistics were not taken of.
+    fn of_standardised(source: &Matrix, target: &Matrix, seed: u64) -> anyhow::Result<Self> {
+        let options = ProxyADistanceOptions { seed, standardise: true, ..ProxyADistanceOptions::default() };
+        let whole =
+            |set: &Matrix| Ok::<_, anyhow::Error>(FeatureScale::of(set).applied(set)?.l2_normalised()?);
+        Ok(Self {
+            proxy_a_distance: proxy_a_distance(source, target, &options)?,
+            mean_discrepancy: discrepancy(&whole(source)?, &whole(target)?, seed)?,
         })
     }
 
@@ -111,8 +122,17 @@ impl Difference {
 /// How images and sentences lie to each other.
 #[derive(Serialize)]
 pub(super) struct Modalities {
-    pub(super) source: ModalityGap,
+    /// None without source pairs.
+    pub(super) source: Option<ModalityGap>,
     pub(super) target: ModalityGap,
+}
+
+impl Modalities {
+    /// Those there are, with whose they are.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&'static str, &ModalityGap)> {
+        let source = self.source.iter().map(|gap| ("source", gap));
+        source.chain([("target", &self.target)])
+    }
 }
 
 /// Of both galleries.
@@ -148,7 +168,8 @@ pub(super) struct Hub {
 /// Measures everything.
 pub(super) fn diagnose(request: &Request<'_>) -> anyhow::Result<Diagnosis> {
     let Request { data, space, joint, names, seed } = request;
-    let domains = domains(data, space, *seed)?;
+    let has_source = !data.sources.is_empty();
+    let domains = has_source.then(|| domains(data, space, *seed)).transpose()?;
     let hubness = BothHubness {
         images: gallery(&space.target_sentences, &space.target_images, |i| {
             names.images.get(i).map_or_else(String::new, ToString::to_string)
@@ -159,7 +180,7 @@ pub(super) fn diagnose(request: &Request<'_>) -> anyhow::Result<Diagnosis> {
     };
     let options = OverlapOptions { seed: *seed, ..OverlapOptions::default() };
     let overlap = set_overlap(&space.target_images, &space.target_sentences, &options)?;
-    let verdict = verdict(&domains, &hubness, &overlap, space.source_validation.as_ref());
+    let verdict = verdict(domains.as_ref(), &hubness, &overlap, space.source_validation.as_ref());
     Ok(Diagnosis {
         joint_space: joint.clone(),
         items: Items {
@@ -170,7 +191,9 @@ pub(super) fn diagnose(request: &Request<'_>) -> anyhow::Result<Diagnosis> {
         },
         domains,
         modalities: Modalities {
-            source: ModalityGap::measure(&space.source_images, &space.source_sentences)?,
+            source: has_source
+                .then(|| ModalityGap::measure(&space.source_images, &space.source_sentences))
+                .transpose()?,
             target: ModalityGap::measure(&space.target_images, &space.target_sentences)?,
         },
         hubness,
@@ -178,6 +201,11 @@ pub(super) fn diagnose(request: &Request<'_>) -> anyhow::Result<Diagnosis> {
         source_validation: space.source_validation,
         verdict,
     })
+}
+
+fn discrepancy(source: &Matrix, target: &Matrix, seed: u64) -> anyhow::Result<MeanDiscrepancy> {
+    let options = MeanDiscrepancyOptions { seed, ..MeanDiscrepancyOptions::default() };
+    Ok(maximum_mean_discrepancy(source, target, &options)?)
 }
 
 fn domains(data: &TrainingData, space: &JointSpace, seed: u64) -> anyhow::Result<Domains> {
@@ -189,7 +217,7 @@ fn domains(data: &TrainingData, space: &JointSpace, seed: u64) -> anyhow::Result
         let (features, standardised) = match of_source.zip(of_target) {
             Some((source, target)) => (
                 Some(Difference::of(&source, &target, seed)?),
-                Some(Difference::of(&standardise(&source)?, &standardise(&target)?, seed)?),
+                Some(Difference::of_standardised(&source, &target, seed)?),
             ),
             None => (None, None),
         };
@@ -252,33 +280,6 @@ fn vectors(tables: &[&ItemTable]) -> anyhow::Result<Option<Matrix>> {
         columns = table.dimension();
     }
     Ok(Some(Matrix::new(values, rows, columns)?))
-}
-
-/// Every feature less its mean, over its deviation.
-fn standardise(set: &Matrix) -> anyhow::Result<Matrix> {
-    let count = set.rows().max(1) as f64;
-    let (mut sums, mut squares) = (vec![0.0_f64; set.columns()], vec![0.0_f64; set.columns()]);
-    for row in set.iter_rows() {
-        for ((sum, square), value) in sums.iter_mut().zip(&mut squares).zip(row) {
-            *sum += f64::from(*value);
-            *square += f64::from(*value).powi(2);
-        }
-    }
-    let deviations: Vec<f64> = sums
-        .iter()
-        .zip(&squares)
-        .map(|(sum, square)| (square / count - (sum / count).powi(2)).max(0.0).sqrt())
-        .collect();
-    // As in training: a feature that hardly varies in a small set must not explode.
-    let floor = 0.01 * deviations.iter().sum::<f64>() / deviations.len().max(1) as f64;
-    let scaled = |row: &[f32]| -> Vec<f32> {
-        (row.iter().zip(&sums).zip(&deviations))
-            .map(|((value, sum), deviation)| {
-                ((f64::from(*value) - sum / count) / deviation.max(floor).max(1e-12)) as f32
-            })
-            .collect()
-    };
-    Ok(Matrix::new(set.iter_rows().flat_map(scaled).collect(), set.rows(), set.columns())?)
 }
 
 fn gallery(

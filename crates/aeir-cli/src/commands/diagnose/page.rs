@@ -10,7 +10,7 @@ use image::ImageFormat;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use plotters::style::RGBColor;
 
-use super::measure::{Diagnosis, Difference, Differences, GalleryHubness, Names};
+use super::measure::{Diagnosis, Difference, Differences, Domains, GalleryHubness, Names};
 use super::plots::{Group, Mark, histogram, scatter};
 use super::verdict::p_value;
 use crate::report::{GENERATOR, worded};
@@ -62,14 +62,14 @@ pub(super) fn html(
                     h2 { "How they lie" }
                     div.charts { @for plot in &plots { (plot) } }
                 }
-                (domains(diagnosis))
+                @if let Some(found) = &diagnosis.domains { (domains(found)) }
                 (overlap(diagnosis))
                 (hubness(diagnosis, &hubs))
                 section {
                     h2 { "Images and sentences" }
                     div.scroll { table {
                         thead { tr { th scope="col" {} th scope="col" { "gap" } th scope="col" { "uniformity, images" } th scope="col" { "uniformity, sentences" } } }
-                        tbody { @for (name, gap) in [("source", &diagnosis.modalities.source), ("target", &diagnosis.modalities.target)] { tr {
+                        tbody { @for (name, gap) in diagnosis.modalities.named() { tr {
                             th scope="row" { (name) }
                             td { (format!("{:.2}", gap.gap)) } td { (format!("{:.2}", gap.uniformity_images)) }
                             td { (format!("{:.2}", gap.uniformity_sentences)) }
@@ -90,6 +90,8 @@ fn plots(diagnosis: &Diagnosis, space: &JointSpace) -> anyhow::Result<Vec<Markup
         ("target images", TARGET, Mark::Dot, &space.target_images),
         ("target sentences", TARGET, Mark::Cross, &space.target_sentences),
     ];
+    // Without source pairs there are two.
+    let sets: Vec<_> = sets.into_iter().filter(|(.., set)| set.rows() > 0).collect();
     let drawn: Vec<Matrix> = sets.iter().map(|(.., set)| spread(set)).collect::<anyhow::Result<_>>()?;
     let values: Vec<f32> = drawn.iter().flat_map(|set| set.values()).copied().collect();
     let rows = drawn.iter().map(Matrix::rows).sum();
@@ -167,7 +169,7 @@ fn spread(set: &Matrix) -> anyhow::Result<Matrix> {
     Ok(set.select_rows(&rows)?)
 }
 
-fn domains(diagnosis: &Diagnosis) -> Markup {
+fn domains(found: &Domains) -> Markup {
     let rows = |name: &str, differences: &Differences| {
         let spaces = [
             ("features", differences.features),
@@ -183,11 +185,11 @@ fn domains(diagnosis: &Diagnosis) -> Markup {
             h2 { "Source and target" }
             div.scroll { table {
                 thead { tr { th scope="col" {} th scope="col" { "proxy A-distance" } th scope="col" {} th scope="col" { "MMD²" } th scope="col" { "p" } } }
-                tbody { (rows("images", &diagnosis.domains.images)) (rows("sentences", &diagnosis.domains.sentences)) }
+                tbody { (rows("images", &found.images)) (rows("sentences", &found.sentences)) }
             } }
             p.note {
                 "Proxy A-distance: how well a linear classifier tells the domains apart on items it has not seen; 0 not at all, 2 always; ± its standard error. "
-                "MMD²: squared maximum mean discrepancy; p from " (diagnosis.domains.images.joint.mean_discrepancy.permutations) " shuffles of the labels, conservative for standardised features. "
+                "MMD²: squared maximum mean discrepancy; p from " (found.images.joint.mean_discrepancy.permutations) " shuffles of the labels, conservative for standardised features. "
                 "Of the source one sentence an image; target sentences are taken as given."
             }
         }

@@ -22,11 +22,13 @@ pub(super) fn text(diagnosis: &Diagnosis) -> String {
         items.target_sentences,
         diagnosis.joint_space
     );
-    text.push_str("\nsource and target               proxy A-distance     MMD^2         p\n");
-    domain(&mut text, "images", &diagnosis.domains.images);
-    domain(&mut text, "sentences", &diagnosis.domains.sentences);
+    if let Some(domains) = &diagnosis.domains {
+        text.push_str("\nsource and target               proxy A-distance     MMD^2         p\n");
+        domain(&mut text, "images", &domains.images);
+        domain(&mut text, "sentences", &domains.sentences);
+    }
     text.push_str("\nimages and sentences                         gap    uniformity: images   sentences\n");
-    for (name, gap) in [("source", &diagnosis.modalities.source), ("target", &diagnosis.modalities.target)] {
+    for (name, gap) in diagnosis.modalities.named() {
         let _ = writeln!(
             text,
             "  {name:38} {:7.2} {:21.2} {:11.2}",

@@ -37,28 +37,31 @@ pub(super) struct Verdict {
 
 /// Reads the figures.
 pub(super) fn verdict(
-    domains: &Domains,
+    domains: Option<&Domains>,
     hubness: &BothHubness,
     overlap: &SetOverlap,
     validation: Option<&RetrievalMetrics>,
 ) -> Verdict {
     let poor = validation.filter(|metrics| is_poor(metrics));
     let fits = overlap.skewness.p_value < SIGNIFICANT;
-    let (images, sentences) = (before(&domains.images), before(&domains.sentences));
-    let differ = images.is_there() || sentences.is_there();
-    let remains = [domains.images, domains.sentences]
-        .iter()
-        .any(|differences| differences.standardised.is_none_or(|difference| difference.is_there()));
-    let advice = match (poor, fits, differ, remains) {
+    let shift = domains.map(Shift::of);
+    let advice = match (poor, fits, shift) {
         (Some(_), ..) => Advice::CannotTell,
-        (None, false, ..) => Advice::SetsDoNotFit,
-        (None, true, false, _) => Advice::NoShift,
-        (None, true, true, false) => Advice::Standardise,
-        (None, true, true, true) => Advice::Adapt,
+        (None, false, _) => Advice::SetsDoNotFit,
+        (None, true, Some(Shift::None)) => Advice::NoShift,
+        (None, true, Some(Shift::MeanAndSpread)) => Advice::Standardise,
+        (None, true, None | Some(Shift::More)) => Advice::Adapt,
     };
-    let mut text = vec![what_to_do(advice)];
-    text.push(of_domain("images", &domains.images));
-    text.push(of_domain("sentences", &domains.sentences));
+    let mut text = vec![what_to_do(advice, domains.is_some())];
+    match domains {
+        Some(domains) => {
+            text.push(of_domain("images", &domains.images));
+            text.push(of_domain("sentences", &domains.sentences));
+        }
+        None => text.push(
+            "Without source pairs (--source) nothing is said of the distance between domains.".to_owned(),
+        ),
+    }
     if let Some(metrics) = poor {
         text.push(format!(
             "The joint space finds only {:.1} % of held-out source pairs among the first ten (text to image, {} images): it is too \
@@ -80,6 +83,28 @@ pub(super) fn verdict(
     Verdict { advice, text }
 }
 
+/// In what the domains differ.
+#[derive(Clone, Copy)]
+enum Shift {
+    None,
+    MeanAndSpread,
+    More,
+}
+
+impl Shift {
+    fn of(domains: &Domains) -> Self {
+        let differs = before(&domains.images).is_there() || before(&domains.sentences).is_there();
+        let remains = [domains.images, domains.sentences]
+            .iter()
+            .any(|differences| differences.standardised.is_none_or(|difference| difference.is_there()));
+        match (differs, remains) {
+            (false, _) => Self::None,
+            (true, false) => Self::MeanAndSpread,
+            (true, true) => Self::More,
+        }
+    }
+}
+
 fn is_poor(metrics: &RetrievalMetrics) -> bool {
     let chance = 100.0 * 10.0_f64.min(metrics.n_images as f64) / metrics.n_images.max(1) as f64;
     // Few held-out pairs can't be told from chance by a multiple of it.
@@ -91,8 +116,12 @@ fn before(differences: &Differences) -> Difference {
     differences.features.unwrap_or(differences.joint)
 }
 
-fn what_to_do(advice: Advice) -> String {
+fn what_to_do(advice: Advice, has_source: bool) -> String {
     match advice {
+        Advice::Adapt if !has_source => {
+            "Adapt: `aeir train --method adapt --model MODEL` needs no source pairs where MODEL is a CLIP or SigLIP; compare with MODEL \
+             as it is."
+        }
         Advice::Adapt => {
             "Adapt: `aeir train --method adapt`, and compare with `--method source-only --standardise`."
         }

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use aeir_retrieve::{Comparison, Difference, DirectionMetrics, Interval, RetrievalMetrics};
 
-use super::{Compared, Corrected, Evaluation, Reliability};
+use super::{Compared, Corrected, Evaluation};
+use crate::report::runs::Reliability;
 
 pub(super) fn text(evaluation: &Evaluation) -> String {
     let Evaluation { metrics, intervals, .. } = evaluation;

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::super::chart::Chart;
+use super::super::chart::{COLOURS, Chart, Series, Stroke};
 use super::super::layout::{self, Cell, Column, Line, worded};
 use super::{Evaluation, RunRecord, SelectionRecord, differing_settings, figure_names, series, title};
 
@@ -11,6 +11,7 @@ const CHARTS_SHOWN: usize = 4;
 
 pub(super) fn html(runs: &[RunRecord]) -> anyhow::Result<String> {
     let charts = charts(runs)?;
+    let reliability = reliability(runs)?;
     let (shown, folded) = charts.split_at(charts.len().min(CHARTS_SHOWN));
     let heading = match runs {
         [run] => run.name.clone(),
@@ -24,6 +25,18 @@ pub(super) fn html(runs: &[RunRecord]) -> anyhow::Result<String> {
         (warnings(runs))
         (overview(runs))
         (recall(runs))
+        @if let Some(chart) = &reliability {
+            section {
+                h2 { "Confidence against being right" }
+                @if runs.len() > 1 { p { (layout::legend(&reliability_series(runs))) } }
+                div.charts { (chart) }
+                p.note {
+                    "Test sentences by their confidence, which is worked out from the target's unpaired sentences (`aeir eval --query-bank`): "
+                    "how many of a step found their own image first. It should rise; the diagonal is not to be expected, as confidence is no "
+                    "probability of being right."
+                }
+            }
+        }
         @if !shown.is_empty() {
             section {
                 h2 { "Curves" }
@@ -42,6 +55,40 @@ pub(super) fn html(runs: &[RunRecord]) -> anyhow::Result<String> {
         p.note { "Written by aeir " (env!("CARGO_PKG_VERSION")) " from the folders of the runs; " code { "aeir report" } " writes it anew." }
     };
     Ok(layout::page(&format!("aeir: {heading}"), &content))
+}
+
+/// Of the evaluation of each run that has it last.
+fn reliability_series(runs: &[RunRecord]) -> Vec<Series> {
+    let of_run = |(index, run): (usize, &RunRecord)| {
+        let evaluation =
+            run.evaluations.iter().rev().find(|evaluation| !evaluation.reliability.is_empty())?;
+        let steps = evaluation.reliability.iter();
+        let points = steps.filter_map(|step| Some((0.5 * (step.above + step.up_to), step.r1?))).collect();
+        Some(Series {
+            name: run.name.clone(),
+            colour: COLOURS.get(index % COLOURS.len()).copied().unwrap_or("#2a7f9e"),
+            points,
+            stroke: Stroke::of(index),
+            marked: None,
+        })
+    };
+    runs.iter().enumerate().filter_map(of_run).collect()
+}
+
+/// Confidence against being right, where it was measured.
+fn reliability(runs: &[RunRecord]) -> anyhow::Result<Option<Markup>> {
+    let series = reliability_series(runs);
+    if series.is_empty() {
+        return Ok(None);
+    }
+    let chart = Chart {
+        title: "Own image first, per cent of the test sentences of a step of confidence",
+        x_label: "confidence",
+        y_label: "",
+        range: None,
+        series: &series,
+    };
+    layout::figure(&chart, false)
 }
 
 /// A run in a sentence.
@@ -180,7 +227,7 @@ fn recall(runs: &[RunRecord]) -> Markup {
 
 /// The data of an evaluation, and how it was scored.
 fn what(evaluation: &Evaluation) -> String {
-    let Evaluation { data, split, rerank, metrics } = evaluation;
+    let Evaluation { data, split, rerank, metrics, .. } = evaluation;
     let split = split.as_ref().map_or_else(String::new, |split| format!(", split {split}"));
     let rerank = rerank.as_ref().map_or_else(String::new, |rerank| format!(", re-ranked: {rerank}"));
     let name = data

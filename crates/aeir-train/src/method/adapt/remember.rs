@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use aeir_data::ShuffledSampler;
-use aeir_encoders::{DualEncoder, MemoryConfig, Mode, frozen_features, l2_normalise};
+use aeir_encoders::{DualEncoder, MemoryConfig, Mode, frozen_features, l2_normalise, regression_kernel};
 use aeir_retrieve::similarity;
-use candle_core::{D, Device, Tensor};
+use candle_core::{Device, Tensor};
 
+use super::no_target;
+use super::regression::{self, Fitted, orthogonal};
 use crate::data::{PreparedData, PreparedTarget};
 use crate::error::Result;
 use crate::items::PreparedItems;
@@ -20,6 +22,8 @@ const PAIR_STREAM: u64 = 0x0ad4;
 const WEIGHT_STREAMS: [u64; 2] = [0x0ad5, 0x0ad6];
 /// Target items a set that the weights are taken from.
 const MOST_WEIGHED: usize = 1_000;
+/// What each regression counts beside towers and codes.
+const REGRESSION_COUNTS: f64 = 0.7;
 /// Items whose features are read at once.
 const AT_ONCE: usize = 512;
 
@@ -29,6 +33,8 @@ pub(super) struct Memory<'a> {
     pub(super) store: &'a ParameterStore,
     pub(super) config: MemoryConfig,
     pub(super) seed: u64,
+    /// What is added to the kernel's diagonal in the regressions.
+    pub(super) ridge: f64,
 }
 
 impl Memory<'_> {
@@ -50,18 +56,40 @@ impl Memory<'_> {
         }
         let images = Tensor::cat(&images, 0)?;
         let sentences = l2_normalise(&Tensor::cat(&sentences, 0)?)?;
-        let values = BTreeMap::from([
+        let mut values = BTreeMap::from([
             ("encoder.memory_image_mean".to_owned(), mean_similarity(&images, &target.images)?),
             ("encoder.memory_sentence_mean".to_owned(), mean_similarity(&sentences, &target.sentences)?),
-            ("encoder.memory_image".to_owned(), images),
-            ("encoder.memory_sentence".to_owned(), sentences),
         ]);
+        if let Some(drawn) = self.store.snapshot("encoder.memory_codes")?.pop_first() {
+            values.insert(drawn.0, orthogonal(&drawn.1)?);
+        }
+        if let Some(config) = self.config.regression {
+            let [of_images, of_sentences] = regression::fit(&images, &sentences, config, self.ridge)?;
+            let parts = [
+                ("image", &images, of_images, &target.images),
+                ("sentence", &sentences, of_sentences, &target.sentences),
+            ];
+            for (name, anchors, Fitted { directions, map }, items) in parts {
+                let name = |part: &str| format!("encoder.memory_{name}_{part}");
+                let centre = mean_of(items, |features| Ok(features.matmul(&directions)?))?;
+                let map_centre = mean_of(items, |features| {
+                    let cosines = features.matmul(&anchors.t()?)?;
+                    Ok(regression_kernel(&cosines, config.sharpness)?.matmul(&map)?)
+                })?;
+                values.insert(name("centre"), centre);
+                values.insert(name("map_centre"), map_centre);
+                values.insert(name("directions"), directions);
+                values.insert(name("map"), map);
+            }
+        }
+        values.insert("encoder.memory_image".to_owned(), images);
+        values.insert("encoder.memory_sentence".to_owned(), sentences);
         self.store.restore(&values)
     }
 
-    /// Weighs towers and codes so that both spread the scores of the unpaired target sets alike: `w_t^2 : w_m^2 = 1 / std(tower scores) :
-    /// 1 / std(code scores)`. What tells images apart well and what does so badly is thus not settled by the scale of its numbers.
-    /// `prefix` is that of `encoder`'s parameters.
+    /// Weighs towers, codes and regressions so that all spread the scores of the unpaired target sets alike: `w_p^2` is in proportion to
+    /// `c_p / std(scores of p)`. What tells images apart well and what does so badly is thus not settled by the scale of its numbers.
+    /// `c_p` is 1, and 0.7 of each regression, which say one thing twice. `prefix` is that of `encoder`'s parameters.
     pub(super) fn balance(&self, encoder: &DualEncoder, prefix: &str, target: &PreparedTarget) -> Result<()> {
         let [images, sentences] = WEIGHT_STREAMS;
         let images = embed_prepared(&sampled(&target.images, self.seed, images), |items| {
@@ -70,31 +98,42 @@ impl Memory<'_> {
         let sentences = embed_prepared(&sampled(&target.sentences, self.seed, sentences), |items| {
             encoder.encode_sentences(items, &mut Mode::Evaluation)
         })?;
+        let mut shares = Vec::new();
+        let mut start = 0;
         let towers = self.encoder.config().trained_dimension();
-        let [tower, code] = [0..towers, towers..towers + self.config.code_dimension].map(|part| {
+        for (place, length) in [towers].into_iter().chain(self.config.parts()).enumerate() {
+            let part = start..start + length;
+            start = part.end;
             let scores = similarity(&unit_columns(&images, part.clone())?, &unit_columns(&sentences, part)?)?;
-            Ok::<_, crate::TrainError>(1.0 / deviation(scores.values()))
-        });
-        let (tower, code) = (tower?, code?);
-        let weights = [tower, code].map(|weight| (weight / (tower + code)).sqrt() as f32);
-        let weights = Tensor::new(&weights, &Device::Cpu)?;
+            let counts = if place < 2 { 1.0 } else { REGRESSION_COUNTS };
+            shares.push(counts / deviation(scores.values()));
+        }
+        let total: f64 = shares.iter().sum();
+        let weights: Vec<f32> = shares.iter().map(|share| (share / total).sqrt() as f32).collect();
+        let weights = Tensor::new(weights, &Device::Cpu)?;
         self.store.restore(&BTreeMap::from([(format!("{prefix}.memory_weights"), weights)]))
     }
 }
 
 /// How near unpaired items are to each anchor on average, `[n]`.
 fn mean_similarity(anchors: &Tensor, items: &PreparedItems) -> Result<Tensor> {
+    let mean = mean_of(items, |features| Ok(features.clone()))?;
+    Ok(anchors.matmul(&mean.unsqueeze(1)?)?.squeeze(1)?)
+}
+
+/// The mean over unpaired items of what `of` makes of their unit features.
+fn mean_of(items: &PreparedItems, of: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
     let rows: Vec<usize> = (0..items.len()).collect();
     let mut sum: Option<Tensor> = None;
     for block in rows.chunks(AT_ONCE) {
-        let features = frozen_features(&items.select(block)?)?.sum_keepdim(0)?;
+        let block = of(&frozen_features(&items.select(block)?)?)?.sum(0)?;
         sum = Some(match sum {
-            Some(sum) => (sum + features)?,
-            None => features,
+            Some(sum) => (sum + block)?,
+            None => block,
         });
     }
-    let Some(sum) = sum else { return Ok(anchors.zeros_like()?.sum(D::Minus1)?) };
-    Ok(anchors.matmul(&(sum / items.len() as f64)?.t()?)?.squeeze(1)?)
+    let sum = sum.ok_or_else(no_target)?;
+    Ok((sum / items.len() as f64)?)
 }
 
 fn sampled(items: &PreparedItems, seed: u64, stream: u64) -> PreparedItems {
