@@ -76,7 +76,8 @@ fn host() -> anyhow::Result<String> {
 
 /// The bytes of the archive: the same for the same files.
 fn archive(program: &Path, root: &Path, scratch: &Path, name: &str) -> anyhow::Result<Vec<u8>> {
-    let mut archive = Archive { builder: tar::Builder::new(GzEncoder::new(Vec::new(), Compression::best())), name };
+    let mut archive =
+        Archive { builder: tar::Builder::new(GzEncoder::new(Vec::new(), Compression::best())), name };
     let executable = format!("aeir{}", std::env::consts::EXE_SUFFIX);
     archive.add(&executable, &read(program)?, 0o755)?;
     for file in FILES {
@@ -88,7 +89,8 @@ fn archive(program: &Path, root: &Path, scratch: &Path, name: &str) -> anyhow::R
     }
     let pages = scratch.join(format!(".man-{}", std::process::id()));
     std::fs::create_dir_all(&pages)?;
-    let written = output(Command::new(program).arg("man").arg(&pages)).and_then(|_| archive.add_folder("man", &pages));
+    let written =
+        output(Command::new(program).arg("man").arg(&pages)).and_then(|_| archive.add_folder("man", &pages));
     std::fs::remove_dir_all(&pages)?;
     written?;
     archive.add_folder(BACKBONES, &root.join(BACKBONES))?;
@@ -115,11 +117,13 @@ impl<W: Write> Archive<'_, W> {
     }
 
     fn add_folder(&mut self, path: &str, folder: &Path) -> anyhow::Result<()> {
-        let entries = std::fs::read_dir(folder).with_context(|| format!("could not read `{}`", folder.display()))?;
+        let entries =
+            std::fs::read_dir(folder).with_context(|| format!("could not read `{}`", folder.display()))?;
         let mut entries = entries.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
         entries.sort();
         for entry in entries {
-            let name = entry.file_name().and_then(|name| name.to_str()).context("a file's name is not UTF-8")?;
+            let name =
+                entry.file_name().and_then(|name| name.to_str()).context("a file's name is not UTF-8")?;
             let inner = format!("{path}/{name}");
             if entry.is_dir() {
                 self.add_folder(&inner, &entry)?;
@@ -141,11 +145,18 @@ mod tests {
     fn an_archive_holds_the_program_completions_pages_and_backbones() {
         let folder = tempfile::tempdir().unwrap();
         let program = folder.path().join("aeir");
-        std::fs::write(&program, "#!/bin/sh\nif [ \"$1\" = man ]; then echo page > \"$2/aeir.1\"; else echo \"$@\"; fi\n").unwrap();
+        std::fs::write(
+            &program,
+            "#!/bin/sh\nif [ \"$1\" = man ]; then echo page > \"$2/aeir.1\"; else echo \"$@\"; fi\n",
+        )
+        .unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let root = workspace_root().unwrap();
         let bytes = archive(&program, &root, folder.path(), "aeir-1").unwrap();
-        assert!(bytes == archive(&program, &root, folder.path(), "aeir-1").unwrap(), "the same bytes each time");
+        assert!(
+            bytes == archive(&program, &root, folder.path(), "aeir-1").unwrap(),
+            "the same bytes each time"
+        );
         let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes.as_slice()));
         let mut found = std::collections::BTreeMap::new();
         for entry in archive.entries().unwrap() {
@@ -159,6 +170,12 @@ mod tests {
         assert_eq!(found["aeir-1/completions/_aeir"].1, b"completions zsh\n");
         assert_eq!(found["aeir-1/man/aeir.1"].1, b"page\n");
         assert!(found.contains_key("aeir-1/fixtures/backbones/static-minilm/model.safetensors"));
-        assert!(!folder.path().read_dir().unwrap().any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with(".man")));
+        assert!(
+            !folder.path().read_dir().unwrap().any(|entry| entry
+                .unwrap()
+                .file_name()
+                .to_string_lossy()
+                .starts_with(".man"))
+        );
     }
 }

@@ -61,11 +61,13 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<ExitCode> {
 
 /// The help of every command, and of those below it.
 fn commands(program: &Path) -> anyhow::Result<String> {
-    let mut text = String::from("# Commands\n\nWritten by `cargo xtask docs` from what `aeir COMMAND --help` says.\n\n");
+    let mut text =
+        String::from("# Commands\n\nWritten by `cargo xtask docs` from what `aeir COMMAND --help` says.\n\n");
     let mut waiting = vec![Vec::<String>::new()];
     while let Some(words) = waiting.pop() {
         let help = help(program, &words)?;
-        let name = std::iter::once("aeir".to_owned()).chain(words.iter().cloned()).collect::<Vec<_>>().join(" ");
+        let name =
+            std::iter::once("aeir".to_owned()).chain(words.iter().cloned()).collect::<Vec<_>>().join(" ");
         let level = "#".repeat(words.len().min(2) + 2);
         let _ = write!(text, "{level} {name}\n\n```text\n{help}```\n\n");
         let below = subcommands(&help).into_iter().rev();
@@ -93,7 +95,8 @@ fn clean(program: &Path) -> Command {
 
 /// Names under `Commands:`; their descriptions may go on in the next line, further to the right.
 fn subcommands(help: &str) -> Vec<String> {
-    let listed = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let listed =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     let names = listed.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
     let names = names.filter_map(|line| line.split_whitespace().next());
     names.filter(|name| *name != "help").map(str::to_owned).collect()
@@ -103,7 +106,8 @@ fn subcommands(help: &str) -> Vec<String> {
 fn settings(program: &Path, root: &Path) -> anyhow::Result<String> {
     let printed = output(clean(program).args(["train", "--dry-run", "--quiet"]))?;
     let defaults: Table = printed.parse().context("what `aeir train --dry-run` printed")?;
-    let commented = std::fs::read_to_string(root.join(SETTINGS)).with_context(|| format!("could not read `{SETTINGS}`"))?;
+    let commented = std::fs::read_to_string(root.join(SETTINGS))
+        .with_context(|| format!("could not read `{SETTINGS}`"))?;
     let comments = comments(&commented);
     let mut text = format!(
         "# Settings\n\nWritten by `cargo xtask docs`: the defaults are those that `aeir train --dry-run` prints, the remarks those of [{SETTINGS}](../{SETTINGS}). A key \
@@ -112,7 +116,10 @@ fn settings(program: &Path, root: &Path) -> anyhow::Result<String> {
     let mut rows = Vec::new();
     flatten("", &defaults, &mut rows);
     let known: Vec<&String> = rows.iter().map(|(key, _)| key).collect();
-    let unset = comments.keys().filter(|key| !known.contains(key)).map(|key| (key.clone(), "by what else is set".to_owned()));
+    let unset = comments
+        .keys()
+        .filter(|key| !known.contains(key))
+        .map(|key| (key.clone(), "by what else is set".to_owned()));
     let mut rows: Vec<(String, String)> = rows.iter().cloned().chain(unset).collect();
     rows.sort_by_key(|(key, _)| (key.contains('.'), key.clone()));
     for (key, default) in rows {
@@ -134,7 +141,7 @@ fn flatten(prefix: &str, table: &Table, rows: &mut Vec<(String, String)>) {
 
 /// Comments behind the settings of a file, by key; also of those that are commented out.
 fn comments(text: &str) -> BTreeMap<String, String> {
-    let (mut section, mut last) = (String::new(), None);
+    let (mut section, mut last) = (String::new(), None::<String>);
     let mut found = BTreeMap::<String, String>::new();
     for line in text.lines() {
         if line.starts_with("# [[") || line.starts_with("[[") {
@@ -147,16 +154,16 @@ fn comments(text: &str) -> BTreeMap<String, String> {
             continue;
         }
         // A remark that goes on stands alone, far to the right.
-        if let (Some(more), Some(key)) = (line.strip_prefix("          ").map(str::trim), &last) {
-            if let (Some(more), Some(comment)) = (more.strip_prefix("# "), found.get_mut(key)) {
-                *comment += " ";
-                *comment += more;
-                continue;
-            }
+        let more = line.strip_prefix("          ").and_then(|rest| rest.trim_start().strip_prefix("# "));
+        if let (Some(more), Some(comment)) = (more, last.as_ref().and_then(|key| found.get_mut(key))) {
+            *comment += " ";
+            *comment += more;
+            continue;
         }
         let setting = line.strip_prefix("# ").unwrap_or(line);
         let Some((key, rest)) = setting.split_once(" = ") else { continue };
-        let plain = key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+        let plain =
+            key.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
         let Some((_, comment)) = rest.split_once("# ").filter(|_| plain) else { continue };
         let key = format!("{section}{key}");
         found.insert(key.clone(), comment.trim().to_owned());

@@ -1,5 +1,8 @@
 //! `cargo xtask`: automation of this workspace.
 
+mod binary;
+mod dist;
+mod docs;
 mod fetch;
 mod fixtures;
 mod labels;
@@ -21,6 +24,8 @@ cargo xtask COMMAND
 
 Commands:
   tidy      Check the house rules; exits with 1 and lists what to do where one is broken
+  dist      Build an archive to give away: program, completions, manual pages; `dist --help`
+  docs      Write docs/cli.md and docs/config.md by running the program; `docs --help`
   fetch     Fetch backbones and data sets, or list them; `fetch --help`
   fixtures  Write fixtures/MANIFEST.sha256 anew from the files that are there
   labels    What a few labels are worth on the fixtures; `labels --help`
@@ -33,6 +38,8 @@ fn main() -> ExitCode {
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["help" | "--help" | "-h"] => say(HELP).map(|()| ExitCode::SUCCESS),
         ["tidy"] => tidy::run(),
+        ["dist", rest @ ..] => dist::run(rest).map(|()| ExitCode::SUCCESS),
+        ["docs", rest @ ..] => docs::run(rest),
         ["fetch", rest @ ..] => fetch::run(rest),
         ["reproduce", rest @ ..] => reproduce::run(rest).map(|()| ExitCode::SUCCESS),
         ["labels", rest @ ..] => labels::run(rest).map(|()| ExitCode::SUCCESS),

@@ -89,6 +89,12 @@ pub(crate) enum Command {
     Cache(CacheFlags),
     /// Time our work on this machine
     Bench(BenchFlags),
+    /// Print a script that completes commands and flags in a shell
+    #[command(hide = true)]
+    Completions(CompletionsFlags),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(ManFlags),
 }
 
 impl Command {
@@ -110,6 +116,19 @@ impl Command {
             _ => None,
         }
     }
+}
+
+#[derive(Args)]
+pub(crate) struct CompletionsFlags {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Args)]
+pub(crate) struct ManFlags {
+    /// Folder for the pages; it has to be there
+    #[arg(value_name = "DIR")]
+    pub(crate) output: PathBuf,
 }
 
 #[derive(Args)]

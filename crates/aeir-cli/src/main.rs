@@ -92,6 +92,8 @@ fn main() -> ExitCode {
         Command::Label(flags) => commands::label::run(&flags, &terminal),
         Command::Embed(flags) => commands::embed::run(&flags, &terminal),
         Command::Bench(flags) => commands::bench::run(&flags, &terminal),
+        Command::Completions(flags) => commands::shell::completions(&flags),
+        Command::Man(flags) => commands::shell::manual(&flags),
         Command::Cache(flags) => commands::cache::run(&flags.command, &terminal),
     };
     match outcome {

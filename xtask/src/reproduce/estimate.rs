@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::paper::{Row, Scenario};
 use super::stand_in::make_for_timing;
-use super::trial::output;
+use crate::binary::output;
 
 /// Operations a second that a GPU is taken to keep up in f32, products of this size and all between them. A guess: nothing was measured on one.
 const GPU_OPERATIONS: f64 = 1e12;

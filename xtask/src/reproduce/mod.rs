@@ -23,6 +23,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 use sha2::{Digest, Sha256};
 
+use crate::binary::release;
 use crate::say;
 use crate::tree::workspace_root;
 use cell::{Cell, Outcome};
@@ -122,7 +123,7 @@ fn adapt(suite: &'static Suite, arguments: &Arguments, root: &Path) -> anyhow::R
     let rows = chosen(suite.rows, &arguments.methods, "row", |row| row.name)?;
     let binary = match &arguments.binary {
         Some(binary) => binary.clone(),
-        None => built(root)?,
+        None => release(root)?,
     };
     let results = root.join("results").join(if arguments.check { "check" } else { suite.name });
     let commit = commit(root);
@@ -199,20 +200,6 @@ fn outcome(
 fn hash_of(binary: &Path) -> anyhow::Result<String> {
     let program = std::fs::read(binary).with_context(|| format!("could not read `{}`", binary.display()))?;
     Ok(Sha256::digest(program).iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn built(root: &Path) -> anyhow::Result<PathBuf> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--release", "--quiet", "--package", "aeir-cli"])
-        .current_dir(root)
-        .status()
-        .context("could not run cargo")?;
-    if !status.success() {
-        bail!("`cargo build --release --package aeir-cli` failed");
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("release").join(format!("aeir{}", std::env::consts::EXE_SUFFIX)))
 }
 
 /// The commit that is checked out; unknown outside a repository.

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use super::paper::FIVE_FOLD_STAND_IN;
-use super::trial::output;
+use crate::binary::output;
 
 /// As in the paper.
 const REGIONS: usize = 36;

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+
+use crate::binary::output;
 
 /// What is run.
 pub(super) struct Trial {
@@ -254,15 +256,6 @@ fn curve(metrics: &Path) -> Vec<(f64, f64)> {
     let text = std::fs::read_to_string(metrics).unwrap_or_default();
     let records = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     records.filter_map(|it| Some((it["epoch"].as_f64()?, it["source_validation_rsum"].as_f64()?))).collect()
-}
-
-/// What a program printed; its complaint where it failed.
-pub(super) fn output(command: &mut Command) -> anyhow::Result<String> {
-    let output = command.output().with_context(|| format!("could not run {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@ use anyhow::bail;
 use super::estimate::Estimates;
 use super::paper::{self, Part, Row, SCENARIOS, Scenario};
 use super::trial::{Bench, Trial};
-use super::{Arguments, built, chosen, commit, hash_of, stand_in, summary, zero_shot};
+use super::{Arguments, chosen, commit, hash_of, stand_in, summary, zero_shot};
+use crate::binary::release;
 use crate::say;
 
 /// Where `cargo xtask fetch` puts things.
@@ -32,7 +33,7 @@ const CHECKED_ADAPTATION: [&str; 3] = ["epochs=2", "batch_size=32", "adapt.mine_
 pub(super) fn run(suite: &'static str, arguments: &Arguments, root: &Path) -> anyhow::Result<()> {
     let binary = match &arguments.binary {
         Some(binary) => binary.clone(),
-        None => built(root)?,
+        None => release(root)?,
     };
     let program = hash_of(&binary)?;
     let all = root.join("results");

@@ -31,18 +31,33 @@ const SWITCHES: [&str; 2] = ["clippy::disallowed_methods", "clippy::disallowed_t
 
 pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
     let Some(list) = tree.text(LIST).and_then(|text| text.parse::<Table>().ok()) else {
-        return vec![Violation::new(LIST, 0, "is not there, or no TOML", "restore it: it bans calls that lose gradients")];
+        return vec![Violation::new(
+            LIST,
+            0,
+            "is not there, or no TOML",
+            "restore it: it bans calls that lose gradients",
+        )];
     };
     let listed = banned(&list);
     let mut found = Vec::new();
     for path in BANNED.iter().filter(|path| !listed.iter().any(|listed| listed == *path)) {
-        found.push(Violation::new(LIST, 0, format!("does not ban `{path}`"), "put it back, with its replacement as the reason"));
+        found.push(Violation::new(
+            LIST,
+            0,
+            format!("does not ban `{path}`"),
+            "put it back, with its replacement as the reason",
+        ));
     }
     for (file, text) in tree.rust_files().filter(|(file, _)| file.starts_with("crates/")) {
         for (number, line) in Source::new(text).shipped_lines(true) {
             if let Some(path) = listed.iter().find(|path| names(&line, path)) {
                 let what = format!("uses `{path}`, which goes wrong silently");
-                found.push(Violation::new(file, number, what, format!("{LIST} names what to use in its place")));
+                found.push(Violation::new(
+                    file,
+                    number,
+                    what,
+                    format!("{LIST} names what to use in its place"),
+                ));
             }
             if let Some(switch) = SWITCHES.iter().find(|switch| mentions(&line, switch)) {
                 let remedy = "use what clippy.toml names in its place";
@@ -55,14 +70,18 @@ pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
 
 /// Paths in both lists.
 fn banned(list: &Table) -> Vec<&str> {
-    let entries = ["disallowed-methods", "disallowed-types"].into_iter().filter_map(|key| list.get(key)?.as_array()).flatten();
+    let entries = ["disallowed-methods", "disallowed-types"]
+        .into_iter()
+        .filter_map(|key| list.get(key)?.as_array())
+        .flatten();
     entries.filter_map(|entry| entry.get("path").and_then(Value::as_str)).collect()
 }
 
 /// Whether a path stands in a line and is not the beginning of a longer one.
 fn names(line: &str, path: &str) -> bool {
     let in_name = |character: char| character.is_alphanumeric() || character == '_';
-    line.match_indices(path).any(|(at, _)| !line.get(at + path.len()..).unwrap_or_default().starts_with(in_name))
+    line.match_indices(path)
+        .any(|(at, _)| !line.get(at + path.len()..).unwrap_or_default().starts_with(in_name))
 }
 
 #[cfg(test)]
@@ -70,7 +89,8 @@ mod tests {
     use super::*;
 
     fn list() -> String {
-        let entries: Vec<String> = BANNED.iter().map(|path| format!("{{ path = \"{path}\", reason = \"x\" }}")).collect();
+        let entries: Vec<String> =
+            BANNED.iter().map(|path| format!("{{ path = \"{path}\", reason = \"x\" }}")).collect();
         format!("disallowed-methods = [{}]\n", entries.join(", "))
     }
 

@@ -1,5 +1,6 @@
 //! The house rules, one file each. A rule is a function of the tree that gives what breaks it.
 
+mod banned_calls;
 mod crate_graph;
 mod device_features;
 mod documents;
@@ -14,7 +15,8 @@ use crate::tree::Tree;
 use crate::violation::Violation;
 
 /// Every rule.
-pub(crate) const ALL: [fn(&Tree) -> Vec<Violation>; 9] = [
+pub(crate) const ALL: [fn(&Tree) -> Vec<Violation>; 10] = [
+    banned_calls::check,
     crate_graph::check,
     device_features::check,
     documents::check,

@@ -18,6 +18,7 @@ pub(crate) mod report;
 pub(crate) mod search;
 #[cfg(feature = "serve")]
 pub(crate) mod serve;
+pub(crate) mod shell;
 pub(crate) mod sweep;
 pub(crate) mod train;
 
