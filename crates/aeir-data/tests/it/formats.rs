@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use aeir_data::{
-    Columns, DataError, Dataset, Format, ImageLimits, ImageSource, ParallelDomain, ReadOptions, Split,
-    TargetImages, TargetSentences, TestPairs,
+    Columns, DataError, Dataset, Format, ImageLimits, ImageSource, LabelledPairs, ParallelDomain,
+    ReadOptions, Split, TargetImages, TargetSentences, TestPairs,
 };
 use proptest::prelude::*;
 use rand_chacha::ChaCha8Rng;
@@ -608,7 +608,10 @@ fn mutated_files_are_read_or_refused() {
             if below(8) == 0 {
                 bytes.truncate(below(bytes.len()));
             }
-            match open(&write(folder.path(), file_name, &bytes)) {
+            let file = write(folder.path(), file_name, &bytes);
+            // Whatever it says: read as labels or refused.
+            let _ = LabelledPairs::read(&file);
+            match open(&file) {
                 Ok(data) => {
                     read += 1;
                     for image in data.images() {
