@@ -5,6 +5,7 @@ pub(crate) mod data;
 pub(crate) mod diagnose;
 pub(crate) mod index;
 pub(crate) mod label;
+pub(crate) mod milvus;
 pub(crate) mod pairs;
 pub(crate) mod runs;
 
