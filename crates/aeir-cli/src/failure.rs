@@ -9,6 +9,7 @@ use aeir_encoders::EncoderError;
 use aeir_train::TrainError;
 use aeir_train::run::CONFIG_FILE;
 
+use crate::collection::collection_at;
 use crate::interrupt::INTERRUPTED;
 use crate::place::cache_folder;
 use crate::search_engine::QueryError;
@@ -353,6 +354,12 @@ fn of_retrieval(error: &aeir_retrieve::Error) -> (u8, Option<String>) {
     use aeir_retrieve::Error;
     match error {
         Error::Setting { .. } | Error::WouldOverwrite { .. } => (USAGE, None),
+        Error::NotAnIndex { folder, .. } if collection_at(folder).is_some() => (
+            USAGE,
+            Some(
+                "Milvus collections are for `aeir search`, `aeir index --to` and `aeir index upload`".into(),
+            ),
+        ),
         Error::NotAnIndex { .. } => {
             (NO_MODEL, Some("make one with `aeir index --model RUN --images PHOTOS --output INDEX`".into()))
         }

@@ -66,7 +66,13 @@ mod with_milvus {
         assert!(again.stdout.contains(&format!("aeir search --index {place} --model index")), "{again:?}");
 
         let image = scene.lines("images.txt")[3].clone();
-        for query in ["cat", "cat -k 3", "cat -k 500", &format!("--image {image}"), &format!("--image {image} --minus dog red")] {
+        for query in [
+            "cat",
+            "cat -k 3",
+            "cat -k 500",
+            &format!("--image {image}"),
+            &format!("--image {image} --minus dog red"),
+        ] {
             let expected = results(&scene, &format!("--index index {query}"));
             for model in ["model", "index"] {
                 let found = results(&scene, &format!("--index {place} --model {model} {query}"));
@@ -86,9 +92,8 @@ mod with_milvus {
 
     fn refusals_name_the_collection(scene: &Scene, server: &LiteServer) {
         let place = server.place("photos");
-        let told = |arguments: &str| {
-            scene.run(arguments).failure().replace(&server.port().to_string(), "[PORT]")
-        };
+        let told =
+            |arguments: &str| scene.run(arguments).failure().replace(&server.port().to_string(), "[PORT]");
         scene.run(&format!("{SHORT} --output other")).ok();
         let other = told(&format!("search --index {place} --model other cat"));
         assert!(other.contains("exit 4") && other.contains("was built with model"), "{other}");

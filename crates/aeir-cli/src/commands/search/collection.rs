@@ -23,11 +23,12 @@ pub(super) fn run(flags: &SearchFlags, place: &str, terminal: &Terminal) -> anyh
     if !collection.is_finished() {
         terminal.warn(&format!("an upload into `{place}` has not ended: images may be missing"));
     }
-    let query = query_of(flags, |path| super::prepared(&bundle, path))?;
+    super::refuse_confidence_of_others(flags, collection.confidence())?;
+    let query = query_of(flags, &bundle)?;
     let vector = vectors_of(&bundle, &[&query], |_| None)?.pop().unwrap_or(Err(QueryError::Empty))?;
     let search = Search { flags, collection: &collection, vector: Matrix::from_rows(&[&vector])? };
     let answer = search.answer(&query, &bundle, terminal)?;
-    tell(flags, &answer, None, collection.len(), terminal)
+    tell(flags, &answer, None, terminal)
 }
 
 /// One query of one collection.
@@ -41,7 +42,8 @@ impl Search<'_> {
     fn answer(&self, query: &Query, bundle: &Bundle, terminal: &Terminal) -> anyhow::Result<Answer> {
         let flags = self.flags;
         let confidence = self.confidence(query)?;
-        let no_good_match = flags.min_confidence.zip(confidence).map(|(least, confidence)| confidence < least);
+        let no_good_match =
+            flags.min_confidence.zip(confidence).map(|(least, confidence)| confidence < least);
         // It was worked out for sentences.
         let correction = self.collection.correction().filter(|_| !flags.plain && query.is_of_sentences());
         let mut answer = Answer {
@@ -76,7 +78,6 @@ impl Search<'_> {
     /// By the plain score of the best item. The bank is of whole sentences: nothing else can be held against it.
     fn confidence(&self, query: &Query) -> anyhow::Result<Option<f64>> {
         let (Some(confidence), Some(_)) = (self.collection.confidence(), query.plain_sentence()) else {
-            super::refuse_confidence_of_others(self.flags, self.collection.confidence())?;
             return Ok(None);
         };
         let best = self.find(1, &MilvusSearch::default())?;
@@ -92,7 +93,10 @@ fn refuse_what_needs_an_index(flags: &SearchFlags) -> anyhow::Result<()> {
         (flags.duplicates == Duplicates::Collapse, "--duplicates collapse"),
     ] {
         if asked {
-            return Err(refused(format!("{flag} needs all of an index: a Milvus collection can't answer it"), HINT));
+            return Err(refused(
+                format!("{flag} needs all of an index: a Milvus collection can't answer it"),
+                HINT,
+            ));
         }
     }
     if flags.exact {
