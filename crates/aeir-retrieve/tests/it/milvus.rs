@@ -6,15 +6,16 @@
 mod cutting_proxy;
 mod lite_server;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aeir_retrieve::{
     Confidence, Correction, Error, Filter, GalleryCorrection, Index, IndexBuilder, IndexContent, IndexWriter,
     Matrix, Metadata, MilvusAccess, MilvusCollection, MilvusError, MilvusIndexKind, MilvusPlace,
-    MilvusSearch, SearchOptions, Storage, UploadOptions, UploadReport,
+    MilvusSearch, SearchOptions, Storage, UploadOptions, UploadProgress, UploadReport,
 };
 use tempfile::TempDir;
 
@@ -103,6 +104,7 @@ fn collections_are_indexes() {
     an_upload_sends_what_differs(&server);
     indexes_share_a_collection_and_one_with_a_bank_does_not(&server);
     an_interrupted_upload_goes_on(&server);
+    a_killed_upload_goes_on(&server);
     other_collections_are_refused_and_replaced_when_asked(&server);
     bad_queries_are_refused(&server);
     missing_collections_are_named(&server);
@@ -281,6 +283,43 @@ fn an_interrupted_upload_goes_on(server: &LiteServer) {
         assert!(collection.is_finished());
         assert_same(&here.index, &collection, &unit(5, 16), 10);
     }
+}
+
+const KILLED_INDEX: &str = "AEIR_TEST_KILLED_INDEX";
+const KILLED_PLACE: &str = "AEIR_TEST_KILLED_PLACE";
+
+/// What a killed upload sent is not sent again.
+fn a_killed_upload_goes_on(server: &LiteServer) {
+    let here = local(&unit(9_000, 24), &names(9_000), &[], None);
+    let place = server.place("killed");
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "milvus::an_upload_to_be_killed", "--nocapture"])
+        .env(KILLED_INDEX, here.folder())
+        .env(KILLED_PLACE, place.to_string())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let done = told.find_map(|line| line.strip_prefix("done ")?.parse::<usize>().ok()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!((1..9_000).contains(&done), "{done}");
+    let collection = MilvusCollection::open(&place, &access()).unwrap();
+    assert!(!collection.is_finished() && (done..9_000).contains(&collection.len()), "{}", collection.len());
+    let report = plain_upload(&place, &here.index);
+    assert_eq!((report.items, report.others), (9_000, 0));
+    assert!(report.sent <= 9_000 - done, "{report:?} after {done}");
+    assert_same(&here.index, &MilvusCollection::open(&place, &access()).unwrap(), &unit(5, 25), 10);
+}
+
+/// What [`a_killed_upload_goes_on`] kills; without its settings nothing.
+#[test]
+fn an_upload_to_be_killed() {
+    let (Ok(folder), Ok(place)) = (std::env::var(KILLED_INDEX), std::env::var(KILLED_PLACE)) else { return };
+    let index = Index::open(folder).unwrap();
+    let told = &mut |progress: UploadProgress| println!("done {}", progress.done);
+    MilvusCollection::upload(&place.parse().unwrap(), &access(), &index, &UploadOptions::default(), told)
+        .unwrap();
 }
 
 fn other_collections_are_refused_and_replaced_when_asked(server: &LiteServer) {
