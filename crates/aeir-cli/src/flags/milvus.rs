@@ -8,7 +8,8 @@ use aeir_retrieve::{MilvusAccess, MilvusIndexKind, UploadOptions};
 use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
-/// How a server is spoken to.
+/// How a server is spoken to. A build without Milvus takes the flags to say that it is one, and reads none.
+#[cfg_attr(not(feature = "milvus"), allow(dead_code))]
 #[derive(Args)]
 pub(crate) struct MilvusFlags {
     /// With a Milvus collection: `user:password` or an API key
@@ -20,6 +21,7 @@ pub(crate) struct MilvusFlags {
 }
 
 /// What an upload does beside adding and replacing.
+#[cfg_attr(not(feature = "milvus"), allow(dead_code))]
 #[derive(Args)]
 pub(crate) struct UploadFlags {
     /// With --to: which index the server has of the vectors [default: the one that is there, or flat]
