@@ -94,8 +94,8 @@ mod with_milvus {
         let place = server.place("photos");
         let told =
             |arguments: &str| scene.run(arguments).failure().replace(&server.port().to_string(), "[PORT]");
-        scene.run(&format!("{SHORT} --output other")).ok();
-        let other = told(&format!("search --index {place} --model other cat"));
+        scene.run(SHORT).ok();
+        let other = told(&format!("search --index {place} --model run cat"));
         assert!(other.contains("exit 4") && other.contains("was built with model"), "{other}");
         insta::assert_snapshot!(told(&format!("search --index {place} cat")), @r"
         exit 2
