@@ -9,7 +9,7 @@ use aeir_encoders::EncoderError;
 use aeir_train::TrainError;
 use aeir_train::run::CONFIG_FILE;
 
-use crate::collection::collection_at;
+use crate::collection::is_within_collection;
 use crate::interrupt::INTERRUPTED;
 use crate::place::cache_folder;
 use crate::search_engine::QueryError;
@@ -321,7 +321,8 @@ fn of_milvus(error: &aeir_retrieve::MilvusError) -> (u8, Option<String>) {
         }
         MilvusError::NotMilvus { .. } => (
             NO_MODEL,
-            "is that Milvus's gRPC port (19530), and not that of its web page? With TLS it is `milvuss://`; a server that was just started takes a while",
+            "is that Milvus's gRPC port (19530), and not that of its web page? With TLS it is `milvuss://`, with a certificate that this system trusts or SSL_CERT_FILE \
+             names; a server that was just started takes a while",
         ),
         MilvusError::Denied { .. } => {
             (NO_MODEL, "set AEIR_MILVUS_TOKEN to `user:password` or an API key that may use this collection")
@@ -354,7 +355,7 @@ fn of_retrieval(error: &aeir_retrieve::Error) -> (u8, Option<String>) {
     use aeir_retrieve::Error;
     match error {
         Error::Setting { .. } | Error::WouldOverwrite { .. } => (USAGE, None),
-        Error::NotAnIndex { folder, .. } if collection_at(folder).is_some() => (
+        Error::NotAnIndex { folder, .. } if is_within_collection(folder) => (
             USAGE,
             Some(
                 "Milvus collections are for `aeir search`, `aeir index --to` and `aeir index upload`".into(),
