@@ -9,6 +9,7 @@ use aeir_encoders::EncoderError;
 use aeir_train::TrainError;
 use aeir_train::run::CONFIG_FILE;
 
+use crate::collection::is_within_collection;
 use crate::interrupt::INTERRUPTED;
 use crate::place::cache_folder;
 use crate::search_engine::QueryError;
@@ -107,6 +108,10 @@ fn code_and_hint(error: &anyhow::Error) -> (u8, Option<String>) {
             && let Some(found) = of_training(error)
         {
             return found;
+        }
+        #[cfg(feature = "milvus")]
+        if let Some(error) = cause.downcast_ref::<aeir_retrieve::MilvusError>() {
+            return of_milvus(error);
         }
         if let Some(error) = cause.downcast_ref::<DataError>() {
             return of_data(error);
@@ -301,10 +306,61 @@ fn hint_of_model(folder: &Path, reason: &str) -> Option<String> {
     Some(hint.to_owned())
 }
 
+#[cfg(feature = "milvus")]
+fn of_milvus(error: &aeir_retrieve::MilvusError) -> (u8, Option<String>) {
+    use aeir_retrieve::MilvusError;
+    const AGAIN: &str = "run the same command again: what was sent is not sent again";
+    let (code, hint) = match error {
+        MilvusError::Index(inner) => return of_retrieval(inner),
+        MilvusError::Place { .. } => (
+            USAGE,
+            "for instance `milvus://localhost:19530/photos`, `milvuss://` with TLS; a token goes into AEIR_MILVUS_TOKEN",
+        ),
+        MilvusError::Unreachable { .. } => {
+            (NO_MODEL, "is the server running? Milvus listens at port 19530 if nothing else is said")
+        }
+        MilvusError::NotMilvus { .. } => (
+            NO_MODEL,
+            "is that Milvus's gRPC port (19530), and not that of its web page? With TLS it is `milvuss://`, with a certificate that this system trusts or SSL_CERT_FILE \
+             names; a server that was just started takes a while",
+        ),
+        MilvusError::Denied { .. } => {
+            (NO_MODEL, "set AEIR_MILVUS_TOKEN to `user:password` or an API key that may use this collection")
+        }
+        MilvusError::NoCollection { place } => {
+            return (NO_MODEL, Some(format!("fill it with `aeir index upload --index INDEX --to {place}`")));
+        }
+        MilvusError::Foreign { .. } => (
+            NO_MODEL,
+            "name another collection, or drop this one and make it anew with `aeir index upload --overwrite`",
+        ),
+        MilvusError::OtherItems { .. } => {
+            (USAGE, "name another collection, or add --delete-others to delete those items")
+        }
+        MilvusError::TooLong { .. } => (BAD_DATA, ""),
+        MilvusError::Timeout { .. } => (FAILED, "give it more time with --milvus-timeout"),
+        MilvusError::Broken { .. } => (FAILED, AGAIN),
+        MilvusError::Count { .. } => {
+            (FAILED, "somebody else may be changing this collection; run the same command again")
+        }
+        MilvusError::Answer { reason, .. } if reason.contains("message length") => {
+            (FAILED, "ask for fewer results with -k")
+        }
+        _ => (FAILED, ""),
+    };
+    (code, Some(hint.to_owned()).filter(|hint| !hint.is_empty()))
+}
+
 fn of_retrieval(error: &aeir_retrieve::Error) -> (u8, Option<String>) {
     use aeir_retrieve::Error;
     match error {
         Error::Setting { .. } | Error::WouldOverwrite { .. } => (USAGE, None),
+        Error::NotAnIndex { folder, .. } if is_within_collection(folder) => (
+            USAGE,
+            Some(
+                "Milvus collections are for `aeir search`, `aeir index --to` and `aeir index upload`".into(),
+            ),
+        ),
         Error::NotAnIndex { .. } => {
             (NO_MODEL, Some("make one with `aeir index --model RUN --images PHOTOS --output INDEX`".into()))
         }

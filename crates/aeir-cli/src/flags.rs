@@ -5,6 +5,7 @@ pub(crate) mod data;
 pub(crate) mod diagnose;
 pub(crate) mod index;
 pub(crate) mod label;
+pub(crate) mod milvus;
 pub(crate) mod pairs;
 pub(crate) mod runs;
 pub(crate) mod search_bench;
@@ -316,9 +317,12 @@ pub(crate) struct EvalFlags {
 #[derive(Args)]
 #[command(group(clap::ArgGroup::new("query").required(true).multiple(true).args(["sentence", "image"])))]
 pub(crate) struct SearchFlags {
-    /// Folder of an index
+    /// Folder of an index, or a Milvus collection, `milvus://HOST:PORT/COLLECTION`
     #[arg(long, value_name = "IDX", env = "AEIR_INDEX")]
     pub(crate) index: PathBuf,
+    /// With a Milvus collection: the trained model, or the index that the collection was made of
+    #[arg(long, value_name = "RUN")]
+    pub(crate) model: Option<PathBuf>,
     /// What the images should show
     pub(crate) sentence: Option<String>,
     /// Look for images like this one; with a sentence, for what both have in common
@@ -372,6 +376,9 @@ pub(crate) struct SearchFlags {
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
+    #[command(flatten)]
+    #[cfg_attr(not(feature = "milvus"), allow(dead_code))]
+    pub(crate) milvus: milvus::MilvusFlags,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,
 }

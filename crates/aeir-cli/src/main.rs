@@ -4,6 +4,7 @@
 
 mod age;
 mod backbones;
+mod collection;
 mod commands;
 mod failure;
 mod flags;

@@ -17,7 +17,11 @@ use aeir_retrieve::{Confidence, Filter, GalleryCorrection, Hit, Index, Matrix, S
 use candle_core::Device;
 
 pub(crate) use duplicates::DEFAULT_THRESHOLD;
+#[cfg(feature = "milvus")]
+pub(crate) use query::vectors_of;
 pub(crate) use query::{Query, QueryError, Weights};
+#[cfg(feature = "milvus")]
+pub(crate) use second_stage::reranked;
 pub(crate) use second_stage::stages_of;
 
 use crate::commands::index::MODEL_FOLDER;

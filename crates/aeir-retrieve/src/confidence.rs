@@ -73,6 +73,23 @@ impl Confidence {
         self.bank
     }
 
+    fn is_sound(&self) -> bool {
+        self.best.is_sorted() && self.best.iter().all(|score| score.is_finite())
+    }
+
+    /// As text.
+    #[cfg(feature = "milvus")]
+    pub(crate) fn to_json(&self) -> Option<String> {
+        serde_json::to_string(self).ok()
+    }
+
+    /// From the text that [`Confidence::to_json`] made.
+    #[cfg(feature = "milvus")]
+    pub(crate) fn from_json(text: &str) -> Option<Self> {
+        let stored: Self = serde_json::from_str(text).ok()?;
+        (stored.version == CONFIDENCE_VERSION && stored.is_sound()).then_some(stored)
+    }
+
     /// Writes [`CONFIDENCE_FILE`] into a folder.
     ///
     /// # Errors
@@ -100,7 +117,7 @@ impl Confidence {
         if stored.version != CONFIDENCE_VERSION {
             return Err(Error::Version { file, expected: CONFIDENCE_VERSION, got: stored.version });
         }
-        if !stored.best.is_sorted() || stored.best.iter().any(|score| !score.is_finite()) {
+        if !stored.is_sound() {
             return Err(damaged("finite scores in ascending order", "others".into()));
         }
         Ok(Some(stored))

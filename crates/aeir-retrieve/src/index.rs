@@ -33,6 +33,8 @@ use serde::{Deserialize, Serialize};
 
 pub use builder::IndexBuilder;
 pub use manifest::{FORMAT, MANIFEST_FILE, VERSION};
+#[cfg(feature = "milvus")]
+pub(crate) use selection::texts_of;
 pub use selection::{Filter, Selection};
 pub use writer::{CommitStage, IndexWriter};
 

@@ -16,6 +16,8 @@ mod mapped;
 mod matrix;
 mod mean_discrepancy;
 mod metrics;
+#[cfg(feature = "milvus")]
+mod milvus;
 mod modality_gap;
 mod principal_axes;
 mod rank_correlation;
@@ -53,6 +55,11 @@ pub use metrics::{
     DirectionMetrics, FoldMetrics, Ranks, RetrievalMetrics, Ties, chance, evaluate, evaluate_directions,
     evaluate_embeddings, evaluate_embeddings_folds, evaluate_folds, five_fold_1k, mean_over_folds,
     rank_embeddings, rank_scores,
+};
+#[cfg(feature = "milvus")]
+pub use milvus::{
+    MilvusAccess, MilvusCollection, MilvusError, MilvusIndexKind, MilvusPlace, MilvusSearch, UploadOptions,
+    UploadProgress, UploadReport,
 };
 pub use modality_gap::{ModalityGap, uniformity};
 pub use principal_axes::PrincipalAxes;

@@ -498,7 +498,7 @@ fn dot_in_lanes(left: &[f32], right: &[f32]) -> f32 {
 }
 
 /// The dot product in `f64` (each product of two `f32` is exact there), in one fixed order.
-fn exact_dot(left: &[f32], right: &[f32]) -> f64 {
+pub(crate) fn exact_dot(left: &[f32], right: &[f32]) -> f64 {
     const LANES: usize = 8;
     let mut sums = [0.0_f64; LANES];
     let (left_chunks, right_chunks) = (left.chunks_exact(LANES), right.chunks_exact(LANES));

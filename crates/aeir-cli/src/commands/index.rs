@@ -5,6 +5,7 @@ pub(crate) mod change;
 mod export;
 mod info;
 mod metadata;
+mod upload;
 
 use std::path::{Path, PathBuf};
 
@@ -17,6 +18,7 @@ use aeir_train::validate::embed_table;
 use anyhow::Context;
 
 use self::metadata::MetadataFile;
+use self::upload::Scratch;
 use super::{print, tell_skipped};
 use crate::backbones::extractor_of;
 use crate::failure::CliError;
@@ -37,6 +39,7 @@ pub(crate) fn run(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()>
         Some(IndexCommand::Compact(flags)) => change::compact(flags, terminal),
         Some(IndexCommand::Info(flags)) => info::run(flags),
         Some(IndexCommand::Export(flags)) => export::run(flags),
+        Some(IndexCommand::Upload(flags)) => upload::run(flags, terminal),
     }
 }
 
@@ -48,9 +51,18 @@ fn needed<'a>(value: Option<&'a PathBuf>, flag: &str) -> anyhow::Result<&'a Path
 
 /// Embeds images and stores them for search.
 fn build_index(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()> {
-    let output = needed(flags.output.as_ref(), "--output")?;
+    if let Some(to) = &flags.to {
+        upload::check(to)?;
+    }
+    // Without --output the index is wanted in a collection alone, and is made beside it.
+    let scratch = flags.output.is_none().then(Scratch::new);
+    let output = match &scratch {
+        Some(scratch) => scratch.folder(),
+        None => needed(flags.output.as_ref(), "--output")?,
+    };
     let device = flags.device.device.open(terminal)?;
-    let bundle = Bundle::load(needed(flags.model.as_ref(), "--model")?, &device)?;
+    let model = needed(flags.model.as_ref(), "--model")?;
+    let bundle = Bundle::load(model, &device)?;
     let metadata = flags.metadata.metadata.as_deref().map(MetadataFile::read).transpose()?;
     let data = Dataset::open_images(needed(flags.images.as_ref(), "--images")?, &flags.reading.options())?;
     data.notes.iter().for_each(|note| terminal.warn(note));
@@ -78,8 +90,15 @@ fn build_index(flags: &IndexFlags, terminal: &Terminal) -> anyhow::Result<()> {
         approximate: flags.approximate.approximate,
     };
     let built = build(&bundle, &mut extractor, &images, skipped, with, output, terminal)?;
-    tell_skipped(terminal, &built.skipped, Some(&output.join(SKIPPED_FILE)));
-    tell(output, built.items.len(), bank.as_ref())
+    let list = output.join(SKIPPED_FILE);
+    tell_skipped(terminal, &built.skipped, scratch.is_none().then_some(&list).map(PathBuf::as_path));
+    if scratch.is_none() {
+        tell(output, built.items.len(), bank.as_ref())?;
+    }
+    match &flags.to {
+        Some(to) => upload::upload(output, model, to, &flags.upload, terminal),
+        None => Ok(()),
+    }
 }
 
 /// What an index may have beside its images and the model.

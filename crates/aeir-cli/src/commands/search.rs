@@ -1,16 +1,22 @@
 //! `aeir search`.
 
+#[cfg(feature = "milvus")]
+mod collection;
+
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::path::Path;
 
 use aeir_data::{ImageSource, TestPairs};
 use aeir_encoders::{Bundle, PreparedImage};
-use aeir_retrieve::{ConformalSets, Filter, GraphReport};
+use aeir_retrieve::{Confidence, ConformalSets, Filter, GraphReport};
 use serde::Serialize;
 
+#[cfg(feature = "milvus")]
+use self::collection::run as in_collection;
 use super::index::change::lines;
 use super::{decode_query, print, print_json, tell_skipped};
+use crate::collection::collection_at;
 use crate::failure::CliError;
 use crate::flags::{Duplicates, Rerank, SearchFlags};
 use crate::search_engine::{
@@ -65,6 +71,16 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         }
         .into());
     }
+    if let Some(place) = collection_at(&flags.index) {
+        return in_collection(flags, place, terminal);
+    }
+    if flags.model.is_some() {
+        return Err(CliError::Usage {
+            message: "--model is of Milvus collections".into(),
+            hint: "leave it out: an index holds its model".into(),
+        }
+        .into());
+    }
     let shelf = Shelf::open(&flags.index)?;
     if shelf.index.is_empty() {
         return Err(CliError::Data {
@@ -74,16 +90,10 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         .into());
     }
     let device = flags.device.device.open(terminal)?;
-    refuse_confidence_of_others(flags, &shelf)?;
+    refuse_confidence_of_others(flags, shelf.confidence.as_ref())?;
     let calibration = flags.calibration.as_deref().map(|path| TestPairs::read(path, None)).transpose()?;
     let engine = SearchEngine::new(shelf, &device)?;
-    let query = Query {
-        text: sentence.map(str::to_owned),
-        image: flags.image.as_deref().map(|path| prepared(&engine.bundle, path)).transpose()?,
-        item: None,
-        minus: flags.minus.iter().map(|term| term.trim().to_owned()).collect(),
-        weights: Weights { image: flags.image_weight, minus: flags.minus_weight },
-    };
+    let query = query_of(flags, &engine.bundle)?;
     let rerank = Rerank::of_model(flags.rerank, engine.bundle.encoder().config(), terminal);
     let mut manner = Manner {
         k: flags.k,
@@ -106,15 +116,7 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
     if answer.no_good_match == Some(true) {
         set = None;
     }
-    tell_skipped(terminal, &answer.skipped, None);
-    if flags.json {
-        let approximate = approximate(flags, &engine.shelf, &answer);
-        return print_json(&Report { approximate, ..report(&answer, set) });
-    }
-    if answer.found.is_empty() && !manner.filter.is_empty() && answer.no_good_match != Some(true) {
-        terminal.note("no image of the index satisfies --where and --ids");
-    }
-    if let Some(SetOfResults { sets, size }) = &set {
+    if let Some(SetOfResults { sets, size }) = set.as_ref().filter(|_| !flags.json) {
         terminal.note(&format!(
             "{size} of {} images are needed to hold the right one in {:.0} % of the queries, by {} labelled ones",
             engine.shelf.index.len(),
@@ -122,7 +124,41 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
             sets.labelled
         ));
     }
-    print(&text_of(&answer))
+    if answer.found.is_empty()
+        && !manner.filter.is_empty()
+        && answer.no_good_match != Some(true)
+        && !flags.json
+    {
+        terminal.note("no image of the index satisfies --where and --ids");
+    }
+    let approximate = approximate(flags, &engine.shelf, &answer);
+    tell(flags, &Report { approximate, ..report(&answer, set) }, &answer, terminal)
+}
+
+#[cfg(not(feature = "milvus"))]
+fn in_collection(_: &SearchFlags, _: &str, _: &Terminal) -> anyhow::Result<()> {
+    Err(crate::collection::without_milvus())
+}
+
+/// What the flags ask for.
+fn query_of(flags: &SearchFlags, bundle: &Bundle) -> anyhow::Result<Query> {
+    Ok(Query {
+        text: flags.sentence.as_deref().map(|sentence| sentence.trim().to_owned()),
+        image: flags.image.as_deref().map(|path| prepared(bundle, path)).transpose()?,
+        item: None,
+        minus: flags.minus.iter().map(|term| term.trim().to_owned()).collect(),
+        weights: Weights { image: flags.image_weight, minus: flags.minus_weight },
+    })
+}
+
+fn tell(
+    flags: &SearchFlags,
+    report: &Report<'_>,
+    answer: &Answer,
+    terminal: &Terminal,
+) -> anyhow::Result<()> {
+    tell_skipped(terminal, &answer.skipped, None);
+    if flags.json { print_json(report) } else { print(&text_of(answer)) }
 }
 
 /// The image of a query, as the model takes it.
@@ -186,9 +222,9 @@ fn text_of(answer: &Answer) -> String {
 }
 
 /// Confidence was worked out for sentences, where the index has some.
-fn refuse_confidence_of_others(flags: &SearchFlags, shelf: &Shelf) -> anyhow::Result<()> {
+fn refuse_confidence_of_others(flags: &SearchFlags, confidence: Option<&Confidence>) -> anyhow::Result<()> {
     let whole_sentence = flags.image.is_none() && flags.minus.is_empty();
-    let (message, hint) = match (flags.min_confidence, &shelf.confidence) {
+    let (message, hint) = match (flags.min_confidence, confidence) {
         (None, _) => return Ok(()),
         (Some(_), Some(_)) if whole_sentence => return Ok(()),
         (Some(_), _) if !whole_sentence => {

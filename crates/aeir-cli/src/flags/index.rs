@@ -6,6 +6,7 @@ use aeir_retrieve::Storage;
 use clap::builder::FalseyValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 
+use super::milvus::UploadFlags;
 use super::{DeviceFlag, PrecisionFlag, ReadingFlags, correction};
 use crate::limits::LoadingFlags;
 
@@ -17,7 +18,8 @@ Examples:
   aeir index remove  --index index /data/photos/7.jpg
   aeir index compact --index index
   aeir index info    --index index
-  aeir index export  --index index --output exported";
+  aeir index export  --index index --output exported
+  aeir index upload  --index index --to milvus://localhost:19530/photos";
 
 /// Flags of `aeir index`.
 #[derive(Args)]
@@ -51,9 +53,15 @@ pub(crate) struct IndexFlags {
     pub(crate) storage: StorageFlag,
     #[command(flatten)]
     pub(crate) approximate: ApproximateFlag,
-    /// Folder for the index; an earlier index in it is replaced once the new one is whole
-    #[arg(long, short, value_name = "IDX", required = true, env = "AEIR_OUTPUT")]
+    /// Folder for the index; an earlier index in it is replaced once the new one is whole. May be left out with --to
+    #[arg(long, short, value_name = "IDX", required_unless_present = "to", env = "AEIR_OUTPUT")]
     pub(crate) output: Option<PathBuf>,
+    /// Put the images into a collection of a Milvus server too, or alone; it is made if there is none. The same command goes on with
+    /// an upload that was interrupted. `milvuss://` connects with TLS
+    #[arg(long, value_name = "milvus://HOST:PORT/COLLECTION", env = "AEIR_TO")]
+    pub(crate) to: Option<String>,
+    #[command(flatten)]
+    pub(crate) upload: UploadFlags,
     #[command(flatten)]
     pub(crate) loading: LoadingFlags,
     #[command(flatten)]
@@ -83,6 +91,8 @@ pub(crate) enum IndexCommand {
     Info(InfoFlags),
     /// Write vectors, names and metadata as `.npy` and Parquet, for FAISS, pgvector, Qdrant and others
     Export(ExportFlags),
+    /// Put an index into a collection of a Milvus server, or bring the collection up to date
+    Upload(UploadCommandFlags),
 }
 
 #[derive(Args)]
@@ -147,6 +157,19 @@ pub(crate) struct ExportFlags {
     /// How a value is stored
     #[arg(long, value_enum, default_value = "f32", env = "AEIR_PRECISION")]
     pub(crate) precision: PrecisionFlag,
+}
+
+#[derive(Args)]
+pub(crate) struct UploadCommandFlags {
+    /// Folder of an index
+    #[arg(long, value_name = "IDX", env = "AEIR_INDEX")]
+    pub(crate) index: PathBuf,
+    /// The collection; it is made if there is none. The same command goes on with an upload that was interrupted. `milvuss://`
+    /// connects with TLS
+    #[arg(long, value_name = "milvus://HOST:PORT/COLLECTION", env = "AEIR_TO")]
+    pub(crate) to: String,
+    #[command(flatten)]
+    pub(crate) upload: UploadFlags,
 }
 
 /// What is kept with items.

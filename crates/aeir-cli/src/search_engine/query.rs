@@ -1,6 +1,6 @@
 //! What is asked: a sentence, an image, an item of the index, or several at once, less what it should not be.
 
-use aeir_encoders::PreparedImage;
+use aeir_encoders::{Bundle, PreparedImage};
 use candle_core::Tensor;
 
 use super::SearchEngine;
@@ -74,54 +74,64 @@ impl Query {
 }
 
 impl SearchEngine {
-    /// Unit vectors of some queries, all sentences in one batch and all images in another.
-    ///
-    /// Equation: `q = t + w_image (i + x) - w_minus sum_m m`, scaled to length 1, of the unit vectors of sentence, image, item and terms.
-    /// A sentence or an image alone stays as the model gives it.
+    /// [`vectors_of`] queries with the engine's model and the items of its index.
     ///
     /// # Errors
-    /// Where the model fails on a batch; inside, why single queries have no vector.
+    /// As [`vectors_of`].
     pub(crate) fn vectors(&self, queries: &[&Query]) -> anyhow::Result<Vec<Result<Vec<f32>, QueryError>>> {
-        let sentences: Vec<&str> = queries.iter().flat_map(|query| query.sentences()).collect();
-        let images: Vec<PreparedImage> = queries.iter().filter_map(|query| query.image.clone()).collect();
-        let mut sentences = self.embed_sentences(&sentences)?.into_iter();
-        let mut images = self.embed_images(&images)?.into_iter();
-        let vectors = queries.iter().map(|query| {
-            let text = query.text.as_ref().and_then(|_| sentences.next());
-            let minus: Vec<Vec<f32>> = sentences.by_ref().take(query.minus.len()).collect();
-            let image = query.image.as_ref().and_then(|_| images.next());
-            let item = match query.item {
-                Some(position) => {
-                    Some(self.shelf.index.embedding(position).ok_or(QueryError::NoItem(position))?)
-                }
-                None => None,
-            };
-            let Weights { image: of_image, minus: of_minus } = query.weights;
-            let mut parts: Vec<(f32, Vec<f32>)> = Vec::new();
-            parts.extend(text.map(|vector| (1.0, vector)));
-            parts.extend(image.into_iter().chain(item).map(|vector| (of_image, vector)));
-            if parts.is_empty() {
-                return Err(QueryError::Empty);
-            }
-            parts.extend(minus.into_iter().map(|vector| (-of_minus, vector)));
-            combined(parts)
-        });
-        Ok(vectors.collect())
+        vectors_of(&self.bundle, queries, |position| self.shelf.index.embedding(position))
     }
+}
 
-    fn embed_sentences(&self, sentences: &[&str]) -> anyhow::Result<Vec<Vec<f32>>> {
-        if sentences.is_empty() {
-            return Ok(Vec::new());
+/// Unit vectors of some queries, all sentences in one batch and all images in another.
+///
+/// Equation: `q = t + w_image (i + x) - w_minus sum_m m`, scaled to length 1, of the unit vectors of sentence, image, item and terms.
+/// A sentence or an image alone stays as the model gives it.
+///
+/// # Errors
+/// Where the model fails on a batch; inside, why single queries have no vector.
+pub(crate) fn vectors_of(
+    bundle: &Bundle,
+    queries: &[&Query],
+    item_at: impl Fn(usize) -> Option<Vec<f32>>,
+) -> anyhow::Result<Vec<Result<Vec<f32>, QueryError>>> {
+    let sentences: Vec<&str> = queries.iter().flat_map(|query| query.sentences()).collect();
+    let images: Vec<PreparedImage> = queries.iter().filter_map(|query| query.image.clone()).collect();
+    let mut sentences = embed_sentences(bundle, &sentences)?.into_iter();
+    let mut images = embed_images(bundle, &images)?.into_iter();
+    let vectors = queries.iter().map(|query| {
+        let text = query.text.as_ref().and_then(|_| sentences.next());
+        let minus: Vec<Vec<f32>> = sentences.by_ref().take(query.minus.len()).collect();
+        let image = query.image.as_ref().and_then(|_| images.next());
+        let item = match query.item {
+            Some(position) => Some(item_at(position).ok_or(QueryError::NoItem(position))?),
+            None => None,
+        };
+        let Weights { image: of_image, minus: of_minus } = query.weights;
+        let mut parts: Vec<(f32, Vec<f32>)> = Vec::new();
+        parts.extend(text.map(|vector| (1.0, vector)));
+        parts.extend(image.into_iter().chain(item).map(|vector| (of_image, vector)));
+        if parts.is_empty() {
+            return Err(QueryError::Empty);
         }
-        rows(&self.bundle.embed_sentences(sentences)?)
-    }
+        parts.extend(minus.into_iter().map(|vector| (-of_minus, vector)));
+        combined(parts)
+    });
+    Ok(vectors.collect())
+}
 
-    fn embed_images(&self, images: &[PreparedImage]) -> anyhow::Result<Vec<Vec<f32>>> {
-        if images.is_empty() {
-            return Ok(Vec::new());
-        }
-        rows(&self.bundle.encode_images(&self.bundle.prepared_items(images)?)?.pooled()?)
+fn embed_sentences(bundle: &Bundle, sentences: &[&str]) -> anyhow::Result<Vec<Vec<f32>>> {
+    if sentences.is_empty() {
+        return Ok(Vec::new());
     }
+    rows(&bundle.embed_sentences(sentences)?)
+}
+
+fn embed_images(bundle: &Bundle, images: &[PreparedImage]) -> anyhow::Result<Vec<Vec<f32>>> {
+    if images.is_empty() {
+        return Ok(Vec::new());
+    }
+    rows(&bundle.encode_images(&bundle.prepared_items(images)?)?.pooled()?)
 }
 
 fn rows(vectors: &Tensor) -> anyhow::Result<Vec<Vec<f32>>> {

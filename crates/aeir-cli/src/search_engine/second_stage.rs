@@ -29,7 +29,7 @@ pub(crate) fn stages_of(bundle: &Bundle, rerank: Rerank) -> usize {
 ///
 /// The head needs the fragments of the images found. They are encoded again, or come from the feature cache; an image that
 /// can't be read any more keeps its place behind those that can.
-pub(super) fn reranked(
+pub(crate) fn reranked(
     bundle: &Bundle,
     hits: Vec<Hit>,
     sentence: &str,

@@ -555,7 +555,7 @@ fn index() {
     insta::assert_snapshot!(help("index"), @"
     Embed images with a model and store them for search
 
-    Usage: aeir index [OPTIONS] --model <RUN> --images <PATH> --output <IDX>
+    Usage: aeir index [OPTIONS] --model <RUN> --images <PATH>
            aeir index <COMMAND>
 
     Commands:
@@ -565,6 +565,7 @@ fn index() {
       info     Say what an index holds
       export   Write vectors, names and metadata as `.npy` and Parquet, for FAISS, pgvector, Qdrant and
                others
+      upload   Put an index into a collection of a Milvus server, or bring the collection up to date
       help     Print this message or the help of the given subcommand(s)
 
     Options:
@@ -643,9 +644,50 @@ fn index() {
               [default: auto]
 
       -o, --output <IDX>
-              Folder for the index; an earlier index in it is replaced once the new one is whole
+              Folder for the index; an earlier index in it is replaced once the new one is whole. May be
+              left out with --to
 
               [env: AEIR_OUTPUT=]
+
+          --to <milvus://HOST:PORT/COLLECTION>
+              Put the images into a collection of a Milvus server too, or alone; it is made if there is
+              none. The same command goes on with an upload that was interrupted. `milvuss://` connects
+              with TLS
+
+              [env: AEIR_TO=]
+
+          --milvus-index <KIND>
+              With --to: which index the server has of the vectors [default: the one that is there, or
+              flat]
+
+              Possible values:
+              - flat: Look at every vector
+              - hnsw: Walk a graph of near neighbours
+              - auto: What the server thinks best
+
+              [env: AEIR_MILVUS_INDEX=]
+
+          --overwrite
+              With --to: drop a collection that is of another model or another kind, with all in it, and
+              make it anew
+
+              [env: AEIR_OVERWRITE=]
+
+          --delete-others
+              With --to: delete images of the collection that are not in this index
+
+              [env: AEIR_DELETE_OTHERS=]
+
+          --milvus-token <TOKEN>
+              With a Milvus collection: `user:password` or an API key
+
+              [env: AEIR_MILVUS_TOKEN]
+
+          --milvus-timeout <SECONDS>
+              With a Milvus collection: longest time for one request
+
+              [env: AEIR_MILVUS_TIMEOUT=]
+              [default: 60]
 
           --device <DEVICE>
               Where to compute: auto, cpu, cuda, cuda:N or metal
@@ -694,6 +736,7 @@ fn index() {
       aeir index compact --index index
       aeir index info    --index index
       aeir index export  --index index --output exported
+      aeir index upload  --index index --to milvus://localhost:19530/photos
     ");
 }
 
@@ -778,9 +821,12 @@ fn search() {
 
     Options:
           --index <IDX>
-              Folder of an index
+              Folder of an index, or a Milvus collection, `milvus://HOST:PORT/COLLECTION`
 
               [env: AEIR_INDEX=]
+
+          --model <RUN>
+              With a Milvus collection: the trained model, or the index that the collection was made of
 
           --image <FILE>
               Look for images like this one; with a sentence, for what both have in common
@@ -873,6 +919,17 @@ fn search() {
               Print one JSON object
 
               [env: AEIR_JSON=]
+
+          --milvus-token <TOKEN>
+              With a Milvus collection: `user:password` or an API key
+
+              [env: AEIR_MILVUS_TOKEN]
+
+          --milvus-timeout <SECONDS>
+              With a Milvus collection: longest time for one request
+
+              [env: AEIR_MILVUS_TIMEOUT=]
+              [default: 60]
 
           --device <DEVICE>
               Where to compute: auto, cpu, cuda, cuda:N or metal

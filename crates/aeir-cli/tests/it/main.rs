@@ -17,6 +17,7 @@ mod help;
 mod index_commands;
 mod label;
 mod methods;
+mod milvus;
 mod observing;
 mod odd_batches;
 mod pairs;

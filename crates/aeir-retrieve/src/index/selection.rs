@@ -44,6 +44,24 @@ impl Filter {
         self.items.is_none() && self.equal.is_empty()
     }
 
+    /// The names it asks for.
+    #[cfg(feature = "milvus")]
+    pub(crate) fn items(&self) -> Option<&HashSet<String>> {
+        self.items.as_ref()
+    }
+
+    /// Whether it lets nothing through, whatever there is.
+    #[cfg(feature = "milvus")]
+    pub(crate) fn selects_nothing(&self) -> bool {
+        self.items.as_ref().is_some_and(HashSet::is_empty)
+    }
+
+    /// The keys and values it asks for.
+    #[cfg(feature = "milvus")]
+    pub(crate) fn equal(&self) -> &[(String, String)] {
+        &self.equal
+    }
+
     fn holds(&self, metadata: &Metadata) -> bool {
         self.equal.iter().all(|(key, value)| metadata.get(key).is_some_and(|found| is_equal(found, value)))
     }
@@ -57,6 +75,17 @@ fn is_equal(found: &Value, value: &str) -> bool {
         Value::Number(_) | Value::Bool(_) | Value::Null => {
             serde_json::to_string(found).is_ok_and(|text| text == value)
         }
+    }
+}
+
+/// Every text that is equal to a value, as [`Filter::with_equal`] compares them.
+#[cfg(feature = "milvus")]
+pub(crate) fn texts_of(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(text) => vec![text.clone()],
+        Value::Array(list) => list.iter().flat_map(texts_of).collect(),
+        Value::Object(_) => Vec::new(),
+        Value::Number(_) | Value::Bool(_) | Value::Null => serde_json::to_string(value).into_iter().collect(),
     }
 }
 
@@ -168,5 +197,21 @@ mod tests {
             assert!(!holds(key, value), "{key}");
         }
         assert!(!Filter::default().with_equal("text", "cc0").with_equal("year", "1").holds(&metadata));
+    }
+
+    #[cfg(feature = "milvus")]
+    #[test]
+    fn texts_of_a_value_are_those_it_is_equal_to() {
+        for (json, texts) in [
+            (r#""cc0""#, vec!["cc0"]),
+            ("2019", vec!["2019"]),
+            ("null", vec!["null"]),
+            (r#"["a", [7, true], {"b": 1}]"#, vec!["a", "7", "true"]),
+            ("{}", vec![]),
+        ] {
+            let value: Value = serde_json::from_str(json).unwrap();
+            assert_eq!(texts_of(&value), texts);
+            assert!(texts.iter().all(|text| is_equal(&value, text)), "{json}");
+        }
     }
 }

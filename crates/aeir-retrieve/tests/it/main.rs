@@ -9,6 +9,8 @@ mod domain_distance;
 mod index_changes;
 mod index_folder;
 mod labelling;
+#[cfg(feature = "milvus")]
+mod milvus;
 mod naive;
 mod parity;
 mod properties;
