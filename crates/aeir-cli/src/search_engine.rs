@@ -7,7 +7,7 @@ mod duplicates;
 mod query;
 mod second_stage;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +17,7 @@ use aeir_retrieve::{Confidence, Filter, GalleryCorrection, Hit, Index, Matrix, S
 use candle_core::Device;
 
 pub(crate) use duplicates::DEFAULT_THRESHOLD;
+use duplicates::Groups;
 #[cfg(feature = "milvus")]
 pub(crate) use query::vectors_of;
 pub(crate) use query::{Query, QueryError, Weights};
@@ -45,25 +46,32 @@ impl Shelf {
         Self::of(Index::open(folder)?)
     }
 
-    /// The generation that was committed last; what it has in common with this one is not read again.
+    /// The generation that was committed last, unless it is this one; what the two have in common is not read again.
     #[cfg(feature = "serve")]
-    pub(crate) fn newer(&self) -> anyhow::Result<Self> {
-        match self.index.newer()? {
-            Some(index) => Self::of(index),
-            // The same manifest, whatever its file went through meanwhile.
-            None => Self::open(self.index.folder()),
-        }
+    pub(crate) fn newer(&self) -> anyhow::Result<Option<Self>> {
+        self.index.newer()?.map(Self::of).transpose()
     }
 
-    fn of(index: Index) -> anyhow::Result<Self> {
-        let correction = GalleryCorrection::read(&index)?;
-        let confidence = Confidence::read(&index)?;
-        Ok(Self { index, correction, confidence })
+    /// A commit between opening the index and reading what goes with it takes those files away: then it is the newer one.
+    fn of(mut index: Index) -> anyhow::Result<Self> {
+        loop {
+            match scores_of(&index) {
+                Ok((correction, confidence)) => return Ok(Self { index, correction, confidence }),
+                Err(error) => match index.newer() {
+                    Ok(Some(newer)) => index = newer,
+                    _ => return Err(error),
+                },
+            }
+        }
     }
 
     pub(crate) fn correction_name(&self) -> Option<&'static str> {
         self.correction.as_ref().map(|correction| correction.correction().name())
     }
+}
+
+fn scores_of(index: &Index) -> anyhow::Result<(Option<GalleryCorrection>, Option<Confidence>)> {
+    Ok((GalleryCorrection::read(index)?, Confidence::read(index)?))
 }
 
 /// How a query is answered.
@@ -81,8 +89,8 @@ pub(crate) struct Manner {
     pub(crate) min_confidence: Option<f64>,
     /// Look at every item, even where the index has a graph.
     pub(crate) exact: bool,
-    /// Find these items alone.
-    pub(crate) filter: Filter,
+    /// Find these items alone; see [`SearchEngine::selection_of`].
+    pub(crate) selection: Option<Arc<Selection>>,
 }
 
 /// A query with its vector, and how it is to be answered.
@@ -138,32 +146,36 @@ impl SearchEngine {
         Ok(Self { shelf, bundle, selections: Mutex::default() })
     }
 
-    /// Answers queries whose vectors are known, each in its manner. Those that ask for the same kind of search go over the index together.
+    /// Answers queries whose vectors are known, each in its manner. Those that ask for the same kind of search, as deep, go over the index
+    /// together: how deep a search goes decides what a graph or 8-bit codes find, and that is nobody else's business.
     ///
     /// One query's failure is not the others'.
     pub(crate) fn answers(&self, asked: &[Asked<'_>], terminal: &Terminal) -> Vec<anyhow::Result<Answer>> {
         let mut first: Vec<Option<Vec<Hit>>> = vec![None; asked.len()];
-        for corrected in [false, true] {
-            self.search_together(asked, corrected, &mut first);
+        let mut groups: BTreeMap<(bool, usize), Vec<usize>> = BTreeMap::new();
+        for (place, Asked { query, manner, .. }) in asked.iter().enumerate() {
+            if manner.selection.is_none() && !manner.exact {
+                let corrected = self.correction_of(query, manner).is_some();
+                groups.entry((corrected, self.depth_of(query, manner))).or_default().push(place);
+            }
+        }
+        // One alone gains nothing, and is searched by whoever needs it.
+        for ((corrected, depth), places) in groups.into_iter().filter(|(_, places)| places.len() > 1) {
+            self.search_together(asked, &places, corrected, depth, &mut first);
         }
         asked.iter().zip(first).map(|(asked, hits)| self.answer(*asked, hits, terminal)).collect()
     }
 
-    /// The first stages of all queries over the whole index, with or without its correction, in one pass.
-    fn search_together(&self, asked: &[Asked<'_>], corrected: bool, found: &mut [Option<Vec<Hit>>]) {
-        let together: Vec<(usize, &Asked<'_>)> = (asked.iter().enumerate())
-            .filter(|(_, Asked { query, manner, .. })| {
-                manner.filter.is_empty()
-                    && !manner.exact
-                    && self.correction_of(query, manner).is_some() == corrected
-            })
-            .collect();
-        // One alone gains nothing, and is searched by whoever needs it.
-        if together.len() < 2 {
-            return;
-        }
-        let rows: Vec<&[f32]> = together.iter().map(|(_, asked)| asked.vector).collect();
-        let depth = together.iter().map(|(_, asked)| depth_of(asked.query, asked.manner)).max().unwrap_or(1);
+    /// The first stages of some queries over the whole index, with or without its correction, in one pass.
+    fn search_together(
+        &self,
+        asked: &[Asked<'_>],
+        places: &[usize],
+        corrected: bool,
+        depth: usize,
+        found: &mut [Option<Vec<Hit>>],
+    ) {
+        let rows: Vec<&[f32]> = places.iter().filter_map(|place| Some(asked.get(*place)?.vector)).collect();
         let correction = self.shelf.correction.as_ref().filter(|_| corrected);
         let options = SearchOptions { correction, ..SearchOptions::default() };
         // A query that can't be searched fails the batch: each is then searched, and refused, by itself.
@@ -172,8 +184,8 @@ impl SearchEngine {
         else {
             return;
         };
-        for ((place, _), hits) in together.into_iter().zip(batch) {
-            if let Some(slot) = found.get_mut(place) {
+        for (place, hits) in places.iter().zip(batch) {
+            if let Some(slot) = found.get_mut(*place) {
                 *slot = Some(hits);
             }
         }
@@ -200,13 +212,9 @@ impl SearchEngine {
         if answer.no_good_match == Some(true) {
             return Ok(answer);
         }
-        let depth = depth_of(query, manner);
         let hits = match first {
-            Some(mut hits) => {
-                hits.truncate(depth);
-                hits
-            }
-            None => self.first_stage(query, vector, depth, manner)?,
+            Some(hits) => hits,
+            None => self.first_stage(query, vector, self.depth_of(query, manner), manner)?,
         };
         let (hits, skipped) = self.second_stage(query, hits, manner, terminal)?;
         answer.skipped = skipped;
@@ -237,29 +245,35 @@ impl SearchEngine {
         correction: Option<&GalleryCorrection>,
     ) -> anyhow::Result<Vec<Hit>> {
         let index = &self.shelf.index;
-        let selection = self.selection_of(&manner.filter)?;
-        let selection = selection.as_deref();
+        let selection = manner.selection.as_deref();
         let options =
             SearchOptions { exact: manner.exact, selection, correction, ..SearchOptions::default() };
         let found = index.find(&Matrix::from_rows(&[vector])?, depth.min(index.len()).max(1), &options)?;
         Ok(found.into_iter().next().unwrap_or_default())
     }
 
-    /// What a filter lets through; worked out once for queries that ask the same.
-    fn selection_of(&self, filter: &Filter) -> anyhow::Result<Option<Arc<Selection>>> {
+    /// What a filter lets through; kept for queries that ask the same. Looks at every item: not for threads that others wait for.
+    pub(crate) fn selection_of(&self, filter: &Filter) -> anyhow::Result<Option<Arc<Selection>>> {
         if filter.is_empty() {
             return Ok(None);
         }
-        let mut kept = self.selections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, selection)) = kept.iter().find(|(known, _)| known == filter) {
-            return Ok(Some(Arc::clone(selection)));
+        if let Some(known) = self.known_selection(filter) {
+            return Ok(Some(known));
         }
+        // Without the lock: another filter's query does not wait for this one.
         let selection = Arc::new(self.shelf.index.select(filter)?);
-        if kept.len() == MOST_SELECTIONS {
+        let mut kept = self.selections.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() >= MOST_SELECTIONS {
             kept.pop_front();
         }
         kept.push_back((filter.clone(), Arc::clone(&selection)));
         Ok(Some(selection))
+    }
+
+    /// What a filter of late lets through.
+    pub(crate) fn known_selection(&self, filter: &Filter) -> Option<Arc<Selection>> {
+        let kept = self.selections.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().find(|(known, _)| known == filter).map(|(_, selection)| Arc::clone(selection))
     }
 
     /// Orders the first hits anew where the model's head can tell, and that was asked for.
@@ -278,7 +292,7 @@ impl SearchEngine {
         }
     }
 
-    /// The best `k`, duplicates behind the first of their kind. Goes deeper where too few are left.
+    /// The best `k`, duplicates behind the first of their kind. Goes deeper where too few are left, as long as that finds more.
     fn grouped(
         &self,
         query: &Query,
@@ -289,16 +303,29 @@ impl SearchEngine {
         let Some(threshold) = manner.same_above else {
             return Ok(hits.into_iter().take(manner.k).map(Found::alone).collect());
         };
-        loop {
-            let found = duplicates::grouped(&self.shelf.index, &hits, manner.k, threshold);
-            let most = self.shelf.index.len().min(MOST_LOOKED_THROUGH);
-            if found.len() >= manner.k || hits.len() >= most {
-                return Ok(found);
+        let most = self.shelf.index.len().min(MOST_LOOKED_THROUGH);
+        let mut groups = Groups::new(&self.shelf.index, manner.k, threshold);
+        let mut seen = HashSet::new();
+        // A filter lets few through, and the walk of a graph may end early: there need not be as many as asked for.
+        while !hits.is_empty() {
+            seen.extend(hits.iter().map(|hit| hit.position));
+            groups.add(hits);
+            if groups.is_full() || seen.len() >= most {
+                break;
             }
-            let deeper = self.first_stage(query, vector, (4 * hits.len().max(1)).min(most), manner)?;
-            let seen: HashSet<usize> = hits.iter().map(|hit| hit.position).collect();
-            hits.extend(deeper.into_iter().filter(|hit| !seen.contains(&hit.position)));
+            hits = self.first_stage(query, vector, (4 * seen.len()).min(most), manner)?;
+            hits.retain(|hit| !seen.contains(&hit.position));
         }
+        Ok(groups.into_found())
+    }
+
+    /// Hits that are needed from the first stage.
+    fn depth_of(&self, query: &Query, manner: &Manner) -> usize {
+        let depth = match query.plain_sentence() {
+            Some(_) => manner.k.max(manner.rerank),
+            None => manner.k,
+        };
+        depth.min(self.shelf.index.len()).max(1)
     }
 
     /// What a query's scores are corrected by. It was worked out for sentences.
@@ -334,13 +361,5 @@ impl SearchEngine {
 impl Found {
     fn alone(hit: Hit) -> Self {
         Self { hit, confidence: None, duplicates: Vec::new() }
-    }
-}
-
-/// Hits that are needed from the first stage.
-fn depth_of(query: &Query, manner: &Manner) -> usize {
-    match query.plain_sentence() {
-        Some(_) => manner.k.max(manner.rerank),
-        None => manner.k,
     }
 }

@@ -12,9 +12,9 @@ use crate::region_features::{RegionFeatures, is_feature_file};
 /// Suffixes of files that hold several images.
 const SUFFIXES: [&str; 5] = [".npy", ".safetensors", ".tsv", ".tar", ".parquet"];
 
-/// Files that hold several images, each opened once.
+/// Files that hold several images, each opened once. Files that change meanwhile are not looked at again.
 #[derive(Default)]
-pub(crate) struct Containers {
+pub struct Containers {
     opened: HashMap<PathBuf, Content>,
 }
 
@@ -35,11 +35,22 @@ pub(crate) fn split(name: &str) -> Option<(&str, &str)> {
 }
 
 impl Containers {
+    /// The image of a name, as [`ImageSource::of_names`] finds it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn image(&mut self, name: &str) -> Result<ImageSource, DataError> {
+        match split(name) {
+            Some((file, place)) => self.image_at(Path::new(file), place),
+            None => Ok(PathBuf::from(name).into()),
+        }
+    }
+
     /// The image at a place of a file.
     ///
     /// # Errors
     /// What opening the file finds wrong; [`DataError::NoSuchImage`] where it has nothing at this place.
-    pub(crate) fn image(&mut self, file: &Path, place: &str) -> Result<ImageSource, DataError> {
+    pub(crate) fn image_at(&mut self, file: &Path, place: &str) -> Result<ImageSource, DataError> {
         if !self.opened.contains_key(file) {
             self.opened.insert(file.to_path_buf(), open(file)?);
         }
@@ -80,11 +91,13 @@ impl ImageSource {
     /// What opening a file that holds several images finds wrong; [`DataError::NoSuchImage`].
     pub fn of_names(names: &[impl AsRef<str>]) -> Result<Vec<Self>, DataError> {
         let mut containers = Containers::default();
-        let image = |name: &str| match split(name) {
-            Some((file, place)) => containers.image(Path::new(file), place),
-            None => Ok(PathBuf::from(name).into()),
-        };
-        names.iter().map(AsRef::as_ref).map(image).collect()
+        names.iter().map(|name| containers.image(name.as_ref())).collect()
+    }
+
+    /// The file that an image of this name lies in, by the name alone.
+    #[must_use]
+    pub fn file_of_name(name: &str) -> &Path {
+        Path::new(split(name).map_or(name, |(file, _)| file))
     }
 }
 

@@ -31,6 +31,7 @@ mod split;
 
 pub use cache::{CacheEntry, FeatureCache, Features, Precision, Pruned, list, prune};
 pub use check::{CheckReport, Finding, PartReport, Spread, check};
+pub use containers::Containers;
 pub use dataset::{Columns, Dataset, Format, Item, ReadOptions};
 pub use decode::{DecodedImage, ImageLimits, decode_bytes, decode_file};
 pub use domains::{AlignedTarget, CaptionedImage, ParallelDomain, TargetImages, TargetSentences, TestPairs};

@@ -102,7 +102,7 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         same_above: (flags.duplicates == Duplicates::Collapse).then_some(flags.duplicate_threshold),
         min_confidence: flags.min_confidence,
         exact: flags.exact,
-        filter: filter_of(flags)?,
+        selection: engine.selection_of(&filter_of(flags)?)?,
     };
     let vector = engine.vectors(&[&query])?.pop().unwrap_or(Err(QueryError::Empty))?;
     let mut set = None;
@@ -125,7 +125,7 @@ pub(crate) fn run(flags: &SearchFlags, terminal: &Terminal) -> anyhow::Result<()
         ));
     }
     if answer.found.is_empty()
-        && !manner.filter.is_empty()
+        && manner.selection.is_some()
         && answer.no_good_match != Some(true)
         && !flags.json
     {
@@ -261,25 +261,28 @@ fn set_of_results(
 ) -> anyhow::Result<SetOfResults> {
     let index = &engine.shelf.index;
     let places: HashMap<&str, usize> = index.items().zip(0..).collect();
-    let (mut gaps, mut unknown) = (Vec::new(), 0);
+    let (mut gaps, mut unknown, mut left_out) = (Vec::new(), 0, 0);
     for (caption, owner) in pairs.captions().iter().zip(pairs.owners()) {
         let name = pairs.images().get(*owner).map(ImageSource::absolute_name).transpose()?;
         let Some(place) = name.and_then(|name| places.get(name.as_str()).copied()) else {
             unknown += 1;
             continue;
         };
-        gaps.push(gap(engine, caption, place, manner)?);
+        match gap(engine, caption, place, manner)? {
+            Some(gap) => gaps.push(gap),
+            None => left_out += 1,
+        }
     }
-    if unknown > 0 {
-        terminal.warn(&format!(
-            "{unknown} of {} labelled sentences are of images that are not indexed",
-            pairs.captions().len()
-        ));
+    let labelled = pairs.captions().len();
+    for (count, why) in [(unknown, "are not indexed"), (left_out, "--where and --ids leave out")] {
+        if count > 0 {
+            terminal.warn(&format!("{count} of {labelled} labelled sentences are of images that {why}"));
+        }
     }
     if gaps.is_empty() {
         return Err(CliError::Data {
-            message: "no labelled pair is of an indexed image".into(),
-            hint: "--calibration takes pairs whose images were indexed, under the same paths".into(),
+            message: "no labelled pair is of an image that can be found".into(),
+            hint: "--calibration takes pairs whose images were indexed, under the same paths, and that --where and --ids let through".into(),
         }
         .into());
     }
@@ -289,13 +292,12 @@ fn set_of_results(
     Ok(SetOfResults { sets, size: sets.size(&scores) })
 }
 
-/// How far the right image's score lies below the best one's.
-fn gap(engine: &SearchEngine, caption: &str, place: usize, manner: &Manner) -> anyhow::Result<f64> {
+/// How far the right image's score lies below the best one's; none where the right one can't be found.
+fn gap(engine: &SearchEngine, caption: &str, place: usize, manner: &Manner) -> anyhow::Result<Option<f64>> {
     let query = Query::of_text(caption);
     let vector = engine.vectors(&[&query])?.pop().unwrap_or(Err(QueryError::Empty))?;
     let all = engine.first_stage(&query, &vector, engine.shelf.index.len(), manner)?;
     let best = all.first().map_or(0.0, |hit| f64::from(hit.score));
-    let right =
-        all.iter().find(|hit| hit.position == place).map_or(f64::NEG_INFINITY, |hit| f64::from(hit.score));
-    Ok(best - right)
+    let right = all.iter().find(|hit| hit.position == place);
+    Ok(right.map(|right| best - f64::from(right.score)))
 }

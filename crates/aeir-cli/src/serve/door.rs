@@ -106,7 +106,7 @@ impl Door {
 
     /// Whether other machines can reach it.
     pub(crate) fn is_public(&self) -> bool {
-        !self.address.ip().is_loopback()
+        !hosts::is_own(self.address.ip())
     }
 
     /// Answers requests until SIGINT or SIGTERM, then finishes those that have begun. `ready` is called once signals are listened for and clients are

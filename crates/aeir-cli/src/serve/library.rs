@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use sha2::{Digest, Sha256};
 use super::measures;
 use crate::search_engine::{SearchEngine, Shelf};
 use crate::terminal::Terminal;
+
+/// Longest pause between two looks at an index that can't be served, unless looks are farther apart anyway.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// An item by name: stays the same when an index is built anew, and says nothing of where the file lies.
 ///
@@ -91,8 +95,8 @@ pub(crate) struct Library {
     folder: PathBuf,
     device: Device,
     current: RwLock<Arc<Volume>>,
-    /// Why the newest index is not served, while it isn't.
-    trouble: RwLock<Option<String>>,
+    /// Whether the newest index can't be served.
+    trouble: AtomicBool,
 }
 
 impl Library {
@@ -105,7 +109,7 @@ impl Library {
             folder: folder.to_owned(),
             device: device.clone(),
             current: RwLock::new(Arc::new(volume)),
-            trouble: RwLock::new(None),
+            trouble: AtomicBool::new(false),
         })
     }
 
@@ -113,32 +117,41 @@ impl Library {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.trouble.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Whether there is a newer index that can't be served. Why is told on stderr alone: it says where files lie.
+    pub(super) fn trouble(&self) -> bool {
+        self.trouble.load(Ordering::Acquire)
     }
 
-    /// Looks at the index's manifest every so often, and serves the new index when there is one. Requests under way keep the old one.
+    /// Compares the index that is served with the one in the folder every so often, and serves the new one when there is one. Requests
+    /// under way keep the old one.
     ///
-    /// One that can't be opened is told of once, and the old one stays.
+    /// One that can't be opened is told of once for each reason, and the old one stays. It is tried again, less and less often: it may
+    /// be large, and broken for good.
     pub(crate) fn follow(self: Arc<Self>, every: Duration, terminal: Terminal) -> anyhow::Result<()> {
-        let mut seen = self.manifest();
         let watch = move || {
+            let (mut pause, mut told) = (every, None);
             loop {
-                std::thread::sleep(every);
-                let now = self.manifest();
-                // Between two indexes there may be none for a moment.
-                if now.is_none() || now == seen {
-                    continue;
-                }
-                seen = now;
-                match self.reopen() {
-                    Ok(items) => terminal.note(&format!("serving the new index: {items} images")),
+                std::thread::sleep(pause);
+                match self.renew() {
+                    Ok(renewed) => {
+                        (pause, told) = (every, None);
+                        self.trouble.store(false, Ordering::Release);
+                        if let Some(items) = renewed {
+                            terminal.note(&format!("serving the new index: {items} images"));
+                        }
+                    }
+                    // Between two indexes there may be none for a moment.
+                    Err(_) if !self.folder.join(MANIFEST_FILE).exists() => {}
                     Err(error) => {
-                        measures::reload_failed();
-                        terminal
-                            .warn(&format!("the new index can't be served, the old one stays: {error:#}"));
-                        *self.trouble.write().unwrap_or_else(PoisonError::into_inner) =
-                            Some(format!("{error:#}"));
+                        pause = (2 * pause).min(LONGEST_PAUSE.max(every));
+                        self.trouble.store(true, Ordering::Release);
+                        let why = Some(format!("{error:#}"));
+                        if told != why {
+                            measures::reload_failed();
+                            let what = "the new index can't be served, the old one stays";
+                            terminal.warn(&format!("{what}: {error:#}"));
+                            told = why;
+                        }
                     }
                 }
             }
@@ -147,14 +160,10 @@ impl Library {
         Ok(())
     }
 
-    fn manifest(&self) -> Option<Vec<u8>> {
-        std::fs::read(self.folder.join(MANIFEST_FILE)).ok()
-    }
-
-    /// Opens the index anew; what has not changed, such as its model, is kept.
-    fn reopen(&self) -> anyhow::Result<usize> {
+    /// Opens the newest index, unless it is the one that is served; what has not changed, such as its model, is kept.
+    fn renew(&self) -> anyhow::Result<Option<usize>> {
         let old = self.current();
-        let shelf = old.engine.shelf.newer()?;
+        let Some(shelf) = old.engine.shelf.newer()? else { return Ok(None) };
         let engine = if shelf.index.model_fingerprint() == old.engine.bundle.fingerprint() {
             SearchEngine::with_bundle(shelf, Arc::clone(&old.engine.bundle))?
         } else {
@@ -164,8 +173,7 @@ impl Library {
         let items = volume.engine.shelf.index.len();
         measures::of_index(items, volume.generation);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
-        *self.trouble.write().unwrap_or_else(PoisonError::into_inner) = None;
-        Ok(items)
+        Ok(Some(items))
     }
 }
 

@@ -139,7 +139,8 @@ impl Queue {
     }
 }
 
-fn refusal_of(error: &anyhow::Error) -> Refusal {
+/// What an error of the search engine is answered with.
+pub(super) fn refusal_of(error: &anyhow::Error) -> Refusal {
     match error.downcast_ref::<QueryError>() {
         Some(QueryError::Empty | QueryError::Cancelled) => Refusal::bad(error.to_string()),
         Some(QueryError::NoItem(_)) => Refusal::new(StatusCode::NOT_FOUND, error.to_string()),

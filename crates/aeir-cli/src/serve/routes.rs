@@ -5,10 +5,11 @@ mod page;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aeir_data::{DataError, decode_bytes};
 use aeir_encoders::PreparedImage;
+use aeir_retrieve::{Filter, Selection};
 use axum::body::Bytes;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query as UrlQuery, Request, State};
@@ -18,15 +19,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use utoipa::OpenApi;
 
 use super::api_key::{self, ApiKey};
-use super::body;
+use super::body::{self, Room};
 use super::library::{ItemId, Library, Volume};
 use super::limits::{self, LimitFlags, whole_seconds};
 use super::measures;
-use super::queue::{Done, Queue, Work};
+use super::queue::{self, Done, Queue, Work};
 use super::refusal::{Refusal, RefusalBody};
 use super::thumbnails::{SIDES, Thumbnails, too_large};
 use super::wanted::{Wanted, WantedDuplicates};
@@ -41,6 +42,8 @@ const SAMPLED: usize = 12;
 const MOST_SAMPLED: usize = 100;
 /// What a check of health embeds.
 const HEALTH_SENTENCE: &str = "a photograph";
+/// A check of health answers for so long, whoever asks.
+const HEALTH_KEPT: Duration = Duration::from_secs(1);
 /// A browser keeps a thumbnail for so long, then asks whether it has changed.
 const THUMBNAIL_CACHE: &str = "private, max-age=300";
 
@@ -50,10 +53,15 @@ pub(crate) struct Server {
     queue: Queue,
     thumbnails: Thumbnails,
     limits: LimitFlags,
-    /// Requests that are worked on.
+    /// Requests that are worked on, once their bodies are there.
     requests: Semaphore,
+    bodies: Room,
     /// Images that are decoded at once: each takes some bytes a pixel.
     decoding: Arc<Semaphore>,
+    /// One filter is worked out at a time, by all threads.
+    selecting: Arc<Semaphore>,
+    /// When health was checked last, and what came of it.
+    checked: Mutex<Option<(Instant, Result<Duration, Refusal>)>>,
     measures: PrometheusHandle,
     rerank: Option<Rerank>,
     /// Whether requests need a key, which the page has to ask for.
@@ -73,7 +81,10 @@ impl Server {
             queue: Queue::start(&limits)?,
             thumbnails: Thumbnails::new(limits.thumbnail_bytes),
             requests: Semaphore::new(limits.max_requests),
+            bodies: Room::new(&limits),
             decoding: Arc::new(Semaphore::new(rayon::current_num_threads())),
+            selecting: Arc::new(Semaphore::new(1)),
+            checked: Mutex::default(),
             limits,
             measures,
             rerank,
@@ -181,7 +192,7 @@ async fn wrong_method(request: Request) -> Refusal {
 async fn search(State(server): State<Arc<Server>>, request: Request) -> Result<Json<Results>, Refusal> {
     let began = Instant::now();
     let asked = server.asked(request).await?;
-    let manner = server.manner(&asked.wanted, &asked.volume)?;
+    let manner = server.manner(&asked.wanted, &asked.volume).await?;
     match server.ask(asked, Work::Search(manner)).await? {
         (volume, Done::Answer(answer)) => Ok(Json(Results::of(&volume, answer, began.elapsed()))),
         (_, Done::Vector(_)) => Err(Refusal::failed("the encoder gave a vector")),
@@ -288,7 +299,7 @@ async fn thumbnail(
 ) -> Result<Response, Refusal> {
     let side = side_of(query)?;
     let (volume, position) = server.find(id)?;
-    let place = server.place_to_decode().await?;
+    let place = server.place(&server.decoding, "the image", "decoded").await?;
     let shared = Arc::clone(&server);
     let made = tokio::task::spawn_blocking(move || {
         let _place = place;
@@ -340,7 +351,7 @@ async fn model(State(server): State<Arc<Server>>) -> Json<Card> {
 
 /// Whether queries are answered
 ///
-/// Embeds a sentence as a query does, in the same queue.
+/// Embeds a sentence as a query does, in the same queue; at most once a second, whoever asks.
 #[utoipa::path(
     get, path = "/healthz", tag = "server",
     responses(
@@ -350,10 +361,8 @@ async fn model(State(server): State<Arc<Server>>) -> Json<Card> {
     )
 )]
 async fn health(State(server): State<Arc<Server>>) -> Result<Json<Health>, Refusal> {
-    let (began, volume) = (Instant::now(), server.library.current());
-    let query = Query::of_text(HEALTH_SENTENCE);
-    server.queue.ask(Arc::clone(&volume), query, Work::Embed, None).await?;
-    Ok(Json(Health::of(&volume, began.elapsed(), server.library.trouble())))
+    let took = server.health().await?;
+    Ok(Json(Health::of(&server.library.current(), took, server.library.trouble())))
 }
 
 /// Measures for Prometheus
@@ -386,34 +395,42 @@ struct Asked<'a> {
     arriving: super::queue::Arriving,
     /// Held until the answer is there.
     _place: SemaphorePermit<'a>,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl Server {
     /// Reads a query, within the limits.
     async fn asked(&self, request: Request) -> Result<Asked<'_>, Refusal> {
         let (head, body) = request.into_parts();
-        let Ok(place) = self.requests.try_acquire() else {
-            body::drain(body);
-            let most = self.limits.max_requests;
-            return Err(Refusal::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                format!("too many requests at once: at most {most} are worked on"),
-            )
-            .limit(limits::REQUESTS, most as u64)
-            .hint("try again in a moment")
-            .retry_after(1));
-        };
         let arriving = self.queue.arriving();
-        let bytes = body::read(&head.headers, body, &self.limits).await?;
+        let body::Read { bytes, room } = body::read(&head.headers, body, &self.limits, &self.bodies).await?;
+        // A body that comes slowly takes nobody's place.
+        let place = self.requests.try_acquire().map_err(|_| body::too_many(&self.limits))?;
         let mut wanted = Wanted::read(&head.headers, bytes).await?;
         wanted.check(&self.limits)?;
         let volume = self.library.current();
         let query = self.query(&mut wanted, &volume).await?;
-        Ok(Asked { wanted, query, volume, arriving, _place: place })
+        Ok(Asked { wanted, query, volume, arriving, _place: place, _room: room })
+    }
+
+    /// How long it takes to embed a sentence. One check at a time: those who ask meanwhile, or soon after, are told the same.
+    async fn health(&self) -> Result<Duration, Refusal> {
+        let mut checked = self.checked.lock().await;
+        if let Some((when, outcome)) = &*checked
+            && when.elapsed() < HEALTH_KEPT
+        {
+            return outcome.clone();
+        }
+        let began = Instant::now();
+        let query = Query::of_text(HEALTH_SENTENCE);
+        let done = self.queue.ask(self.library.current(), query, Work::Embed, None).await;
+        let outcome = done.map(|_| began.elapsed());
+        *checked = Some((Instant::now(), outcome.clone()));
+        outcome
     }
 
     async fn ask(&self, asked: Asked<'_>, work: Work) -> Result<(Arc<Volume>, Done), Refusal> {
-        let Asked { query, volume, arriving, _place, .. } = asked;
+        let Asked { query, volume, arriving, _place, _room, .. } = asked;
         let done = self.queue.ask(Arc::clone(&volume), query, work, Some(arriving)).await?;
         Ok((volume, done))
     }
@@ -441,7 +458,7 @@ impl Server {
         })
     }
 
-    fn manner(&self, wanted: &Wanted, volume: &Volume) -> Result<Manner, Refusal> {
+    async fn manner(&self, wanted: &Wanted, volume: &Arc<Volume>) -> Result<Manner, Refusal> {
         let collapse = wanted.duplicates == Some(WantedDuplicates::Collapse);
         if wanted.min_confidence.is_some() && volume.engine.shelf.confidence.is_none() {
             return Err(Refusal::bad("`min_confidence`: this index has no query bank")
@@ -459,13 +476,36 @@ impl Server {
             same_above: collapse.then(|| wanted.duplicate_threshold.unwrap_or(DEFAULT_THRESHOLD)),
             min_confidence: wanted.min_confidence,
             exact: wanted.exact,
-            filter: wanted.filter.filter(volume),
+            selection: self.selection(wanted.filter.filter(volume), volume).await?,
         })
+    }
+
+    /// What a filter lets through: worked out before the query waits for the encoder, which then has nothing to do with it.
+    async fn selection(
+        &self,
+        filter: Filter,
+        volume: &Arc<Volume>,
+    ) -> Result<Option<Arc<Selection>>, Refusal> {
+        if filter.is_empty() {
+            return Ok(None);
+        }
+        if let Some(known) = volume.engine.known_selection(&filter) {
+            return Ok(Some(known));
+        }
+        let place = self.place(&self.selecting, "the filter", "worked out").await?;
+        let volume = Arc::clone(volume);
+        let work = move || {
+            let _place = place;
+            volume.engine.selection_of(&filter).map_err(|error| queue::refusal_of(&error))
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|_| Refusal::failed("the filter could not be worked out"))?
     }
 
     /// Decodes an image and resizes it to what the model takes.
     async fn prepared(&self, volume: &Arc<Volume>, bytes: Bytes) -> Result<PreparedImage, Refusal> {
-        let place = self.place_to_decode().await?;
+        let place = self.place(&self.decoding, "the image", "decoded").await?;
         let (volume, limits) = (Arc::clone(volume), self.limits.images());
         let work = move || {
             let _place = place;
@@ -479,16 +519,21 @@ impl Server {
             .map_err(|_| Refusal::failed("the image could not be decoded"))?
     }
 
-    /// Waits for its turn to decode, as long as for the encoder.
-    async fn place_to_decode(&self) -> Result<OwnedSemaphorePermit, Refusal> {
-        let place = Arc::clone(&self.decoding).acquire_owned();
+    /// Waits for the turn of `what` to be `done`, as long as for the encoder.
+    async fn place(
+        &self,
+        places: &Arc<Semaphore>,
+        what: &str,
+        done: &str,
+    ) -> Result<OwnedSemaphorePermit, Refusal> {
+        let place = Arc::clone(places).acquire_owned();
         match tokio::time::timeout(self.limits.queue_timeout, place).await {
             Ok(Ok(place)) => Ok(place),
             _ => {
                 let seconds = whole_seconds(self.limits.queue_timeout);
                 Err(Refusal::new(
                     StatusCode::SERVICE_UNAVAILABLE,
-                    format!("too busy: the image waited for {seconds} s to be decoded"),
+                    format!("too busy: {what} waited for {seconds} s to be {done}"),
                 )
                 .limit(limits::QUEUE, seconds)
                 .retry_after(1))

@@ -1,11 +1,12 @@
 //! Small pictures of indexed images, made when they are asked for and kept while there is room.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::UNIX_EPOCH;
 
-use aeir_data::{DataError, ImageLimits, ImageSource};
+use aeir_data::{Containers, DataError, ImageLimits, ImageSource};
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use image::{DynamicImage, Rgb, RgbImage};
@@ -19,6 +20,8 @@ use super::refusal::Refusal;
 /// The longer side of a thumbnail, in pixels, and of a larger view.
 pub(super) const SIDES: [u32; 2] = [320, 1024];
 const QUALITY: u8 = 85;
+/// Files with several images whose lists are kept.
+const MOST_LISTED: usize = 16;
 
 /// A picture and which one it is.
 #[derive(Clone)]
@@ -39,15 +42,30 @@ struct Shelf {
     clock: u64,
 }
 
+/// Changes with a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    length: u64,
+    modified: u128,
+}
+
+/// A file that holds several images, and where they lie in it.
+struct Listed {
+    file: PathBuf,
+    stamp: Stamp,
+    containers: Arc<Mutex<Containers>>,
+}
+
 /// What was made lately, the longest unused goes first.
 pub(super) struct Thumbnails {
     shelf: Mutex<Shelf>,
+    listed: Mutex<VecDeque<Listed>>,
     room: usize,
 }
 
 impl Thumbnails {
     pub(super) fn new(room: usize) -> Self {
-        Self { shelf: Mutex::default(), room }
+        Self { shelf: Mutex::default(), listed: Mutex::default(), room }
     }
 
     /// The picture of an item, made anew where its file has changed. Reads and decodes: not for threads that talk to clients.
@@ -58,20 +76,19 @@ impl Thumbnails {
         side: u32,
         limits: &ImageLimits,
     ) -> Result<Thumbnail, Refusal> {
-        let source = ImageSource::of_names(&[item])
-            .map_err(|error| refusal_of(&error))?
-            .pop()
-            .ok_or_else(|| Refusal::failed("the image has no source"))?;
+        let file = ImageSource::file_of_name(item);
+        let stamp = Stamp::of(file).map_err(|error| gone(&error))?;
+        let etag = format!("\"{id}-{side}-{:x}-{:x}\"", stamp.length, stamp.modified);
+        if let Some(kept) = self.kept(id, side, &etag) {
+            measures::thumbnail("memory");
+            return Ok(kept);
+        }
+        let source = self.source(item, file, stamp).map_err(|error| refusal_of(&error))?;
         if source.features().is_some() {
             return Err(Refusal::new(
                 StatusCode::NOT_FOUND,
                 "this item is indexed by its features: it has no image",
             ));
-        }
-        let etag = etag(id, side, &source).map_err(|error| gone(&error))?;
-        if let Some(kept) = self.kept(id, side, &etag) {
-            measures::thumbnail("memory");
-            return Ok(kept);
         }
         let decoded = source.decode(limits).map_err(|error| refusal_of(&error))?;
         let jpeg = jpeg_of(&decoded.image, side)?;
@@ -79,6 +96,31 @@ impl Thumbnails {
         measures::thumbnail("file");
         self.keep(id, side, thumbnail.clone());
         Ok(thumbnail)
+    }
+
+    /// Where an image lies. A file that holds several is listed once, and again where it has changed.
+    fn source(&self, item: &str, file: &Path, stamp: Stamp) -> Result<ImageSource, DataError> {
+        if file == Path::new(item) {
+            return Ok(file.to_owned().into());
+        }
+        let listed = self.listed(file, stamp);
+        // Whoever wants another image of the same file waits for the list.
+        let mut containers = listed.lock().unwrap_or_else(PoisonError::into_inner);
+        containers.image(item)
+    }
+
+    fn listed(&self, file: &Path, stamp: Stamp) -> Arc<Mutex<Containers>> {
+        let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = listed.iter().find(|known| known.file == file && known.stamp == stamp) {
+            return Arc::clone(&known.containers);
+        }
+        listed.retain(|known| known.file != file);
+        if listed.len() >= MOST_LISTED {
+            listed.pop_front();
+        }
+        let containers = Arc::default();
+        listed.push_back(Listed { file: file.to_owned(), stamp, containers: Arc::clone(&containers) });
+        containers
     }
 
     fn kept(&self, id: ItemId, side: u32, etag: &str) -> Option<Thumbnail> {
@@ -113,11 +155,12 @@ impl Thumbnails {
     }
 }
 
-/// Changes with the file.
-fn etag(id: ItemId, side: u32, source: &ImageSource) -> io::Result<String> {
-    let metadata = std::fs::metadata(source.path())?;
-    let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(format!("\"{id}-{side}-{:x}-{:x}\"", metadata.len(), modified.as_nanos()))
+impl Stamp {
+    fn of(file: &Path) -> io::Result<Self> {
+        let metadata = std::fs::metadata(file)?;
+        let modified = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Ok(Self { length: metadata.len(), modified: modified.as_nanos() })
+    }
 }
 
 fn gone(error: &io::Error) -> Refusal {
@@ -212,6 +255,18 @@ mod tests {
         assert!(thumbnails.kept(a, 320, "a").is_some() && thumbnails.kept(c, 320, "c").is_some());
         thumbnails.keep(a, 1024, Thumbnail { jpeg: vec![0; 11].into(), etag: "large".into() });
         assert!(thumbnails.kept(a, 320, "a").is_some(), "what has no room at all pushes nothing out");
+    }
+
+    #[test]
+    fn a_file_of_many_images_is_listed_once_until_it_changes() {
+        let thumbnails = Thumbnails::new(10);
+        let stamp = |length| Stamp { length, modified: 0 };
+        let listed = |name: &str, length| thumbnails.listed(Path::new(name), stamp(length));
+        let first = listed("a.tar", 1);
+        assert!(Arc::ptr_eq(&first, &listed("a.tar", 1)));
+        assert!(!Arc::ptr_eq(&first, &listed("a.tar", 2)), "it has changed");
+        (0..2 * MOST_LISTED).for_each(|i| drop(listed(&format!("{i}.tar"), 1)));
+        assert_eq!(thumbnails.listed.lock().unwrap().len(), MOST_LISTED);
     }
 
     #[test]

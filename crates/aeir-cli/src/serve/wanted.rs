@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aeir_retrieve::Filter;
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRequest, Multipart, Request};
+use axum::extract::{DefaultBodyLimit, FromRequest, Multipart, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -149,10 +149,12 @@ impl Wanted {
     /// A form has the fields of the JSON, `image` as a file, `minus` as often as wanted.
     async fn from_form(kind: &str, bytes: Bytes) -> Result<Self, Refusal> {
         let broken = |error: &dyn std::fmt::Display| Refusal::bad(format!("the form can't be read: {error}"));
-        let request = Request::builder()
+        let mut request = Request::builder()
             .header(header::CONTENT_TYPE, kind)
             .body(Body::from(bytes))
             .map_err(|error| broken(&error))?;
+        // The bytes were taken within our own limit.
+        DefaultBodyLimit::disable().apply(&mut request);
         let mut form =
             Multipart::from_request(request, &()).await.map_err(|error| broken(&error.body_text()))?;
         let mut wanted = Self::default();
@@ -250,6 +252,11 @@ impl Wanted {
         }
         if self.min_confidence.is_some_and(|share| !(share > 0.0 && share < 1.0)) {
             return Err(Refusal::bad("`min_confidence`: expected a number between 0 and 1"));
+        }
+        let of_more = self.image.is_some() || self.item.is_some() || !self.minus.is_empty();
+        if self.min_confidence.is_some() && of_more {
+            return Err(Refusal::bad("`min_confidence` is of queries by sentence")
+                .hint("leave it out with `image`, `item` and `minus`"));
         }
         Ok(())
     }

@@ -191,5 +191,33 @@ fn labelled_pairs_decide_how_many_results_are_shown() {
     // 20 labels can't promise 99 %: everything belongs to the set.
     assert_eq!(number(&ask("0.99")["set"]["size"]), 20.0);
     let told = scene.run("search --index index dog --calibration test.jsonl").failure();
-    assert!(told.starts_with("exit 3") && told.contains("no labelled pair is of an indexed image"), "{told}");
+    assert!(
+        told.starts_with("exit 3") && told.contains("no labelled pair is of an image that can be"),
+        "{told}"
+    );
+}
+
+#[test]
+fn labelled_images_that_a_filter_leaves_out_are_told_and_not_counted() {
+    let scene = Scene::with_model();
+    let images: std::collections::BTreeSet<String> = (scene.lines("test.jsonl").iter())
+        .map(|line| {
+            serde_json::from_str::<serde_json::Value>(line).unwrap()["image"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    let part = |i: usize| if i < 5 { "few" } else { "many" };
+    let metadata: Vec<String> = (images.iter().enumerate())
+        .map(|(i, image)| serde_json::json!({"image": image, "part": part(i)}).to_string())
+        .collect();
+    scene.write_lines("metadata.jsonl", &metadata);
+    scene.run("index --model model --images test.jsonl --metadata metadata.jsonl --output made").ok();
+    let search = |more: &str| {
+        scene.run(&format!("search --index made dog --calibration test.jsonl --coverage 0.5 --json {more}"))
+    };
+    let all = number(&search("").ok().json()["set"]["labelled"]);
+    let many = search("--where part=many").ok();
+    assert!(many.stderr.contains("that --where and --ids leave out"), "{}", many.stderr);
+    let set = &many.json()["set"];
+    assert!(number(&set["labelled"]) < all && number(&set["size"]) <= images.len() as f64 - 5.0, "{set}");
+    assert!(search("--where part=none").failure().contains("no labelled pair"));
 }

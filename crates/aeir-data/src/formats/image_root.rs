@@ -50,7 +50,7 @@ impl ImageRoot {
             return Ok(self.resolve(name).into());
         };
         let path = self.resolve(file);
-        self.containers.image(&path, place)
+        self.containers.image_at(&path, place)
     }
 
     /// The path of an image.

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use rayon::prelude::*;
 use serde_json::Value;
 
 use super::{Index, Metadata};
@@ -131,14 +132,14 @@ impl Index {
             if !self.is_empty() && !self.has_metadata() {
                 return Err(Error::NoMetadata { folder: self.folder().to_path_buf() });
             }
+            let holds = |row: usize| {
+                let (part, row) = self.part_of(row);
+                let metadata = part.and_then(|part| part.segment.metadata(row));
+                metadata.is_some_and(|metadata| filter.holds(&metadata))
+            };
             let candidates: Vec<usize> = rows.ones().collect();
-            for row in candidates {
-                let (part, row_of_part) = self.part_of(row);
-                let metadata = part.and_then(|part| part.segment.metadata(row_of_part));
-                if !metadata.is_some_and(|metadata| filter.holds(&metadata)) {
-                    rows.remove(row);
-                }
-            }
+            let others: Vec<usize> = candidates.into_par_iter().filter(|row| !holds(*row)).collect();
+            others.into_iter().for_each(|row| rows.remove(row));
         }
         Ok(Selection { rows, generation: self.manifest().checksum.clone() })
     }

@@ -86,8 +86,10 @@ proptest! {
         let asked = SearchOptions { exact: true, ..SearchOptions::default() };
         prop_assert_eq!(index.find(&queries, 10, &asked).unwrap(), exact.clone());
         // Enough effort looks at everything.
-        let patient = SearchOptions { effort: Some(rows), ..SearchOptions::default() };
-        prop_assert_eq!(index.find(&queries, 10, &patient).unwrap(), exact);
+        for effort in [rows, usize::MAX] {
+            let patient = SearchOptions { effort: Some(effort), ..SearchOptions::default() };
+            prop_assert_eq!(index.find(&queries, 10, &patient).unwrap(), exact.clone());
+        }
     }
 }
 

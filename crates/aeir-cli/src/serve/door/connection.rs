@@ -65,6 +65,13 @@ impl Pace {
     fn wait_for_request(&self) {
         self.set(Some(Instant::now() + self.patience));
     }
+
+    /// The answer before is still being taken: only then the next request is waited for.
+    fn put_off(&self) {
+        if let Some(due) = &mut *self.due.lock().unwrap_or_else(PoisonError::into_inner) {
+            *due = Instant::now() + self.patience;
+        }
+    }
 }
 
 /// Who asks.
@@ -174,6 +181,7 @@ impl Paced {
     ) -> Poll<io::Result<T>> {
         if outcome.is_ready() {
             self.stuck = false;
+            self.pace.put_off();
             return outcome;
         }
         if !self.stuck {
@@ -195,6 +203,10 @@ impl AsyncRead for Paced {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.stuck {
+            // The write alarm watches a client that takes its answer slowly.
+            self.pace.put_off();
+        }
         if let Some(due) = self.pace.due() {
             if self.read_alarm.deadline() != due {
                 self.read_alarm.as_mut().reset(due);
@@ -236,5 +248,53 @@ impl AsyncWrite for Paced {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use axum::Router;
+    use axum::middleware::from_fn;
+    use axum::routing::get;
+
+    use super::*;
+
+    const BYTES: usize = 48 << 20;
+
+    /// A large answer behind a gate.
+    async fn serve(listener: std::net::TcpListener, patience: Patience) {
+        let router =
+            Router::new().route("/", get(|| async { vec![b'x'; BYTES] })).layer(from_fn(mark_request));
+        let gate = Gate::new(listener, patience).unwrap();
+        axum::serve(gate, router.into_make_service_with_connect_info::<Caller>()).await.unwrap();
+    }
+
+    #[test]
+    fn a_client_that_takes_its_answer_slowly_gets_all_of_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let patience = Patience { head: Duration::from_millis(200), ..Patience::default() };
+        runtime.spawn(serve(listener, patience));
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        // Once it takes nothing for longer than a request is waited for, then little by little.
+        std::thread::sleep(Duration::from_millis(500));
+        let (mut taken, mut some) = (0, vec![0; 1 << 20]);
+        while taken < BYTES {
+            let count = client.read(&mut some).unwrap();
+            assert!(count > 0, "cut off after {taken} bytes");
+            taken += count;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Then it has to ask again, or to go.
+        let began = Instant::now();
+        while client.read(&mut some).unwrap_or(0) > 0 {}
+        assert!(began.elapsed() < Duration::from_secs(10));
     }
 }

@@ -13,6 +13,11 @@ use crate::serve::refusal::Refusal;
 /// Names that every machine has for itself.
 const OWN_NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
+/// Whether an address is of this machine alone, also where IPv6 writes one of IPv4 (`::ffff:127.0.0.1`).
+pub(super) fn is_own(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
 /// The names that requests may call this server by.
 #[derive(Debug)]
 pub(super) struct Hosts {
@@ -27,7 +32,7 @@ impl Hosts {
         let own = OWN_NAMES.iter().map(|name| (*name).to_owned());
         let listed = allowed.iter().map(|name| bare(name));
         let names = own.chain([bound.to_string()]).chain(listed).collect();
-        Self { names, any: !bound.is_loopback() && allowed.is_empty() }
+        Self { names, any: !is_own(bound) && allowed.is_empty() }
     }
 
     fn refusal_of(&self, headers: &HeaderMap, authority: Option<&str>) -> Option<Refusal> {
@@ -107,6 +112,17 @@ mod tests {
             assert!(refused(&hosts, Some(other), None), "{other}");
         }
         assert!(refused(&hosts, None, None));
+    }
+
+    #[test]
+    fn an_address_of_this_machine_is_one_however_it_is_written() {
+        for (address, own) in
+            [("::ffff:127.0.0.1", true), ("::1", true), ("::ffff:192.0.2.1", false), ("::", false)]
+        {
+            assert_eq!(is_own(address.parse().unwrap()), own, "{address}");
+        }
+        let hosts = Hosts::new("::ffff:127.0.0.1".parse().unwrap(), &[]);
+        assert!(refused(&hosts, Some("evil.example"), None));
     }
 
     #[test]

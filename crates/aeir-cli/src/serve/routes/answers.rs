@@ -211,19 +211,20 @@ pub(super) struct Health {
     items: usize,
     /// Which state of the index is served.
     generation: u64,
-    /// Why a newer index is not served.
+    /// Where it is stale: what that means.
     #[serde(skip_serializing_if = "Option::is_none")]
-    trouble: Option<String>,
+    #[schema(value_type = Option<String>)]
+    trouble: Option<&'static str>,
 }
 
 impl Health {
-    pub(super) fn of(volume: &Volume, took: Duration, trouble: Option<String>) -> Self {
+    pub(super) fn of(volume: &Volume, took: Duration, trouble: bool) -> Self {
         Self {
-            status: if trouble.is_some() { "stale" } else { "ok" },
+            status: if trouble { "stale" } else { "ok" },
             embedding_ms: milliseconds(took),
             items: volume.engine.shelf.index.len(),
             generation: volume.generation,
-            trouble,
+            trouble: trouble.then_some("a newer index can't be served: stderr of the server says why"),
         }
     }
 }

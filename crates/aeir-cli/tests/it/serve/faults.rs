@@ -35,6 +35,9 @@ fn requests_that_make_no_sense() {
     server.search(&json!({"text": "a dog", "minus_weight": 1e30})).refused(400, "minus_weight");
     server.search(&json!({"text": "a dog", "duplicate_threshold": 2})).refused(400, "duplicate_threshold");
     server.search(&json!({"text": "a dog", "min_confidence": 0.5})).refused(400, "no query bank");
+    let of_more = json!({"text": "a dog", "minus": ["a cat"], "min_confidence": 0.5});
+    server.search(&of_more).refused(400, "of queries by sentence");
+    server.search(&json!({"item": "0", "min_confidence": 0.5})).refused(400, "of queries by sentence");
     server.search(&json!({"text": "a dog", "duplicates": "some"})).refused(400, "some");
     server.post("/v1/search", "text/plain", b"a dog").refused(415, "application/json");
     server.lives();

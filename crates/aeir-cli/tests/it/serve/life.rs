@@ -48,6 +48,30 @@ fn a_new_index_is_taken_over_and_a_broken_one_is_not() {
     server.lives();
 }
 
+#[test]
+fn an_index_whose_files_come_late_is_tried_again() {
+    let scene = Scene::with_model();
+    scene.write_lines("few.txt", &scene.lines("images.txt")[..10]);
+    scene.run("index --model model --images few.txt --output mine").ok();
+    scene.run("index --model model --images images.txt --output next").ok();
+    let mut server = scene.serve("mine", &["--reload-every", "0.1"]);
+    let (next, mine) = (scene.path("next"), scene.path("mine"));
+    std::fs::rename(next.join("manifest.json"), mine.join("manifest.json")).unwrap();
+    wait_for(&server, "files of another index", |health| health["status"] == "stale");
+    let told = server.get("/healthz").ok()["trouble"].as_str().unwrap().to_owned();
+    assert!(told.contains("stderr") && !told.contains("mine"), "where files lie is not told: {told}");
+    // The manifest stays as it is.
+    for entry in std::fs::read_dir(&next).unwrap() {
+        let (from, to) = (entry.as_ref().unwrap().path(), mine.join(entry.unwrap().file_name()));
+        if to.is_dir() {
+            std::fs::remove_dir_all(&to).unwrap();
+        }
+        std::fs::rename(from, to).unwrap();
+    }
+    wait_for(&server, "the whole index", |health| health["status"] == "ok" && health["items"] == 30);
+    server.lives();
+}
+
 #[cfg(unix)]
 #[test]
 fn what_has_begun_is_answered_before_the_end() {

@@ -1,6 +1,7 @@
 //! Each limit: its status, its figure and its flag in the answer.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -88,18 +89,61 @@ fn the_number_of_results_is_bounded() {
 #[test]
 fn too_many_requests_at_once_are_turned_away() {
     let scene = Scene::with_model();
-    let mut server = scene.serve("index", &["--max-requests", "1", "--body-timeout", "20"]);
-    // One request keeps its body to itself.
+    let mut server = scene.serve("index", &["--max-requests", "1"]);
+    let until = Instant::now() + Duration::from_secs(30);
+    let over = AtomicBool::new(false);
+    let first_refused = || {
+        while !over.load(Ordering::Relaxed) && Instant::now() < until {
+            let reply = server.search(&json!({"text": "a dog"}));
+            if reply.status != 200 {
+                over.store(true, Ordering::Relaxed);
+                return Some(reply);
+            }
+        }
+        None
+    };
+    let refused = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..4).map(|_| scope.spawn(first_refused)).collect();
+        clients.into_iter().filter_map(|client| client.join().unwrap()).next()
+    });
+    let refused = refused.unwrap();
+    assert_eq!(refused.header("retry-after"), "1");
+    let body = refused.refused(429, "too many requests");
+    assert_eq!((&body["limit"], &body["flag"]), (&json!(1), &json!("--max-requests")));
+    server.lives();
+}
+
+#[test]
+fn bodies_count_by_what_has_come_of_them() {
+    let scene = Scene::with_model();
+    let flags = ["--max-requests", "1", "--max-body-bytes", "100000", "--body-timeout", "20"];
+    let mut server = scene.serve("index", &flags);
+    // Many who send next to nothing keep nobody out.
+    let slow: Vec<_> = (0..20)
+        .map(|_| {
+            let mut slow = server.connect();
+            slow.write_all(head("Content-Length: 17\r\nConnection: close").as_bytes()).unwrap();
+            slow.write_all(b"{").unwrap();
+            slow
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(200));
+    server.lives();
+    drop(slow);
+    // One who sends much does, for as long as it takes.
     let mut slow = server.connect();
-    slow.write_all(head("Content-Length: 17\r\nConnection: close").as_bytes()).unwrap();
+    slow.write_all(head("Content-Length: 90017\r\nConnection: close").as_bytes()).unwrap();
+    slow.write_all(&vec![b' '; 90_000]).unwrap();
+    let large = [&[b' '; 50_000][..], br#"{"text": "a dog"}"#].concat();
+    let until = Instant::now() + Duration::from_secs(10);
     let refused = loop {
-        let reply = server.search(&json!({"text": "a dog"}));
+        let reply = server.post("/v1/search", "application/json", &large);
         if reply.status != 200 {
             break reply;
         }
+        assert!(Instant::now() < until);
         std::thread::sleep(Duration::from_millis(10));
     };
-    assert_eq!(refused.header("retry-after"), "1");
     let body = refused.refused(429, "too many requests");
     assert_eq!((&body["limit"], &body["flag"]), (&json!(1), &json!("--max-requests")));
     // Whether it lives is not a question of how busy it is.
@@ -107,6 +151,18 @@ fn too_many_requests_at_once_are_turned_away() {
     slow.write_all(br#"{"text": "a dog"}"#).unwrap();
     assert!(rest(&mut slow).starts_with("HTTP/1.1 200"));
     server.lives();
+}
+
+#[test]
+fn checks_of_health_do_not_keep_the_encoder_busy() {
+    let scene = Scene::with_model();
+    let server = scene.serve("index", &[]);
+    for _ in 0..50 {
+        server.get("/healthz").ok();
+    }
+    let measures = server.get("/metrics").text();
+    let embedded = measures.lines().find_map(|line| line.strip_prefix("aeir_batch_size_sum "));
+    assert!(embedded.unwrap().parse::<f64>().unwrap() <= 20.0, "{measures}");
 }
 
 #[test]

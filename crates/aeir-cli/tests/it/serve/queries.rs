@@ -46,6 +46,10 @@ fn the_server_finds_what_the_command_finds() {
     );
     assert_ne!(mixed, found_by_command(&scene, &["a dog", "-k", "30"]));
     assert_ne!(mixed, found_by_command(&scene, &["--image", &image, "-k", "30"]));
+    let large = [&bytes[..], &vec![0; 3 << 20]].concat();
+    let upload = server.post("/v1/search", &form_type(), &form(&[("k", "5")], Some(&large))).ok();
+    assert_eq!(names(&upload), by_image, "what lies behind an image does not change it");
+
     let upload = form(&[("text", "a dog"), ("minus", "a cat"), ("k", "30")], Some(&bytes));
     assert_eq!(names(&server.post("/v1/search", &form_type(), &upload).ok()), mixed);
     let heavy = server.names(&json!({"text": "a dog", "image": base64(&bytes), "image_weight": 100, "k": 3}));
@@ -80,6 +84,11 @@ fn a_filter_lets_some_items_through() {
     let none =
         server.search(&json!({"text": "a dog", "filter": {"items": ["0000000000000000", "../x"]}})).ok();
     assert!(names(&none).is_empty());
+    // Duplicates are looked for among those alone, however few.
+    for (some, kept) in [(json!([]), 0), (json!(ids), ids.len())] {
+        let asked = json!({"text": "a dog", "k": 30, "duplicates": "collapse", "filter": {"items": some}});
+        assert_eq!(server.names(&asked).len(), kept);
+    }
     let by_form = form(&[("text", "a dog"), ("filter", &json!({"items": [ids[0]]}).to_string())], None);
     assert_eq!(names(&server.post("/v1/search", &form_type(), &by_form).ok()).len(), 1);
     server.search(&json!({"text": "a dog", "filter": {"equal": {"year": 2019}}})).refused(400, "no metadata");
@@ -103,8 +112,10 @@ fn metadata_are_searched_by_and_told() {
     assert_eq!(results.len(), 10);
     assert!(results.iter().all(|hit| hit["metadata"]["year"] == 2001), "{found}");
     let flags = ["search", "--index", "facts", "a dog", "-k", "30", "--where", "year=2001", "--json"];
-    let by_command = scene.run_all(&flags).ok().json();
-    assert_eq!(by_command["results"].as_array().unwrap().len(), 10);
+    for collapsed in [&[][..], &["--duplicates", "collapse"]] {
+        let by_command = scene.run_all(&[&flags[..], collapsed].concat()).ok().json();
+        assert_eq!(by_command["results"].as_array().unwrap().len(), 10);
+    }
     let id = results[0]["id"].as_str().unwrap();
     assert_eq!(server.get(&format!("/v1/items/{id}")).ok()["metadata"], results[0]["metadata"]);
     let none = json!({"text": "a dog", "filter": {"equal": {"year": "none"}}});
