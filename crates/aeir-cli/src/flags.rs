@@ -349,7 +349,7 @@ pub(crate) struct SearchFlags {
     #[arg(long, value_name = "SHARE", value_parser = correction::share, env = "AEIR_MIN_CONFIDENCE")]
     pub(crate) min_confidence: Option<f64>,
     /// Labelled pairs of indexed images: gives as many results as hold the right one in --coverage of the queries, `-k` at most.
-    /// Takes captions as independent: best one an image
+    /// Of several captions of an image one is drawn
     #[arg(long, value_name = "PAIRS", conflicts_with_all = ["image", "minus"], env = "AEIR_CALIBRATION")]
     pub(crate) calibration: Option<PathBuf>,
     /// With --calibration: share of queries whose results are to hold the right image

@@ -3,13 +3,15 @@
 #[cfg(feature = "milvus")]
 mod collection;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::path::Path;
 
 use aeir_data::{ImageSource, TestPairs};
 use aeir_encoders::{Bundle, PreparedImage};
 use aeir_retrieve::{Confidence, ConformalSets, Filter, GraphReport};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 #[cfg(feature = "milvus")]
@@ -262,7 +264,8 @@ fn set_of_results(
     let index = &engine.shelf.index;
     let places: HashMap<&str, usize> = index.items().zip(0..).collect();
     let (mut gaps, mut unknown, mut left_out) = (Vec::new(), 0, 0);
-    for (caption, owner) in pairs.captions().iter().zip(pairs.owners()) {
+    let labels = one_an_image(pairs);
+    for (owner, caption) in &labels {
         let name = pairs.images().get(*owner).map(ImageSource::absolute_name).transpose()?;
         let Some(place) = name.and_then(|name| places.get(name.as_str()).copied()) else {
             unknown += 1;
@@ -273,10 +276,9 @@ fn set_of_results(
             None => left_out += 1,
         }
     }
-    let labelled = pairs.captions().len();
-    for (count, why) in [(unknown, "are not indexed"), (left_out, "--where and --ids leave out")] {
+    for (count, why) in [(unknown, "are not indexed"), (left_out, "are left out by --where and --ids")] {
         if count > 0 {
-            terminal.warn(&format!("{count} of {labelled} labelled sentences are of images that {why}"));
+            terminal.warn(&format!("{count} of {} labelled images {why}", labels.len()));
         }
     }
     if gaps.is_empty() {
@@ -290,6 +292,17 @@ fn set_of_results(
     let all = engine.first_stage(query, vector, index.len(), manner)?;
     let scores: Vec<f32> = all.iter().map(|hit| hit.score).collect();
     Ok(SetOfResults { sets, size: sets.size(&scores) })
+}
+
+/// A caption of each image, drawn: several of one image are no independent labels.
+fn one_an_image(pairs: &TestPairs) -> Vec<(usize, &str)> {
+    let mut by_image: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    for (caption, owner) in pairs.captions().iter().zip(pairs.owners()) {
+        by_image.entry(*owner).or_default().push(caption);
+    }
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let mut drawn = |captions: Vec<&'_ str>| captions[random.next_u64() as usize % captions.len()];
+    by_image.into_iter().map(|(owner, captions)| (owner, drawn(captions))).collect()
 }
 
 /// How far the right image's score lies below the best one's; none where the right one can't be found.

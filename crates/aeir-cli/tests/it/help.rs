@@ -867,7 +867,7 @@ fn search() {
 
           --calibration <PAIRS>
               Labelled pairs of indexed images: gives as many results as hold the right one in
-              --coverage of the queries, `-k` at most. Takes captions as independent: best one an image
+              --coverage of the queries, `-k` at most. Of several captions of an image one is drawn
 
               [env: AEIR_CALIBRATION=]
 

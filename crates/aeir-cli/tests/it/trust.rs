@@ -190,6 +190,17 @@ fn labelled_pairs_decide_how_many_results_are_shown() {
     assert_eq!(paths(&many).len(), (number(&many["set"]["size"]) as usize).min(20));
     // 20 labels can't promise 99 %: everything belongs to the set.
     assert_eq!(number(&ask("0.99")["set"]["size"]), 20.0);
+    // Further captions of an image are no further labels.
+    let more: Vec<String> = (scene.lines("test.jsonl").iter())
+        .map(|line| {
+            let mut pair: serde_json::Value = serde_json::from_str(line).unwrap();
+            pair["captions"].as_array_mut().unwrap().push("a thing".into());
+            pair.to_string()
+        })
+        .collect();
+    scene.write_lines("more.jsonl", &more);
+    let set = &scene.run("search --index made dog --calibration more.jsonl --json").ok().json()["set"];
+    assert_eq!(number(&set["labelled"]), 20.0);
     let told = scene.run("search --index index dog --calibration test.jsonl").failure();
     assert!(
         told.starts_with("exit 3") && told.contains("no labelled pair is of an image that can be"),
@@ -216,7 +227,7 @@ fn labelled_images_that_a_filter_leaves_out_are_told_and_not_counted() {
     };
     let all = number(&search("").ok().json()["set"]["labelled"]);
     let many = search("--where part=many").ok();
-    assert!(many.stderr.contains("that --where and --ids leave out"), "{}", many.stderr);
+    assert!(many.stderr.contains("labelled images are left out by --where and --ids"), "{}", many.stderr);
     let set = &many.json()["set"];
     assert!(number(&set["labelled"]) < all && number(&set["size"]) <= images.len() as f64 - 5.0, "{set}");
     assert!(search("--where part=none").failure().contains("no labelled pair"));
