@@ -1161,9 +1161,9 @@ mod tests {
             let text = std::fs::read_to_string(&path).unwrap();
             let config = TrainConfig::from_toml(&text, &path.display().to_string()).unwrap();
             let small = ["epochs=2", "batch_size=4", "target_batch_size=4", "model.embedding_dimension=8"];
-            let config = config.with(&small).unwrap();
+            let config = config.with(&small).unwrap().resolved().unwrap();
             let mut data = toy_fragments(12, 7, 9);
-            if config.model.head.is_some() {
+            if config.model.head.unwrap().is_cross_attentive() {
                 let words = |table: &crate::ItemTable| {
                     let ids = (0..table.len() as u32).map(|item| vec![1, 4 + item % 9, 4 + item % 5, 2]);
                     let ids = std::sync::Arc::new(ids.collect());
@@ -1179,7 +1179,8 @@ mod tests {
             let trained = train_silently(&config, &data, None);
             let trained = trained.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
             let last = trained.history.last().unwrap();
-            assert!(last.means.contains_key("structure_loss"), "{}: it adapts", path.display());
+            let adapts = last.means.contains_key("structure_loss");
+            assert_eq!(adapts, config.method.adapts(), "{}", path.display());
             count += 1;
         }
         assert!(count >= 4);
