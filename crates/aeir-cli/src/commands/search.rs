@@ -301,8 +301,8 @@ fn one_an_image(pairs: &TestPairs) -> Vec<(usize, &str)> {
         by_image.entry(*owner).or_default().push(caption);
     }
     let mut random = ChaCha8Rng::seed_from_u64(1);
-    let mut drawn = |captions: Vec<&'_ str>| captions[random.next_u64() as usize % captions.len()];
-    by_image.into_iter().map(|(owner, captions)| (owner, drawn(captions))).collect()
+    let mut below = |count: usize| random.next_u64() as usize % count;
+    by_image.into_iter().map(|(owner, captions)| (owner, captions[below(captions.len())])).collect()
 }
 
 /// How far the right image's score lies below the best one's; none where the right one can't be found.
