@@ -6,6 +6,8 @@
 //!     INDEX queries/embeddings.safetensors milvus://127.0.0.1:19530/photos
 //! ```
 
+#![allow(clippy::print_stdout)]
+
 use std::error::Error;
 
 use aeir_retrieve::{Index, Matrix, MilvusAccess, MilvusCollection, MilvusSearch};

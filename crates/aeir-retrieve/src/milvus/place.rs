@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use super::MilvusError;
 use super::error::Result;
@@ -26,6 +27,12 @@ const LONGEST_NAME: usize = 255;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MilvusPlace {
+    /// Shared, as every error holds it.
+    parts: Arc<Parts>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Parts {
     /// Without the brackets of an IPv6 address.
     host: String,
     port: u16,
@@ -38,55 +45,52 @@ impl MilvusPlace {
     /// The server's name or address.
     #[must_use]
     pub fn host(&self) -> &str {
-        &self.host
+        &self.parts.host
     }
 
     /// Its port.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.parts.port
     }
 
     /// Whether the connection is encrypted.
     #[must_use]
     pub fn is_secure(&self) -> bool {
-        self.secure
+        self.parts.secure
     }
 
     /// The database, where one is named.
     #[must_use]
     pub fn database(&self) -> Option<&str> {
-        self.database.as_deref()
+        self.parts.database.as_deref()
     }
 
     /// The collection.
     #[must_use]
     pub fn collection(&self) -> &str {
-        &self.collection
+        &self.parts.collection
     }
 
     /// `host:port`.
     pub(super) fn server(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        let Parts { host, port, .. } = &*self.parts;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
 
     pub(super) fn uri(&self) -> String {
-        format!("{}://{}", if self.secure { "https" } else { "http" }, self.server())
+        format!("{}://{}", if self.is_secure() { "https" } else { "http" }, self.server())
     }
 }
 
 impl fmt::Display for MilvusPlace {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.secure { SECURE } else { PLAIN };
+        let scheme = if self.is_secure() { SECURE } else { PLAIN };
         write!(formatter, "{scheme}{}/", self.server())?;
-        if let Some(database) = &self.database {
+        if let Some(database) = self.database() {
             write!(formatter, "{database}/")?;
         }
-        formatter.write_str(&self.collection)
+        formatter.write_str(self.collection())
     }
 }
 
@@ -114,13 +118,8 @@ impl FromStr for MilvusPlace {
             let reason = "a collection's name is of letters, digits and underscores, up to 255, and begins with no digit";
             return Err(refuse(reason));
         }
-        Ok(Self {
-            host,
-            port,
-            secure,
-            database: database.map(str::to_owned),
-            collection: collection.to_owned(),
-        })
+        let (database, collection) = (database.map(str::to_owned), collection.to_owned());
+        Ok(Self { parts: Arc::new(Parts { host, port, secure, database, collection }) })
     }
 }
 
