@@ -6,7 +6,7 @@
 //!     INDEX queries/embeddings.safetensors milvus://127.0.0.1:19530/photos
 //! ```
 
-#![allow(clippy::print_stdout)]
+#![allow(clippy::print_stdout, reason = "an example shows its result")]
 
 use std::error::Error;
 

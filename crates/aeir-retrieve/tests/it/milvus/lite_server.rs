@@ -53,7 +53,7 @@ pub(crate) struct LiteServer {
 
 impl LiteServer {
     /// None, and a word why, where the environment names no program.
-    #[allow(clippy::print_stdout)]
+    #[allow(clippy::print_stdout, reason = "a skipped test says why")]
     pub(crate) fn start() -> Option<Self> {
         let Some(program) = program() else {
             println!(
