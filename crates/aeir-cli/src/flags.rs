@@ -377,7 +377,7 @@ pub(crate) struct SearchFlags {
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
     #[command(flatten)]
-    #[cfg_attr(not(feature = "milvus"), allow(dead_code))]
+    #[cfg_attr(not(feature = "milvus"), allow(dead_code, reason = "taken to be refused, never read"))]
     pub(crate) milvus: milvus::MilvusFlags,
     #[command(flatten)]
     pub(crate) device: DeviceFlag,

@@ -9,7 +9,7 @@ use clap::builder::FalseyValueParser;
 use clap::{Args, ValueEnum};
 
 /// How a server is spoken to. A build without Milvus takes the flags to say that it is one, and reads none.
-#[cfg_attr(not(feature = "milvus"), allow(dead_code))]
+#[cfg_attr(not(feature = "milvus"), allow(dead_code, reason = "taken to be refused, never read"))]
 #[derive(Args)]
 pub(crate) struct MilvusFlags {
     /// With a Milvus collection: `user:password` or an API key
@@ -21,7 +21,7 @@ pub(crate) struct MilvusFlags {
 }
 
 /// What an upload does beside adding and replacing.
-#[cfg_attr(not(feature = "milvus"), allow(dead_code))]
+#[cfg_attr(not(feature = "milvus"), allow(dead_code, reason = "taken to be refused, never read"))]
 #[derive(Args)]
 pub(crate) struct UploadFlags {
     /// With --to: which index the server has of the vectors [default: the one that is there, or flat]

@@ -5,7 +5,7 @@ use crate::Scene;
 
 // The server of the library's tests: a second copy would drift from it.
 #[cfg(feature = "milvus")]
-#[allow(dead_code)]
+#[allow(dead_code, reason = "these tests need a part of it")]
 #[path = "../../../aeir-retrieve/tests/it/milvus/lite_server.rs"]
 mod lite_server;
 
