@@ -29,9 +29,9 @@ pub(super) fn html(runs: &[RunRecord]) -> anyhow::Result<String> {
             section {
                 h2 { "Confidence against being right" }
                 @if runs.len() > 1 { p { (layout::legend(&reliability_series(runs))) } }
-                div.charts { (chart) }
+                div.charts.alone { (chart) }
                 p.note {
-                    "Test sentences by their confidence, which is worked out from the target's unpaired sentences (`aeir eval --query-bank`): "
+                    "Test sentences by their confidence, which is worked out from the target's unpaired sentences (" code { "aeir eval --query-bank" } "): "
                     "how many of a step found their own image first. It should rise; the diagonal is not to be expected, as confidence is no "
                     "probability of being right."
                 }
@@ -63,7 +63,7 @@ fn reliability_series(runs: &[RunRecord]) -> Vec<Series> {
         let evaluation =
             run.evaluations.iter().rev().find(|evaluation| !evaluation.reliability.is_empty())?;
         let steps = evaluation.reliability.iter();
-        let points = steps.filter_map(|step| Some((0.5 * (step.above + step.up_to), step.r1?))).collect();
+        let points = steps.filter_map(|step| Some((50.0 * (step.above + step.up_to), step.r1?))).collect();
         Some(Series {
             name: run.name.clone(),
             colour: COLOURS.get(index % COLOURS.len()).copied().unwrap_or("#2a7f9e"),
@@ -83,7 +83,7 @@ fn reliability(runs: &[RunRecord]) -> anyhow::Result<Option<Markup>> {
     }
     let chart = Chart {
         title: "Own image first, per cent of the test sentences of a step of confidence",
-        x_label: "confidence",
+        x_label: "confidence, per cent",
         y_label: "",
         range: None,
         series: &series,
