@@ -395,7 +395,7 @@ fn ranks_of_vectors(
     Ok((plain, corrected))
 }
 
-/// Test sentences in equal steps of confidence.
+/// Test sentences in steps of confidence.
 fn reliability(
     images: &Matrix,
     sentences: &Matrix,

@@ -1483,3 +1483,110 @@ fn label_serve() {
       -h, --help                     Print help
     ");
 }
+
+#[test]
+fn bench_search() {
+    insta::assert_snapshot!(help("bench search"), @"
+    Exact and approximate search, on vectors that are made up
+
+    Usage: aeir bench search [OPTIONS]
+
+    Options:
+          --items <N>
+              Vectors to search in; they are made up, in clusters
+
+              [env: AEIR_ITEMS=]
+              [default: 100000]
+
+          --dimension <N>
+              Numbers of a vector
+
+              [env: AEIR_DIMENSION=]
+              [default: 512]
+
+          --queries <N>
+              Queries, asked all at once
+
+              [env: AEIR_QUERIES=]
+              [default: 1000]
+
+      -k <N>
+              Results wanted for each
+
+              [env: AEIR_K=]
+              [default: 10]
+
+          --storage <TYPE,..>
+              How vectors are kept; several are timed one after the other
+
+              [env: AEIR_STORAGE=]
+              [default: f32,f16,int8]
+              [possible values: f32, f16, int8]
+
+          --approximate[=<WHEN>]
+              Build a graph for approximate search, whose recall `aeir index info` and `aeir search
+              --json` state; `auto` does from 200,000 images on
+
+              Possible values:
+              - auto: With many images
+              - yes
+              - no
+
+              [env: AEIR_APPROXIMATE=]
+              [default: auto]
+
+          --repeats <N>
+              How often everything is timed; the median counts
+
+              [env: AEIR_REPEATS=]
+              [default: 3]
+
+          --threads <N>
+              Threads [default: all cores]
+
+              [env: AEIR_THREADS=]
+
+          --vectors <DIR>
+              Write the vectors into this folder too, as `items.npy` and `queries.npy`, for other
+              software
+
+              [env: AEIR_VECTORS=]
+
+          --json
+              Print one JSON object
+
+              [env: AEIR_JSON=]
+
+      -q, --quiet
+              No progress and no notes on stderr; warnings and errors stay
+
+              [env: AEIR_QUIET=]
+
+      -h, --help
+              Print help (see a summary with '-h')
+    ");
+}
+
+#[cfg(feature = "serve")]
+#[test]
+fn bench_serve() {
+    insta::assert_snapshot!(help("bench serve"), @"
+    Searches a second that a running `aeir serve` answers, and how long each takes
+
+    Usage: aeir bench serve [OPTIONS] --sentences <FILE>
+
+    Options:
+          --url <URL>          Address of the server, as it prints it [env: AEIR_URL=] [default:
+                               http://127.0.0.1:8080]
+          --sentences <FILE>   What is asked: a text file, one sentence a line [env: AEIR_SENTENCES=]
+          --clients <N,..>     Numbers of clients that ask at once, one after the other; each waits for
+                               its answer and asks again [env: AEIR_CLIENTS=] [default: 1,8,64]
+          --seconds <SECONDS>  How long each number of clients asks, in seconds [env: AEIR_SECONDS=]
+                               [default: 10]
+      -k <N>                   Number of results [env: AEIR_K=] [default: 10]
+          --json               Print one JSON object [env: AEIR_JSON=]
+      -q, --quiet              No progress and no notes on stderr; warnings and errors stay [env:
+                               AEIR_QUIET=]
+      -h, --help               Print help
+    ");
+}

@@ -34,6 +34,7 @@ mod workflow;
 mod zero_shot;
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
@@ -78,7 +79,7 @@ fn clean(command: &mut Command) {
         .env("AEIR_CACHE_DIR", &SHARED.cache);
 }
 
-/// What the tests of one run have in common: encoded features, a model, an index.
+/// What all tests of one build have in common: encoded features, a model, an index.
 struct Shared {
     folder: PathBuf,
     cache: PathBuf,
@@ -86,9 +87,10 @@ struct Shared {
 
 static SHARED: LazyLock<Shared> = LazyLock::new(|| {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("aeir-cli-it");
-    fs::create_dir_all(&place).unwrap();
-    // A static is never dropped: what earlier runs left behind goes now.
-    for entry in fs::read_dir(&place).unwrap().flatten() {
+    let folder = place.join(build());
+    fs::create_dir_all(&folder).unwrap();
+    // A static is never dropped: what earlier builds left behind goes now.
+    for entry in fs::read_dir(&place).unwrap().flatten().filter(|entry| entry.path() != folder) {
         let age = entry.metadata().and_then(|data| data.modified()).ok();
         let age =
             age.and_then(|modified| SystemTime::now().duration_since(modified).ok()).unwrap_or_default();
@@ -96,20 +98,34 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
-    let folder = place.join(std::process::id().to_string());
-    let _ = fs::remove_dir_all(&folder);
-    fs::create_dir_all(&folder).unwrap();
     Shared { cache: folder.join("cache"), folder }
 });
 
-/// A standardised AEIR model and an index of the target's images. Made once; never to be changed.
+/// Names what the shared files follow from: the program, these tests and the fixtures.
+fn build() -> String {
+    let mut hasher = DefaultHasher::new();
+    for program in [env!("CARGO_BIN_EXE_aeir").into(), std::env::current_exe().unwrap()] {
+        let data = fs::metadata(program).unwrap();
+        (data.len(), data.modified().unwrap()).hash(&mut hasher);
+    }
+    fs::read(fixtures("MANIFEST.sha256")).unwrap().hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// A standardised AEIR model and an index of the target's images, never to be changed. Made once a build: a runner that gives
+/// each test a process of its own has them all wait for the first.
 static MODEL_AND_INDEX: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
-    let scene = Scene::new();
     let (model, index) = (SHARED.folder.join("model"), SHARED.folder.join("index"));
-    scene.run(&format!("train {BOTH} --standardise --epochs 6 --output {}", model.display())).ok();
-    scene
-        .run(&format!("index --model {} --images images.txt --output {}", model.display(), index.display()))
-        .ok();
+    let lock = fs::File::create(SHARED.folder.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let whole = SHARED.folder.join("whole");
+    if !whole.exists() {
+        let scene = Scene::new();
+        let (model, index) = (model.display(), index.display());
+        scene.run(&format!("train {BOTH} --standardise --epochs 6 --overwrite --output {model}")).ok();
+        scene.run(&format!("index --model {model} --images images.txt --output {index}")).ok();
+        fs::write(whole, "").unwrap();
+    }
     (model, index)
 });
 

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::{BOTH, Scene, copy_folder, fixtures, program};
+use crate::{BOTH, Outcome, Scene, copy_folder, fixtures, program};
 
 /// Methods that learn from the target.
 const ADAPTING: [&str; 6] = ["aeir", "dann", "adda", "mmd", "coral", "cdan"];
@@ -148,14 +148,19 @@ fn a_re_ranking_search_encodes_each_image_once() {
     scene
         .run("train --method source-only --head saf --epochs 1 --batch-size 16 --source source.jsonl -o run")
         .ok();
-    scene.run("index --model run --images images.txt -o index").ok();
+    fs::create_dir(scene.path("photos")).unwrap();
+    for (number, image) in scene.lines("images.txt").iter().enumerate() {
+        fs::copy(image, scene.path(&format!("photos/{number}.webp"))).unwrap();
+    }
+    scene.run("index --model run --images photos -o index").ok();
     let cache = scene.path("fresh-cache");
-    let search = |rerank: &str| {
+    let asked = |rerank: &str| {
         let mut command = program();
         command.args(["search", "--index", "index", "a cat", "--json", "--rerank", rerank]);
         command.env("AEIR_CACHE_DIR", &cache);
-        scene.outcome(command).ok().stdout
+        scene.outcome(command).ok()
     };
+    let search = |rerank: &str| asked(rerank).stdout;
     let stored = || -> u64 {
         let (mut bytes, mut open) = (0, vec![cache.clone()]);
         while let Some(folder) = open.pop() {
@@ -180,4 +185,19 @@ fn a_re_ranking_search_encodes_each_image_once() {
     search("5");
     search("20");
     assert_eq!(stored(), of_more);
+
+    // One that was deleted since is named; it stays among the results, behind those that could be compared.
+    let paths = |found: &Outcome| -> Vec<String> {
+        let results = found.json()["results"].as_array().unwrap().clone();
+        results.iter().map(|result| result["path"].as_str().unwrap().to_owned()).collect()
+    };
+    let before = paths(&asked("10"));
+    let gone = before[2].replace("[FOLDER]", &scene.path("").display().to_string());
+    fs::remove_file(gone).unwrap();
+    let after = asked("10");
+    assert!(after.stderr.contains(&before[2]), "{after:?}");
+    let (mut expected, gone) = (before.clone(), before[2].clone());
+    expected.retain(|path| *path != gone);
+    expected.push(gone);
+    assert_eq!(paths(&after), expected);
 }

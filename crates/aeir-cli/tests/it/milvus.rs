@@ -44,7 +44,7 @@ mod with_milvus {
 
     use serde_json::Value;
 
-    use crate::{SHORT, Scene};
+    use crate::{Outcome, SHORT, Scene, program};
 
     use super::lite_server::LiteServer;
 
@@ -115,6 +115,38 @@ mod with_milvus {
 
         hint: name another collection, or drop this one and make it anew with `aeir index upload --overwrite`
         ");
+    }
+
+    #[test]
+    fn connections_are_encrypted_and_the_certificate_is_checked() {
+        let Some(server) = LiteServer::start() else { return };
+        let scene = Scene::with_model();
+        let folder = scene.path("tls");
+        let Some(secure) = server.secure("root:a-secret", &folder) else { return };
+        let port = secure.port().to_string();
+        let run = |arguments: &str, token: &str, trusted: bool| {
+            let mut command = program();
+            command.args(arguments.split(' ')).env("AEIR_MILVUS_TOKEN", token).env_remove("SSL_CERT_FILE");
+            if trusted {
+                command.env("SSL_CERT_FILE", folder.join("certificate.pem"));
+            }
+            scene.outcome(command)
+        };
+        let upload = format!("index upload --index index --to milvuss://127.0.0.1:{port}/photos");
+        let told = |outcome: Outcome| outcome.failure().replace(&port, "[PORT]");
+        insta::assert_snapshot!(told(run(&upload, "root:a-secret", false)), @"");
+        insta::assert_snapshot!(told(run(&upload, "root:wrong", true)), @"");
+        let plain = upload.replace("milvuss:", "milvus:");
+        insta::assert_snapshot!(told(run(&plain, "root:a-secret", true)), @"");
+
+        let uploaded = run(&upload, "root:a-secret", true).ok();
+        assert!(uploaded.stdout.contains("images     30: 30 sent, 0 were there\n"), "{uploaded:?}");
+        let search = format!("search --index milvuss://127.0.0.1:{port}/photos --model model cat --json");
+        let found = run(&search, "root:a-secret", true).ok().json();
+        assert_eq!(found, results(&scene, "--index index cat"));
+        // A server without TLS is no such server.
+        let other = format!("search --index milvuss://127.0.0.1:{}/photos --model model cat", server.port());
+        assert!(run(&other, "", true).failure().starts_with("exit 4"));
     }
 
     #[test]

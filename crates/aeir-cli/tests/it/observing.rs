@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use crate::{BOTH, SHORT, Scene};
 
 #[test]
@@ -16,10 +18,10 @@ fn a_run_leaves_a_table_pictures_events_and_its_choice() {
     let cells: Vec<&str> = table[1..].iter().map(|line| line.split(',').nth(column).unwrap()).collect();
     assert!(cells[..3] == ["", "", ""] && cells[3].parse::<f64>().is_ok(), "{cells:?}");
     let metrics = scene.lines("run/metrics.jsonl");
-    let last: serde_json::Value = serde_json::from_str(&metrics[3]).unwrap();
+    let last: Value = serde_json::from_str(&metrics[3]).unwrap();
     assert_eq!(cells[3].parse::<f64>().unwrap(), last["means"]["critic_accuracy_images"].as_f64().unwrap());
 
-    let selection: serde_json::Value = serde_json::from_slice(&scene.read("run/selection.json")).unwrap();
+    let selection: Value = serde_json::from_slice(&scene.read("run/selection.json")).unwrap();
     assert_eq!(
         (selection["criterion"].as_str(), selection["epoch"].as_u64()),
         (Some("source-validation"), Some(4))
@@ -70,6 +72,80 @@ fn a_page_about_a_run_and_about_several() {
         !page.contains("http://")
             || page.matches("http://").count() == page.matches("http://www.w3.org").count()
     );
+}
+
+/// Confidence and whether the own image came first, of each test sentence, as `aeir search` tells them one by one.
+fn asked_one_by_one(scene: &Scene) -> Vec<(f64, bool)> {
+    let index = "index --model run --images test.jsonl --query-bank sentences.txt --output made";
+    scene.run(index).ok();
+    let ask = |line: &String| {
+        let pair: Value = serde_json::from_str(line).unwrap();
+        let sentence = pair["captions"][0].as_str().unwrap();
+        let found = scene.run_all(&["search", "--index", "made", sentence, "-k", "1", "--json"]).ok().json();
+        let best = found["results"][0]["path"].as_str().unwrap();
+        let own = scene.shown(pair["image"].as_str().unwrap().as_bytes());
+        (found["confidence"].as_f64().unwrap(), best == own)
+    };
+    scene.lines("test.jsonl").iter().map(ask).collect()
+}
+
+#[test]
+fn a_chart_holds_confidence_against_being_right() {
+    let scene = Scene::with_model();
+    scene.copy("model", "run");
+    scene.run("eval --model run --data test.jsonl").ok();
+    scene.run("report run").ok();
+    let heading = "Confidence against being right";
+    let page = String::from_utf8(scene.read("run/report.html")).unwrap();
+    assert!(!page.contains(heading), "no bank, no confidence");
+
+    let figures =
+        scene.run("eval --model run --data test.jsonl --query-bank sentences.txt --json").ok().json();
+    let steps = figures["reliability"].as_array().unwrap();
+    let queries = asked_one_by_one(&scene);
+    let number = |value: &Value| value.as_f64().unwrap();
+    let mut measured = Vec::new();
+    for step in steps {
+        let (above, up_to) = (number(&step["above"]), number(&step["up_to"]));
+        let inside = queries.iter().filter(|(confidence, _)| *confidence > above && *confidence <= up_to);
+        let right: Vec<bool> = inside.map(|(_, right)| *right).collect();
+        assert_eq!(number(&step["share"]), right.len() as f64 / queries.len() as f64, "{step}");
+        let share = 100.0 * right.iter().filter(|right| **right).count() as f64 / right.len() as f64;
+        assert_eq!(step["r1"].as_f64(), (!right.is_empty()).then_some(share), "{step}");
+        if !right.is_empty() {
+            measured.push((50.0 * (above + up_to), share));
+        }
+    }
+    assert_eq!((number(&steps[0]["above"]), number(&steps[steps.len() - 1]["up_to"])), (0.0, 1.0));
+    assert!(measured.len() > 2 && queries.iter().any(|(_, right)| *right), "{queries:?}");
+
+    scene.run("report run").ok();
+    let page = String::from_utf8(scene.read("run/report.html")).unwrap();
+    let section = page.split(heading).nth(1).unwrap().split("</section>").next().unwrap();
+    let points = line_of(section);
+    assert_eq!(points.len(), measured.len(), "{section}");
+    // Pixels grow to the right and downwards, evenly with what they stand for.
+    for (pixels, figures) in points.windows(2).zip(measured.windows(2)) {
+        let scale =
+            (points[points.len() - 1].0 - points[0].0) / (measured[measured.len() - 1].0 - measured[0].0);
+        let across = scale * (figures[1].0 - figures[0].0);
+        assert!((pixels[1].0 - pixels[0].0 - across).abs() <= 2.0, "{points:?} {measured:?}");
+        let (up, more) = (pixels[0].1 - pixels[1].1, figures[1].1 - figures[0].1);
+        assert!(up == 0.0 && more == 0.0 || up * more > 0.0, "{points:?} {measured:?}");
+    }
+}
+
+/// The points of the one line of a chart, in pixels.
+fn line_of(chart: &str) -> Vec<(f64, f64)> {
+    let lines: Vec<&str> =
+        chart.split("<polyline ").skip(1).filter(|line| line.contains("stroke-width=\"2\"")).collect();
+    assert_eq!(lines.len(), 1, "{chart}");
+    let points = lines[0].split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+    let point = |point: &str| {
+        let (x, y) = point.split_once(',').unwrap();
+        (x.parse().unwrap(), y.parse().unwrap())
+    };
+    points.split_whitespace().map(point).collect()
 }
 
 #[test]

@@ -88,6 +88,56 @@ fn the_five_folds_are_cocos() {
     ");
 }
 
+/// Region features of made-up images and five captions for each, as SCAN's files have them: a part of the 5,000 that there are.
+fn write_images(scene: &Scene, folder: &str, images: std::ops::Range<u32>) {
+    let mut array = format!(
+        "\u{93}NUMPY\u{1}\0v\0{:<117}\n",
+        format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}, 4, 8), }}", images.len())
+    )
+    .chars()
+    .map(|character| character as u8)
+    .collect::<Vec<u8>>();
+    assert_eq!(array.len(), 128);
+    for number in images.clone().flat_map(|image| (0..32).map(move |place| 32 * image + place)) {
+        let scattered = number.wrapping_mul(2_654_435_761) >> 8;
+        array.extend((scattered as f32 / (1 << 24) as f32).to_le_bytes());
+    }
+    scene.write(&format!("{folder}/test_ims.npy"), array);
+    let captions: Vec<String> =
+        (5 * images.start..5 * images.end).map(|caption| format!("number {caption} of all")).collect();
+    scene.write_lines(&format!("{folder}/test_caps.txt"), &captions);
+}
+
+#[test]
+fn the_five_folds_are_the_mean_of_their_thousands() {
+    let scene = Scene::new();
+    crate::copy_folder(&crate::fixtures("formats/scan"), &scene.path("scan"));
+    scene.run("train --source scan --method source-only --epochs 1 --batch-size 6 --output run").ok();
+    let eval = |data: &str, flags: &str| {
+        scene.run(&format!("eval --model run --data {data} --split test {flags} --json")).ok().json()
+    };
+    write_images(&scene, "whole", 0..5_000);
+    let folds = eval("whole", "--protocol five-fold-1k");
+    assert_eq!((&folds["protocol"], &folds["n_images"]), (&"five-fold-1k".into(), &1_000.into()), "{folds}");
+    let each: Vec<Value> = (0..5)
+        .map(|fold| {
+            let folder = format!("fold-{fold}");
+            write_images(&scene, &folder, 1_000 * fold..1_000 * (fold + 1));
+            eval(&folder, "")
+        })
+        .collect();
+    for (direction, metric) in
+        [("i2t", "r10"), ("t2i", "r10"), ("i2t", "medr"), ("t2i", "meanr"), ("i2t", "map")]
+    {
+        let of = |figures: &Value| number(&figures[direction][metric]);
+        let mean = each.iter().map(of).sum::<f64>() / 5.0;
+        assert!((of(&folds) - mean).abs() < 1e-9 && mean > 0.0, "{direction} {metric}: {folds} {mean}");
+    }
+    let full = eval("whole", "");
+    assert_eq!((&full["n_images"], &full["n_sentences"]), (&5_000.into(), &25_000.into()));
+    assert!(number(&full["rsum"]) < number(&folds["rsum"]), "five times as many wrong ones");
+}
+
 #[test]
 fn an_index_keeps_its_correction_and_its_bank() {
     let scene = Scene::with_model();

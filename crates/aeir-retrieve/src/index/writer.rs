@@ -67,6 +67,8 @@ pub struct IndexWriter {
     folder: PathBuf,
     /// Held while this writer lives.
     _lock: File,
+    /// The generation that was committed when this writer began.
+    index: Index,
     /// The generation that is committed.
     committed: Manifest,
     /// The one that is prepared: its segments, with what will be deleted of them.
@@ -117,6 +119,7 @@ impl IndexWriter {
             next_segment: committed.next_segment,
             folder,
             _lock: lock,
+            index,
             committed,
             parts,
             changed: HashSet::new(),
@@ -125,6 +128,12 @@ impl IndexWriter {
             lasting: true,
             stage: None,
         })
+    }
+
+    /// The index as it was when this writer began: opened and verified once for both.
+    #[must_use]
+    pub fn opened(&self) -> &Index {
+        &self.index
     }
 
     /// Is told of each stage of a commit as it is reached: for progress, and to see what an interruption leaves.

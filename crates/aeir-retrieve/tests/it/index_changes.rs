@@ -66,6 +66,9 @@ fn items_are_added_replaced_and_deleted() {
         assert!(!reader.reload().unwrap());
         assert_eq!(writer.commit().unwrap(), 2);
         assert_eq!(writer.commit().unwrap(), 2, "nothing changed");
+        let began = writer.opened();
+        assert_eq!((began.len(), began.generation()), (100, 1), "what the writer began with");
+        assert_eq!(began.newer().unwrap().unwrap().len(), 80);
 
         assert_eq!((reader.len(), reader.generation()), (100, 1));
         assert_eq!(reader.search(reader.embedding(0).as_deref().unwrap(), 1).unwrap()[0].item, "0.jpg");

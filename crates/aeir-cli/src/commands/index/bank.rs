@@ -42,8 +42,9 @@ fn read(index: &Index) -> anyhow::Result<Option<Matrix>> {
     Ok(Some(Matrix::new(values, rows, index.dimension())?))
 }
 
-/// Works out anew, for the items that a writer will commit, what `index` has of its bank.
-pub(super) fn renew(index: &Index, writer: &mut IndexWriter) -> anyhow::Result<()> {
+/// Works out anew, for the items that a writer will commit, what its index has of a bank.
+pub(super) fn renew(writer: &mut IndexWriter) -> anyhow::Result<()> {
+    let index = writer.opened();
     let Some(bank) = read(index)? else { return Ok(()) };
     if writer.is_empty() {
         return Ok(());

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aeir_data::Dataset;
 use aeir_encoders::Bundle;
-use aeir_retrieve::{Index, IndexContent, IndexWriter};
+use aeir_retrieve::{IndexContent, IndexWriter};
 use anyhow::Context;
 
 use super::metadata::MetadataFile;
@@ -21,10 +21,9 @@ use crate::terminal::Terminal;
 pub(super) fn add(flags: &AddFlags, terminal: &Terminal) -> anyhow::Result<()> {
     // Claims the index first: a refusal should not come after the work.
     let mut writer = IndexWriter::open(&flags.index)?;
-    let index = Index::open(&flags.index)?;
     let device = flags.device.device.open(terminal)?;
     let bundle = Bundle::load(&flags.index.join(MODEL_FOLDER), &device)?;
-    index.check_model(bundle.fingerprint())?;
+    writer.opened().check_model(bundle.fingerprint())?;
     let metadata = flags.metadata.metadata.as_deref().map(MetadataFile::read).transpose()?;
     let data = Dataset::open_images(&flags.images, &flags.reading.options())?;
     data.notes.iter().for_each(|note| terminal.warn(note));
@@ -37,7 +36,7 @@ pub(super) fn add(flags: &AddFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let content =
         IndexContent { metadata: &metadata, ..IndexContent::new(&embeddings, &items, bundle.fingerprint()) };
     let replaced = writer.add(content)?;
-    bank::renew(&index, &mut writer)?;
+    bank::renew(&mut writer)?;
     writer.commit()?;
     let skipped: Vec<_> = data.skipped.into_iter().chain(skipped).collect();
     tell_skipped(terminal, &skipped, None);
@@ -52,7 +51,6 @@ pub(super) fn remove(flags: &RemoveFlags) -> anyhow::Result<()> {
         items.extend(lines(file)?);
     }
     let mut writer = IndexWriter::open(&flags.index)?;
-    let index = Index::open(&flags.index)?;
     // A path may be named as it is typed; items are absolute paths.
     for item in &mut items {
         if !writer.contains(item)
@@ -63,8 +61,8 @@ pub(super) fn remove(flags: &RemoveFlags) -> anyhow::Result<()> {
         }
     }
     writer.remove(&items)?;
-    let removed = index.len() - writer.len();
-    bank::renew(&index, &mut writer)?;
+    let removed = writer.opened().len() - writer.len();
+    bank::renew(&mut writer)?;
     writer.commit()?;
     print(&format!("removed  {removed}\nitems    {}\n", writer.len()))
 }
@@ -87,14 +85,14 @@ pub(crate) fn lines(file: &Path) -> anyhow::Result<Vec<String>> {
 /// Writes one segment of what is left.
 pub(super) fn compact(flags: &CompactFlags, terminal: &Terminal) -> anyhow::Result<()> {
     let mut writer = IndexWriter::open(&flags.index)?;
-    let index = Index::open(&flags.index)?;
     writer.set_approximate(flags.approximate.approximate.of(writer.len()));
     if flags.approximate.approximate.of(writer.len()) {
         terminal.note(&format!("building a graph of {} items", writer.len()));
     }
     writer.compact()?;
-    bank::renew(&index, &mut writer)?;
+    bank::renew(&mut writer)?;
     writer.commit()?;
-    let after = Index::open(&flags.index)?;
-    print(&format!("items  {}\nbytes  {} (before {})\n", after.len(), after.bytes(), index.bytes()))
+    let before = writer.opened();
+    let bytes = before.newer()?.map_or(before.bytes(), |after| after.bytes());
+    print(&format!("items  {}\nbytes  {bytes} (before {})\n", writer.len(), before.bytes()))
 }

@@ -22,8 +22,10 @@ pub(super) struct Desk {
     images: Vec<ImageSource>,
     /// By place in the plan: the sentences of an image, none of them where none fits.
     answers: Vec<Option<Vec<String>>>,
-    /// Pairs of the file that are not of this plan. They stay.
-    others: Vec<Pair>,
+    /// By place in the plan: the line that the file had for an image when it was opened.
+    found: Vec<Option<Pair>>,
+    /// Lines of the file that are of no image of this plan. They stay as they are.
+    others: Vec<String>,
     sentences: Vec<Sentence>,
     output: PathBuf,
     /// The file as it was read or written last.
@@ -33,9 +35,15 @@ pub(super) struct Desk {
 /// A line of the file of pairs, as every reader of caption files takes it.
 #[derive(Clone, Serialize, Deserialize)]
 struct Pair {
+    /// A path, absolute or relative to the folder of the file.
     image: String,
     captions: Vec<String>,
-    split: Split,
+    /// Missing in what was written by hand: to learn from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    split: Option<Split>,
+    /// What else the line says. It stays.
+    #[serde(flatten)]
+    rest: serde_json::Map<String, serde_json::Value>,
 }
 
 /// A sentence that can be searched for.
@@ -56,9 +64,15 @@ pub(super) enum NotTaken {
 }
 
 impl Desk {
-    /// Reads a plan and the pairs that are there already.
-    pub(super) fn open(plan_file: &Path, output: &Path, sentences: &[String]) -> anyhow::Result<Self> {
+    /// Reads a plan and the pairs that are there already, whose relative paths are relative to `root`.
+    pub(super) fn open(
+        plan_file: &Path,
+        output: &Path,
+        root: Option<&Path>,
+        sentences: &[String],
+    ) -> anyhow::Result<Self> {
         let (plan, _) = lines::<PlannedImage>(plan_file, "a line of `aeir label plan`")?;
+        let plan: Vec<PlannedImage> = plan.into_iter().map(|(planned, _)| planned).collect();
         if plan.is_empty() {
             return Err(refused(format!("`{}` holds no image to label", plan_file.display())).into());
         }
@@ -83,6 +97,7 @@ impl Desk {
             .map(|text| Sentence { text: text.clone(), folded: text.to_lowercase() });
         let mut desk = Self {
             answers: vec![None; plan.len()],
+            found: vec![None; plan.len()],
             plan,
             images,
             others: Vec::new(),
@@ -90,48 +105,51 @@ impl Desk {
             output: output.to_owned(),
             written: None,
         };
-        desk.take_up(&places)?;
+        desk.take_up(&places, root.or(output.parent()).unwrap_or(Path::new("")))?;
         Ok(desk)
     }
 
     /// Goes on with a file of pairs, where there is one.
-    fn take_up(&mut self, places: &HashMap<String, usize>) -> anyhow::Result<()> {
+    fn take_up(&mut self, places: &HashMap<String, usize>, root: &Path) -> anyhow::Result<()> {
         if !self.output.exists() {
             return Ok(());
         }
-        let (pairs, bytes) = lines::<Pair>(&self.output, "a labelled pair with its split")?;
+        let (pairs, bytes) = lines::<Pair>(&self.output, "a labelled pair")?;
         self.written = Some(bytes);
-        for pair in pairs {
-            let Some(place) = places.get(&pair.image).copied() else {
-                self.others.push(pair);
-                continue;
-            };
-            let (Some(planned), Some(answer)) = (self.plan.get(place), self.answers.get_mut(place)) else {
-                continue;
-            };
-            if pair.split != planned.part.split() {
-                return Err(refused(format!(
-                    "`{}` marks `{}` as `{}`, and the plan wants it {}: the pairs are of another plan",
-                    self.output.display(),
-                    pair.image,
-                    pair.split,
-                    match planned.part {
-                        Part::Learn => "to learn from",
-                        Part::Measure => "to measure with",
-                    }
-                ))
-                .into());
+        let files: HashMap<String, usize> =
+            places.iter().map(|(name, place)| (on_disk(root, name), *place)).collect();
+        for (pair, line) in pairs {
+            let place = places.get(&pair.image).or_else(|| files.get(&on_disk(root, &pair.image))).copied();
+            match place {
+                Some(place) => self.take(place, pair)?,
+                None => self.others.push(line),
             }
-            if answer.is_some() {
-                return Err(refused(format!(
-                    "`{}` has two answers for `{}`",
-                    self.output.display(),
-                    pair.image
-                ))
-                .into());
-            }
-            *answer = Some(pair.captions);
         }
+        Ok(())
+    }
+
+    /// Takes a line of the file as the answer to an image of the plan.
+    fn take(&mut self, place: usize, pair: Pair) -> anyhow::Result<()> {
+        let (Some(planned), Some(answer), Some(found)) =
+            (self.plan.get(place), self.answers.get_mut(place), self.found.get_mut(place))
+        else {
+            return Ok(());
+        };
+        let (file, image) = (self.output.display(), &pair.image);
+        if pair.split.unwrap_or(Split::Train) != planned.part.split() {
+            let said =
+                pair.split.map_or("says no split for".to_owned(), |split| format!("says `{split}` for"));
+            let wanted = match planned.part {
+                Part::Learn => "to learn from, which is `train`",
+                Part::Measure => "to measure with, which is `test`",
+            };
+            return Err(refused(format!("`{file}` {said} `{image}`, and the plan wants it {wanted}")).into());
+        }
+        if answer.is_some() {
+            return Err(refused(format!("`{file}` has two answers for `{image}`")).into());
+        }
+        *answer = Some(pair.captions.clone());
+        *found = Some(pair);
         Ok(())
     }
 
@@ -177,7 +195,11 @@ impl Desk {
         let offered = |text: &String| {
             planned.candidates.iter().any(|candidate| candidate.sentence == *text)
                 || self.sentences.iter().any(|sentence| sentence.text == *text)
-                || self.answers.get(place).and_then(Option::as_ref).is_some_and(|own| own.contains(text))
+                || self
+                    .found
+                    .get(place)
+                    .and_then(Option::as_ref)
+                    .is_some_and(|own| own.captions.contains(text))
         };
         if !answer.iter().flatten().all(offered) {
             return Err(NotTaken::Unknown("a sentence that was not offered"));
@@ -211,12 +233,22 @@ impl Desk {
     }
 
     fn bytes(&self) -> anyhow::Result<Vec<u8>> {
-        let own = self.plan.iter().zip(&self.answers).filter_map(|(planned, answer)| {
-            let captions = answer.clone()?;
-            Some(Pair { image: planned.image.clone(), captions, split: planned.part.split() })
-        });
         let mut bytes = Vec::new();
-        for pair in self.others.iter().cloned().chain(own) {
+        for line in &self.others {
+            bytes.extend(line.bytes());
+            bytes.push(b'\n');
+        }
+        for ((planned, found), answer) in self.plan.iter().zip(&self.found).zip(&self.answers) {
+            let Some(captions) = answer.clone() else { continue };
+            let pair = match found.clone() {
+                Some(found) => Pair { captions, ..found },
+                None => Pair {
+                    image: planned.image.clone(),
+                    captions,
+                    split: Some(planned.part.split()),
+                    rest: serde_json::Map::new(),
+                },
+            };
             serde_json::to_writer(&mut bytes, &pair)?;
             bytes.push(b'\n');
         }
@@ -224,12 +256,24 @@ impl Desk {
     }
 }
 
-fn refused(message: String) -> CliError {
-    CliError::Data { message, hint: "name another file with --output, or make the plan anew".into() }
+/// A name by which the same image is the same, however its path was written.
+fn on_disk(root: &Path, name: &str) -> String {
+    let file = ImageSource::file_of_name(name);
+    let place = file.to_str().and_then(|file| name.strip_prefix(file)).unwrap_or_default();
+    let path = root.join(file);
+    let path = fs::canonicalize(&path).or_else(|_| std::path::absolute(&path)).unwrap_or(path);
+    format!("{}{place}", path.display())
 }
 
-/// A value a line, and the bytes they were read from.
-fn lines<T: DeserializeOwned>(file: &Path, expected: &str) -> anyhow::Result<(Vec<T>, Vec<u8>)> {
+fn refused(message: String) -> CliError {
+    let hint = "mend it, name another file with --output, or make the plan anew";
+    CliError::Data { message, hint: hint.into() }
+}
+
+/// Values, each with the line that it stands on, and the bytes of the file.
+type Lines<T> = (Vec<(T, String)>, Vec<u8>);
+
+fn lines<T: DeserializeOwned>(file: &Path, expected: &str) -> anyhow::Result<Lines<T>> {
     let bytes = fs::read(file).map_err(|error| CliError::Data {
         message: format!("could not read `{}`: {error}", file.display()),
         hint: String::new(),
@@ -247,7 +291,7 @@ fn lines<T: DeserializeOwned>(file: &Path, expected: &str) -> anyhow::Result<(Ve
             let place = format!("`{}` line {}", file.display(), number + 1);
             refused(format!("{place}: expected {expected}: {told} at column {}", error.column()))
         })?;
-        values.push(value);
+        values.push((value, line.to_owned()));
     }
     Ok((values, bytes))
 }
@@ -285,7 +329,7 @@ mod tests {
 
         fn open(&self) -> anyhow::Result<Desk> {
             let sentences = ["a dog runs".to_owned(), "A Dog".to_owned(), "a dog runs".to_owned()];
-            Desk::open(&self.file("plan.jsonl"), &self.file("pairs.jsonl"), &sentences)
+            Desk::open(&self.file("plan.jsonl"), &self.file("pairs.jsonl"), None, &sentences)
         }
 
         fn pairs(&self) -> String {
@@ -349,11 +393,56 @@ mod tests {
             let told = scene.open().err().unwrap().to_string();
             assert!(told.contains(part), "{told}");
         };
-        refused("{\"image\":\"/1.png\",\"captions\":[],\"split\":\"test\"}\n", "of another plan");
+        refused(
+            "{\"image\":\"/1.png\",\"captions\":[],\"split\":\"test\"}\n",
+            "says `test` for `/1.png`, and the plan wants it to learn from, which is `train`",
+        );
+        refused(
+            "{\"image\":\"/2.png\",\"captions\":[]}\n",
+            "says no split for `/2.png`, and the plan wants it to measure with, which is `test`",
+        );
         let line = "{\"image\":\"/1.png\",\"captions\":[],\"split\":\"train\"}\n";
         refused(&[line, line].concat(), "two answers");
         refused(&format!("{line}{}", &line[..30]), "line 2: expected a labelled pair");
         refused("a,table\n", "line 1");
+    }
+
+    #[test]
+    fn what_was_written_by_hand_is_taken_up_and_stays() {
+        let scene = Scene::new();
+        fs::create_dir(scene.file("photos")).unwrap();
+        fs::write(scene.file("photos/1.png"), "").unwrap();
+        let image = scene.file("photos/1.png").display().to_string();
+        let lines = [planned(&image, Part::Learn), planned("/2.png", Part::Measure)]
+            .map(|image| serde_json::to_string(&image).unwrap() + "\n");
+        fs::write(scene.file("plan.jsonl"), lines.concat()).unwrap();
+        // A path that is relative to the file, no split, a sentence of nobody's list, and what no reader asks for.
+        let by_hand = [
+            r#"{"who": "me",  "image": "elsewhere/9.png", "captions": ["else"]}"#,
+            r#"{"image": "photos/../photos/1.png", "captions": ["my own words"], "note": {"sure": false}}"#,
+        ];
+        fs::write(scene.file("pairs.jsonl"), by_hand.join("\n")).unwrap();
+        let mut desk = scene.open().unwrap();
+        assert_eq!(desk.progress(), (1, 2));
+        assert_eq!(desk.images().next().unwrap().1, Some(&["my own words".to_owned()][..]));
+        desk.answer(0, said("a cat")).unwrap();
+        let changed = r#"{"image":"photos/../photos/1.png","captions":["a cat"],"note":{"sure":false}}"#;
+        assert_eq!(scene.pairs(), format!("{}\n{changed}\n", by_hand[0]));
+        // Taken back, as the page does it: the sentence is no candidate and in no list.
+        desk.answer(0, said("my own words")).unwrap();
+        assert_eq!(scene.pairs(), format!("{}\n{}\n", by_hand[0], changed.replace("a cat", "my own words")));
+        desk.answer(0, None).unwrap();
+        assert_eq!(scene.pairs(), format!("{}\n", by_hand[0]));
+        assert!(matches!(desk.answer(1, said("my own words")), Err(NotTaken::Unknown(_))));
+    }
+
+    #[test]
+    fn relative_paths_are_relative_to_the_folder_that_is_named() {
+        let scene = Scene::new();
+        fs::write(scene.file("pairs.jsonl"), "{\"image\":\"1.png\",\"captions\":[]}\n").unwrap();
+        let open = |root| Desk::open(&scene.file("plan.jsonl"), &scene.file("pairs.jsonl"), root, &[]);
+        assert_eq!(open(None).unwrap().progress(), (0, 2), "another image");
+        assert_eq!(open(Some(Path::new("/"))).unwrap().progress(), (1, 2));
     }
 
     #[test]

@@ -47,7 +47,8 @@ pub(super) fn run(flags: &LabelServeFlags, terminal: &Terminal) -> anyhow::Resul
             Vec::new()
         }
     };
-    let desk = Arc::new(Mutex::new(Desk::open(&flags.plan, &flags.output, &sentences)?));
+    let root = flags.reading.image_root.as_deref();
+    let desk = Arc::new(Mutex::new(Desk::open(&flags.plan, &flags.output, root, &sentences)?));
     let address = DoorFlags { host: Ipv4Addr::LOCALHOST.into(), port: flags.port, allowed: Vec::new() };
     let door = Door::open(&address, Patience::default())?;
     door.serve(router(Arc::clone(&desk)), |address| {

@@ -6,9 +6,11 @@ use std::net::TcpListener;
 
 use aeir_encoders::bundle::save;
 use aeir_encoders::{BackbonePlacement, Bundle, BundleParts, Standardisation, WEIGHTS_FILE};
+use aeir_retrieve::{Index, IndexBuilder, IndexContent};
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
+use super::life::wait_for;
 use super::{base64, form, form_type};
 use crate::{Scene, program};
 
@@ -204,8 +206,86 @@ fn items_of_features_have_no_picture() {
     server.lives();
 }
 
+/// An index that is whole and sound, but whose vectors are of another model than the one that lies in it.
+fn mix_up(scene: &Scene, name: &str) {
+    let own = Index::open(scene.path("index")).unwrap();
+    let items: Vec<String> = own.items().map(str::to_owned).collect();
+    let builder = IndexBuilder::begin(scene.path(name)).unwrap();
+    crate::copy_folder(&scene.path("index/model"), &builder.staging().join("model"));
+    builder.commit(IndexContent::new(&own.embeddings().unwrap(), &items, "another model")).unwrap();
+}
+
 #[test]
-fn an_index_that_is_damaged_or_of_another_model_is_not_served() {
+fn an_index_of_another_model_is_not_served_nor_searched() {
+    let scene = Scene::with_model();
+    mix_up(&scene, "mixed");
+    for command in ["serve --index mixed --port 0", "search --index mixed dog"] {
+        let told = scene.run(command).failure();
+        assert!(told.starts_with("exit 4\nerror: `mixed` was built with model `another model`"), "{told}");
+        assert!(told.contains("rebuild the index with this model"), "{told}");
+    }
+    let told = scene.run("index add --index mixed --images images.txt").failure();
+    assert!(told.starts_with("exit 4") && told.contains("was built with model `another model`"), "{told}");
+
+    // In the place of one that is served it is told of and not taken over.
+    scene.copy("index", "mine");
+    let mut server = scene.serve("mine", &["--reload-every", "0.1"]);
+    let before = server.names(&json!({"text": "a dog"}));
+    mix_up(&scene, "mine");
+    wait_for(&server, "the other model's index", |health| health["status"] == "stale");
+    assert_eq!(server.names(&json!({"text": "a dog"})), before);
+    scene.run("index --model model --images images.txt --output mine").ok();
+    wait_for(&server, "an index of this model", |health| health["status"] == "ok");
+    server.lives();
+}
+
+#[test]
+fn every_answer_keeps_other_pages_out() {
+    let scene = Scene::with_model();
+    scene.write("key", "a-secret\n");
+    let server = scene.serve("index", &["--api-key-file", "key", "--max-body-bytes", "1000"]);
+    let with_key = |path: &str| server.get_with(path, &[("X-Api-Key", "a-secret")]);
+    let id = with_key("/v1/items").ok()["items"][0]["id"].as_str().unwrap().to_owned();
+    let foreign = server.get_with("/", &[("Host", "evil.example")]);
+    let answers = [
+        (200, server.get("/")),
+        (200, server.get("/page.js")),
+        (200, server.get("/healthz")),
+        (200, server.get("/openapi.json")),
+        (200, with_key("/metrics")),
+        (200, with_key("/v1/model")),
+        (200, with_key(&format!("/v1/items/{id}/thumbnail"))),
+        (401, server.get("/v1/model")),
+        (403, foreign),
+        (404, server.get("/nothing")),
+        (405, with_key("/v1/search")),
+        (401, server.post("/v1/search", "application/json", &[b' '; 2000])),
+    ];
+    for (status, answer) in answers {
+        assert_eq!(answer.status, status, "{}", answer.text());
+        for (name, value) in [
+            ("x-content-type-options", "nosniff"),
+            ("x-frame-options", "DENY"),
+            ("referrer-policy", "no-referrer"),
+            ("cross-origin-resource-policy", "same-origin"),
+            ("cross-origin-opener-policy", "same-origin"),
+        ] {
+            assert_eq!(answer.header(name), value, "{status} {name}");
+        }
+        let policy = answer.header("content-security-policy");
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self'; "), "{policy}");
+        assert!(policy.contains("frame-ancestors 'none'") && !policy.contains("unsafe"), "{policy}");
+        assert_eq!(answer.header("access-control-allow-origin"), "", "no other origin may read it");
+    }
+    // What the policy forbids, the page does without.
+    let page = server.get("/").text();
+    for forbidden in ["<style", "style=", "onclick=", "javascript:", "<script>"] {
+        assert!(!page.contains(forbidden), "{forbidden}");
+    }
+}
+
+#[test]
+fn an_index_that_is_damaged_or_none_is_not_served() {
     let scene = Scene::with_model();
     let refused = |index: &str| scene.run(&format!("serve --index {index} --port 0")).failure();
     scene.copy("index", "flipped");
@@ -241,8 +321,8 @@ fn a_port_in_use_is_told() {
     assert!(told.starts_with("exit 2") && told.contains("expected an address"), "{told}");
 }
 
-/// A model whose sentence tower gives NaN, whole in every other respect.
-fn spoil_sentences(scene: &Scene) {
+/// A model of which one tower gives NaN, whole in every other respect.
+fn spoil(scene: &Scene, tower: &str) {
     let (model, device) = (scene.path("model"), Device::Cpu);
     let bundle = Bundle::load(&model, &device).unwrap();
     let file = model.join(WEIGHTS_FILE);
@@ -251,7 +331,7 @@ fn spoil_sentences(scene: &Scene) {
     let standardisation =
         Standardisation::from_tensors(&tensors, &bundle.manifest().serving_domain, &file).unwrap();
     tensors.retain(|name, _| !standardisation.tensors().contains_key(name));
-    let spoiled = tensors.iter_mut().filter(|(name, _)| name.contains("sentence")).map(|(_, tensor)| {
+    let spoiled = tensors.iter_mut().filter(|(name, _)| name.contains(tower)).map(|(_, tensor)| {
         *tensor = tensor.affine(f64::NAN, 0.0).unwrap();
     });
     assert!(spoiled.count() > 0);
@@ -272,7 +352,7 @@ fn spoil_sentences(scene: &Scene) {
 #[test]
 fn a_model_that_gives_nan_is_told_and_kills_nothing() {
     let scene = Scene::with_model();
-    spoil_sentences(&scene);
+    spoil(&scene, "sentence");
     scene.run("index --model spoiled --images images.txt --output index-of-it").ok();
     let server = scene.serve("index-of-it", &[]);
     server.search(&json!({"text": "a dog"})).refused(500, "not finite");
@@ -283,6 +363,22 @@ fn a_model_that_gives_nan_is_told_and_kills_nothing() {
     server.search(&json!({"image": base64(&bytes), "minus": ["a dog"]})).refused(500, "not finite");
     let told = scene.run("search --index index-of-it dog").failure();
     assert!(told.starts_with("exit 1") && told.contains("not finite"), "{told}");
+}
+
+#[test]
+fn images_that_become_nan_are_not_indexed() {
+    let scene = Scene::with_model();
+    spoil(&scene, "image");
+    let told = scene.run("index --model spoiled --images images.txt --output index-of-it").failure();
+    assert!(told.starts_with("exit 1") && told.contains("is NaN, not a finite number"), "{told}");
+    assert!(!scene.path("index-of-it").exists());
+    scene.copy("index", "mine");
+    let bytes = fs::read(&scene.lines("images.txt")[0]).unwrap();
+    let mut server = scene.serve("mine", &["--reload-every", "0.1"]);
+    let told = scene.run("index --model spoiled --images images.txt --output mine").failure();
+    assert!(told.contains("is NaN, not a finite number"), "{told}");
+    assert_eq!(server.search(&json!({"image": base64(&bytes)})).status, 200, "the old index stays");
+    server.lives();
 }
 
 #[test]

@@ -8,7 +8,8 @@ use serde_json::json;
 use super::{Served, rest};
 use crate::Scene;
 
-fn wait_for(server: &Served, what: &str, reached: impl Fn(&serde_json::Value) -> bool) {
+/// Asks how the server is until it is so.
+pub(super) fn wait_for(server: &Served, what: &str, reached: impl Fn(&serde_json::Value) -> bool) {
     let until = Instant::now() + Duration::from_secs(30);
     loop {
         let health = server.get("/healthz").ok();

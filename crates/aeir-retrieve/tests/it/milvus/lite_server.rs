@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ const VARIABLE: &str = "AEIR_MILVUS_LITE";
 /// Python and its packages take seconds to start, many on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The same server behind a check of tokens, which `milvus-lite` has not.
+/// The same server behind a check of tokens, and behind TLS where a key and a certificate are named: `milvus-lite` has neither.
 const GUARDED: &str = r#"
 import base64, sys
 from concurrent import futures
@@ -22,7 +22,7 @@ from milvus_lite.adapter.grpc.servicer import MilvusServicer
 from milvus_lite.db import MilvusLite
 from pymilvus.grpc_gen import milvus_pb2_grpc
 
-folder, port, token = sys.argv[1:]
+folder, port, token, *pair = sys.argv[1:]
 expected = base64.b64encode(token.encode()).decode()
 
 class Guard(grpc.ServerInterceptor):
@@ -35,10 +35,26 @@ class Guard(grpc.ServerInterceptor):
 
 server = grpc.server(futures.ThreadPoolExecutor(4), interceptors=[Guard()])
 milvus_pb2_grpc.add_MilvusServiceServicer_to_server(MilvusServicer(MilvusLite(folder)), server)
-server.add_insecure_port(f"127.0.0.1:{port}")
+if pair:
+    key, certificate = (open(name, "rb").read() for name in pair)
+    server.add_secure_port(f"127.0.0.1:{port}", grpc.ssl_server_credentials([(key, certificate)]))
+else:
+    server.add_insecure_port(f"127.0.0.1:{port}")
 server.start()
 server.wait_for_termination()
 "#;
+
+/// A certificate for this machine's own address that nobody else has signed.
+const OWN_CERTIFICATE: &str = "[req]
+distinguished_name = name
+x509_extensions = extensions
+prompt = no
+[name]
+CN = localhost
+[extensions]
+basicConstraints = CA:FALSE
+subjectAltName = DNS:localhost, IP:127.0.0.1
+";
 
 /// The program that the environment names.
 pub(crate) fn program() -> Option<OsString> {
@@ -77,6 +93,26 @@ impl LiteServer {
         let mut command = Command::new(python());
         command.args(["-c", GUARDED]).arg(data.path()).args([&port.to_string(), token]);
         Self::of(command, port, data)
+    }
+
+    /// One that wants a token and speaks TLS, with a certificate that goes into `certificate.pem` of a folder. None, and a word why,
+    /// where there is no `openssl` to make it.
+    #[allow(dead_code, reason = "the command's tests need it: they can set what a process trusts")]
+    #[allow(clippy::print_stdout, reason = "a skipped test says why")]
+    pub(crate) fn secure(&self, token: &str, folder: &Path) -> Option<Self> {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("request.cnf"), OWN_CERTIFICATE).unwrap();
+        let flags = "req -x509 -newkey rsa:2048 -nodes -days 2 -config request.cnf -keyout key.pem -out certificate.pem";
+        let made = Command::new("openssl").args(flags.split(' ')).current_dir(folder).output();
+        if !made.is_ok_and(|made| made.status.success()) {
+            println!("skipped: no openssl to make a certificate");
+            return None;
+        }
+        let (data, port) = (tempfile::tempdir().unwrap(), free_port());
+        let mut command = Command::new(python());
+        command.args(["-c", GUARDED]).arg(data.path()).args([&port.to_string(), token]);
+        command.args([folder.join("key.pem"), folder.join("certificate.pem")]);
+        Some(Self::of(command, port, data))
     }
 
     fn of(mut command: Command, port: u16, data: TempDir) -> Self {
