@@ -61,6 +61,13 @@ impl Bits {
         }
     }
 
+    /// Inserts a row; says whether it was not in the set. Rows beyond the length are left out.
+    pub(crate) fn insert_new(&mut self, row: usize) -> bool {
+        let new = row < self.len && !self.contains(row);
+        self.insert(row);
+        new
+    }
+
     pub(crate) fn remove(&mut self, row: usize) {
         if let Some(word) = self.words.get_mut(row / 64) {
             *word &= !(1 << (row % 64));

@@ -95,14 +95,14 @@ pub enum Error {
         /// The folder that was to be written.
         folder: PathBuf,
     },
-    /// An index of another format version.
+    /// An index, or the graph of one, of another format version.
     #[error("`{file}`: expected index version {expected}, got {got}: rebuild the index", file = file.display())]
     Version {
-        /// The manifest.
+        /// The manifest, or the file of the graph.
         file: PathBuf,
         /// The version this crate reads and writes.
         expected: u64,
-        /// The version in the manifest.
+        /// The version in the file.
         got: u64,
     },
     /// A file of the index is not what was written.
@@ -148,14 +148,6 @@ pub enum Error {
     OtherGeneration {
         /// The index's folder.
         folder: PathBuf,
-    },
-    /// This build leaves out what is asked for.
-    #[error("{what} needs a build with the feature `{feature}`")]
-    WithoutFeature {
-        /// What was asked for, in words.
-        what: &'static str,
-        /// The crate's feature.
-        feature: &'static str,
     },
     /// Somebody else is writing into the index.
     #[error("`{folder}` is being changed by another writer: wait until it has finished", folder = folder.display())]

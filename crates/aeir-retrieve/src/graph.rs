@@ -1,62 +1,130 @@
 //! Approximate search: a graph of near neighbours over a segment's rows, walked from row to row towards the query.
 //!
-//! `hnsw_rs` builds the graph (Malkov and Yashunin, *Efficient and robust approximate nearest neighbor search using hierarchical
-//! navigable small world graphs*, TPAMI 2020). What is kept of it is its lowest layer, which holds every row, and some rows of the
-//! upper layers to start from. It is one file of numbers that is mapped as it is, and walked over the mapped vectors: opening it
-//! costs nothing, vectors are not kept twice, and deleted rows and filters are a question asked of each row.
+//! The graph is that of Malkov and Yashunin (*Efficient and robust approximate nearest neighbor search using hierarchical navigable
+//! small world graphs*, TPAMI 2020): every row in the lowest layer, a sixteenth of the rows in each layer above another. The topmost
+//! layer is small and looked at as a whole; the best of each layer are where the walk through the next one begins.
 //!
-//! File: `[version, degree, starts, start rows .., degree neighbours a row ..]`, `u32`, little-endian; a row with fewer neighbours
-//! is filled up with `u32::MAX`.
+//! A walk scores rows by their 8-bit codes (a quarter of the memory that `f32` would have to fetch); what it ends with is scored again
+//! by the vectors themselves. The file is numbers that are mapped as they are: opening it costs nothing, and deleted rows and filters
+//! are a question asked of each row.
+//!
+//! File: `u32`, little-endian. A header of 16 numbers: `[version, degree, layers, rows of each layer above the lowest ..]`, the lower
+//! ones first. Then `degree` neighbours of each row; the rows of the first layer above, those of the second first and so on, so that a
+//! place in this list is the same row in all layers; and for each layer but the topmost `degree` neighbours of each place, as places. Who
+//! has fewer neighbours has `u32::MAX` for the rest.
+
+mod build;
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::bits::Bits;
+use crate::int8::{Coded, Codes, scores_of};
 
-const VERSION: u32 = 1;
-const HEADER: usize = 3;
+pub(crate) use build::{NEIGHBOURS, build};
+
+/// Version 1 had one layer, and was walked over vectors.
+pub(crate) const VERSION: u64 = 2;
+/// As long as a line of the cache: a row's neighbours lie in whole lines.
+const HEADER: usize = 16;
 /// No row: a segment has fewer.
 const NONE: u32 = u32::MAX;
-/// Rows that a walk starts from: the best of so many.
-#[cfg(feature = "hnsw")]
-const STARTS: usize = 128;
-/// Walks begin at this many of them.
-const BEGINNINGS: usize = 4;
+/// A walk goes on into the layer below from so many places.
+const BEAM: usize = 4;
 
-/// The neighbours of rows, as they lie in the file.
+/// Neighbours that an entry has at most, and where they are: the entry's number is a row or a place.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Graph<'a> {
-    starts: &'a [u32],
+struct Layer<'a> {
     neighbours: &'a [u32],
+    /// Numbers from one entry's neighbours to the next one's.
+    stride: usize,
+    /// The rows of places; none where numbers are rows.
+    rows: Option<&'a [u32]>,
+}
+
+impl<'a> Layer<'a> {
+    #[inline(always)]
+    fn of(&self, entry: u32) -> &'a [u32] {
+        let start = entry as usize * self.stride;
+        self.neighbours.get(start..start + self.stride).unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn row(&self, entry: u32) -> u32 {
+        self.rows.map_or(entry, |rows| rows.get(entry as usize).copied().unwrap_or(NONE))
+    }
+}
+
+/// The layers above the lowest.
+#[derive(Clone, Debug)]
+struct Above<'a> {
+    /// The row of each place.
+    rows: &'a [u32],
+    /// Places that are looked at in any case: the topmost layer.
+    scanned: usize,
     degree: usize,
+    /// Neighbours of places, from above.
+    layers: Vec<&'a [u32]>,
+}
+
+/// A graph, as it lies in its file.
+#[derive(Clone, Debug)]
+pub(crate) struct Graph<'a> {
+    above: Above<'a>,
+    lowest: Layer<'a>,
 }
 
 impl<'a> Graph<'a> {
     /// None where the numbers are no graph of so many rows.
     pub(crate) fn of(numbers: &'a [u32], rows: usize) -> Option<Self> {
-        let [version, degree, starts, rest @ ..] = numbers else { return None };
-        let (starts, neighbours) = rest.split_at_checked(*starts as usize)?;
+        let (header, rest) = numbers.split_at_checked(HEADER)?;
+        let [version, degree, layers, counts @ ..] = header else { return None };
         let degree = *degree as usize;
-        let whole = rows.checked_mul(degree)? == neighbours.len();
-        (*version == VERSION && whole && !starts.is_empty()).then_some(Self { starts, neighbours, degree })
-    }
-
-    fn of_row(&self, row: u32) -> &'a [u32] {
-        let start = row as usize * self.degree;
-        self.neighbours.get(start..start + self.degree).unwrap_or_default()
+        let counts = counts.get(..*layers as usize)?;
+        let falling = counts.windows(2).all(|pair| matches!(pair, [lower, upper] if upper < lower));
+        let (first, last) = (*counts.first()? as usize, *counts.last()? as usize);
+        if u64::from(*version) != VERSION || !falling || last == 0 || first > rows {
+            return None;
+        }
+        let (neighbours, rest) = rest.split_at_checked(rows.checked_mul(degree)?)?;
+        let (places, mut rest) = rest.split_at_checked(first)?;
+        let mut above = Vec::new();
+        for count in counts.iter().take(counts.len() - 1) {
+            let layer;
+            (layer, rest) = rest.split_at_checked((*count as usize).checked_mul(degree)?)?;
+            above.push(layer);
+        }
+        above.reverse();
+        let whole = rest.is_empty();
+        whole.then_some(Self {
+            above: Above { rows: places, scanned: last, degree, layers: above },
+            lowest: Layer { neighbours, stride: degree, rows: None },
+        })
     }
 }
 
-/// A score and a row as one number that orders by score.
-fn packed(score: f32, row: u32) -> u64 {
+/// A score and an entry as one number that orders by score.
+fn packed(score: f32, entry: u32) -> u64 {
     let bits = score.to_bits();
     // Negative floats order backwards: turn them over, and put them below the others.
     let ordered = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
-    u64::from(ordered) << 32 | u64::from(row)
+    u64::from(ordered) << 32 | u64::from(entry)
 }
 
-fn row_of(packed: u64) -> u32 {
+fn entry_of(packed: u64) -> u32 {
     packed as u32
+}
+
+fn score_of(packed: u64) -> f32 {
+    let ordered = (packed >> 32) as u32;
+    f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
+}
+
+/// What is looked for, and among what.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) query: Coded<'a>,
+    pub(crate) items: Codes<'a>,
 }
 
 /// What a walk needs and the next one can use again.
@@ -64,11 +132,15 @@ fn row_of(packed: u64) -> u32 {
 pub(crate) struct Walk {
     visited: Bits,
     touched: Vec<u32>,
-    /// Rows to go on from, best first.
+    /// Entries to go on from, best first.
     open: BinaryHeap<u64>,
-    /// The best rows so far that may be found, worst first.
+    /// The best entries so far that may be found, worst first.
     found: BinaryHeap<Reverse<u64>>,
+    /// Those of the layer that was walked last, best first.
+    best: Vec<u64>,
     next: Vec<u32>,
+    rows: Vec<u32>,
+    scores: Vec<f32>,
 }
 
 impl Walk {
@@ -78,27 +150,52 @@ impl Walk {
             touched: Vec::new(),
             open: BinaryHeap::new(),
             found: BinaryHeap::new(),
+            best: Vec::new(),
             next: Vec::new(),
+            rows: Vec::new(),
+            scores: Vec::new(),
         }
     }
 
-    /// The rows found, in no order: `effort` of them where there are so many. `score` is larger for nearer rows, `may` says which
-    /// may be found.
-    #[inline(always)]
+    /// The rows found, best first: `effort` of them where there are so many. `may` says which may be found.
     pub(crate) fn run(
         &mut self,
-        graph: Graph<'_>,
+        graph: &Graph<'_>,
+        asked: Asked<'_>,
         effort: usize,
-        prepare: impl Fn(u32),
-        score: impl Fn(u32) -> f32,
         may: impl Fn(u32) -> bool,
-    ) -> Vec<u32> {
-        self.open.clear();
-        self.found.clear();
-        let mut starts: Vec<u64> = graph.starts.iter().map(|row| packed(score(*row), *row)).collect();
-        starts.sort_unstable_by_key(|start| Reverse(*start));
-        for start in starts.into_iter().take(BEGINNINGS) {
-            self.see(row_of(start));
+    ) -> impl Iterator<Item = u32> {
+        self.descend(&graph.above, asked);
+        self.layer(graph.lowest, asked, effort, may);
+        self.best.iter().map(|best| entry_of(*best))
+    }
+
+    /// From the topmost layer down to where the lowest is entered; those rows, best first.
+    fn descend(&mut self, above: &Above<'_>, asked: Asked<'_>) {
+        let rows = above.rows.get(..above.scanned).unwrap_or_default();
+        scores_of(asked.query, asked.items, rows, &mut self.scores);
+        self.best.clear();
+        self.best.extend((0..).zip(&self.scores).map(|(place, score)| packed(*score, place)));
+        self.best.sort_unstable_by_key(|best| Reverse(*best));
+        for neighbours in &above.layers {
+            self.best.truncate(BEAM);
+            let layer = Layer { neighbours, stride: above.degree, rows: Some(above.rows) };
+            self.layer(layer, asked, BEAM, |_| true);
+        }
+        self.best.truncate(BEAM);
+        for best in &mut self.best {
+            let place = entry_of(*best);
+            let row = above.rows.get(place as usize).copied().unwrap_or(NONE);
+            *best = *best - u64::from(place) + u64::from(row);
+        }
+    }
+
+    /// Walks one layer from the best of the one above.
+    #[inline(always)]
+    fn layer(&mut self, layer: Layer<'_>, asked: Asked<'_>, effort: usize, may: impl Fn(u32) -> bool) {
+        for place in 0..self.best.len() {
+            let start = self.best.get(place).copied().unwrap_or_default();
+            self.see(entry_of(start));
             self.take(start, effort, &may);
         }
         while let Some(best) = self.open.pop() {
@@ -106,26 +203,32 @@ impl Walk {
                 break;
             }
             self.next.clear();
-            for row in graph.of_row(row_of(best)).iter().take_while(|row| **row != NONE) {
-                if !self.visited.contains(*row as usize) {
-                    self.see(*row);
-                    self.next.push(*row);
-                    prepare(*row);
+            self.rows.clear();
+            for entry in layer.of(entry_of(best)).iter().take_while(|entry| **entry != NONE) {
+                if self.visited.insert_new(*entry as usize) {
+                    self.touched.push(*entry);
+                    self.next.push(*entry);
+                    self.rows.push(layer.row(*entry));
                 }
             }
+            scores_of(asked.query, asked.items, &self.rows, &mut self.scores);
             for place in 0..self.next.len() {
-                let row = self.next.get(place).copied().unwrap_or(NONE);
-                self.take(packed(score(row), row), effort, &may);
+                let entry = self.next.get(place).copied().unwrap_or(NONE);
+                let score = self.scores.get(place).copied().unwrap_or(f32::NEG_INFINITY);
+                self.take(packed(score, entry), effort, &may);
             }
         }
-        self.touched.drain(..).for_each(|row| self.visited.remove(row as usize));
-        self.found.iter().map(|found| row_of(found.0)).collect()
+        self.open.clear();
+        self.touched.drain(..).for_each(|entry| self.visited.remove(entry as usize));
+        self.best.clear();
+        self.best.extend(self.found.drain().map(|found| found.0));
+        self.best.sort_unstable_by_key(|best| Reverse(*best));
     }
 
     #[inline(always)]
-    fn see(&mut self, row: u32) {
-        self.visited.insert(row as usize);
-        self.touched.push(row);
+    fn see(&mut self, entry: u32) {
+        self.visited.insert(entry as usize);
+        self.touched.push(entry);
     }
 
     #[inline(always)]
@@ -135,7 +238,7 @@ impl Walk {
             return;
         }
         self.open.push(scored);
-        if may(row_of(scored)) {
+        if may(entry_of(scored)) {
             if full {
                 self.found.pop();
             }
@@ -144,62 +247,41 @@ impl Walk {
     }
 }
 
-#[cfg(feature = "hnsw")]
-pub(crate) use build::{NEIGHBOURS, build};
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-#[cfg(feature = "hnsw")]
-mod build {
-    use hnsw_rs::anndists::dist::distances::Distance;
-    use hnsw_rs::hnsw::Hnsw;
-    use rayon::prelude::*;
-
-    use super::{HEADER, NONE, STARTS, VERSION};
-    use crate::Matrix;
-    use crate::search::fast_dot;
-
-    /// Neighbours that a row gets when it is inserted; the lowest layer keeps twice as many.
-    pub(crate) const NEIGHBOURS: usize = 16;
-    /// Candidates that are looked at for them.
-    const CANDIDATES: usize = 100;
-    const MOST_LAYERS: usize = 16;
-
-    /// 1 - dot product: of vectors of length 1 it orders as the Euclidean distance does.
-    #[derive(Clone, Copy)]
-    struct OneLessDot;
-
-    impl Distance<f32> for OneLessDot {
-        fn eval(&self, left: &[f32], right: &[f32]) -> f32 {
-            (1.0 - fast_dot(left, right)).max(0.0)
+    #[test]
+    fn numbers_that_are_no_graph_are_refused() {
+        // Five rows of two neighbours; three places above, of which one is the topmost layer.
+        let good = |counts: [u32; 2], numbers: usize| {
+            let mut all = vec![VERSION as u32, 2, 2, counts[0], counts[1]];
+            all.resize(HEADER, 0);
+            all.resize(HEADER + numbers, NONE);
+            all
+        };
+        assert!(Graph::of(&good([3, 1], 10 + 3 + 6), 5).is_some());
+        for (counts, numbers) in
+            [([3, 1], 18), ([3, 1], 20), ([3, 0], 19), ([3, 3], 19), ([1, 3], 19), ([6, 1], 28)]
+        {
+            assert!(Graph::of(&good(counts, numbers), 5).is_none(), "{counts:?} {numbers}");
         }
+        let with = |place: usize, number: u32| {
+            let mut all = good([3, 1], 19);
+            all[place] = number;
+            Graph::of(&all, 5).is_none()
+        };
+        assert!(with(0, 1) && with(1, 3) && with(1, u32::MAX) && with(2, 0) && with(2, 1) && with(2, 99));
+        assert!(Graph::of(&[], 5).is_none() && Graph::of(&good([3, 1], 19), 6).is_none());
     }
 
-    /// The file of a graph over normalised rows, as numbers.
-    pub(crate) fn build(embeddings: &Matrix) -> Vec<u32> {
-        let rows = embeddings.rows();
-        let graph: Hnsw<'_, f32, OneLessDot> =
-            Hnsw::new(NEIGHBOURS, rows, MOST_LAYERS, CANDIDATES, OneLessDot);
-        let values: Vec<&[f32]> = embeddings.iter_rows().collect();
-        values.par_iter().enumerate().for_each(|(row, vector)| graph.insert((vector, row)));
-        flattened(&graph, rows)
-    }
-
-    fn flattened(graph: &Hnsw<'_, f32, OneLessDot>, rows: usize) -> Vec<u32> {
-        let degree = 2 * NEIGHBOURS;
-        let mut neighbours = vec![NONE; rows * degree];
-        let mut by_layer = Vec::new();
-        for point in graph.get_point_indexation() {
-            let row = point.get_origin_id();
-            by_layer.push((point.get_point_id().0, row as u32));
-            let lowest = point.get_neighborhood_id().into_iter().next().unwrap_or_default();
-            let places = neighbours.get_mut(row * degree..(row + 1) * degree).unwrap_or_default();
-            places.iter_mut().zip(lowest).for_each(|(place, neighbour)| *place = neighbour.d_id as u32);
+    #[test]
+    fn packed_numbers_order_as_scores_do() {
+        let scores = [f32::NEG_INFINITY, -2.0, -1e-9, 0.0, 1e-9, 0.5, 2.0];
+        assert!(scores.windows(2).all(|pair| packed(pair[0], 9) < packed(pair[1], 3)));
+        assert!(packed(0.5, 3) < packed(0.5, 4));
+        for score in scores {
+            assert_eq!((score_of(packed(score, 7)), entry_of(packed(score, 7))), (score, 7));
         }
-        by_layer.sort_unstable_by_key(|(layer, row)| (std::cmp::Reverse(*layer), *row));
-        let starts: Vec<u32> = by_layer.into_iter().take(STARTS).map(|(_, row)| row).collect();
-        let mut numbers = Vec::with_capacity(HEADER + starts.len() + neighbours.len());
-        numbers.extend([VERSION, degree as u32, starts.len() as u32]);
-        numbers.extend(starts);
-        numbers.extend(neighbours);
-        numbers
     }
 }

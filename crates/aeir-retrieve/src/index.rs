@@ -5,7 +5,7 @@
 //!   manifest.json          format, version, generation, dimension, storage, model fingerprint, segments, length and CRC-32 of every file
 //!   segment-000001/        rows that were added at once; never changed, memory-mapped
 //!     vectors.f32          little-endian, [rows, dimension], row after row; or vectors.f16
-//!     codes.u8 scales.f32  8-bit codes beside vectors.f16
+//!     codes.u8 scales.f32  8-bit codes beside vectors.f16, or beside a graph
 //!     items.txt            the path or id of each item, a line end behind each; items.offsets: where each begins, u64
 //!     metadata.jsonl       a JSON object or an empty line an item, where any has metadata; metadata.offsets
 //!     graph.u32            neighbours for approximate search, where asked for
@@ -333,7 +333,7 @@ impl Index {
 
     /// The graphs of its segments, each with its rows; items elsewhere are always searched exactly.
     pub fn graphs(&self) -> impl Iterator<Item = (usize, GraphReport)> + '_ {
-        self.parts.iter().filter_map(|part| Some((part.segment.rows(), part.segment.graph()?.1)))
+        self.parts.iter().filter_map(|part| Some((part.segment.rows(), part.segment.graph_report()?)))
     }
 
     /// Dimension D of the embeddings.
@@ -511,21 +511,23 @@ impl Index {
         for part in &self.parts {
             let run = Run { first, rows: part.segment.rows(), vectors: part.segment.vectors() };
             first += run.rows;
-            let walkable = part.segment.graph().filter(|_| !options.exact && penalties.is_none());
-            let walk = walkable.and_then(|(graph, report)| {
+            let walkable = part.segment.graph_report().filter(|_| !options.exact && penalties.is_none());
+            let walk = walkable.and_then(|report| {
                 let effort = options.effort.unwrap_or(report.effort).max(k);
                 let few = selected.is_some_and(|rows| {
                     rows.count_within(run.first, run.first + run.rows) * LEAST_SHARE < run.rows
                 });
-                (!few && effort.saturating_mul(LEAST_SHARE) <= run.rows).then_some((graph, effort))
+                let worth = !few && effort.saturating_mul(LEAST_SHARE) <= run.rows;
+                worth.then(|| part.segment.graph()).flatten().map(|(graph, codes)| (graph, codes, effort))
             });
-            let Some((graph, effort)) = walk else {
+            let Some((graph, codes, effort)) = walk else {
                 scanned.runs.push(run);
                 continue;
             };
             let there =
                 selected.map_or(run.rows, |rows| rows.count_within(run.first, run.first + run.rows)).min(k);
-            let walked = Gallery { runs: vec![run], ..gallery.clone() }.walk(graph, effort, queries, k)?;
+            let walked =
+                Gallery { runs: vec![run], ..gallery.clone() }.walk((&graph, codes), effort, queries, k)?;
             // A graph that falls apart (many copies of one item) leaves some out.
             if walked.iter().all(|hits| hits.len() >= there) {
                 found.push(walked);

@@ -4,8 +4,11 @@
 //! multiply unsigned by signed bytes serve, and the correction is one number a query. All sums are integers: every kernel gives the
 //! same scores.
 
+mod rows;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+
+pub(crate) use rows::{Coded, scores_of, sum_of_codes};
 
 use crate::storage::{ZERO_CODE, code_stride};
 

@@ -8,12 +8,13 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use crate::bits::Bits;
-use crate::graph::{Graph, Walk};
+use crate::graph::{Asked, Graph, Walk};
 use crate::hubness::by_score;
 pub(crate) use crate::int8::Codes;
-use crate::int8::{self, QueryCodes};
+use crate::int8::{self, Coded, QueryCodes, sum_of_codes};
 use crate::matrix::euclidean_length;
 use crate::scores::same_dimension;
+use crate::storage::quantised;
 use crate::tiles::{self, TILE_COLUMNS, TILE_ROWS};
 use crate::{Error, Matrix, Result};
 
@@ -180,10 +181,10 @@ impl<'g> Gallery<'g> {
             .collect())
     }
 
-    /// Neighbours by row, of the one run there is: the best of those that walks over its graph come to.
+    /// Neighbours by row, of the one run there is: the best of those that walks over its graph and the codes of its rows come to.
     pub(crate) fn walk(
         &self,
-        graph: Graph<'_>,
+        (graph, items): (&Graph<'_>, Codes<'_>),
         effort: usize,
         queries: &Matrix,
         k: usize,
@@ -194,13 +195,15 @@ impl<'g> Gallery<'g> {
         let walked = prepared.par_iter().map_init(
             || Walk::new(run.rows),
             |walk, query| {
-                let scorer = RowScorer::new(&query.unit, run.vectors);
-                let rows = walk.run(graph, effort, |row| scorer.prepare(row), |row| scorer.score(row), may);
-                let score = |row: u32| {
+                let (codes, scales) = quantised(&query.unit, self.dimension);
+                let scale = scales.first().copied().unwrap_or(0.0);
+                let coded = Coded { codes: &codes, scale, sum: sum_of_codes(&codes) };
+                let rows = walk.run(graph, Asked { query: coded, items }, effort, may);
+                let scored = rows.take(coded_candidates(k)).map(|row| {
                     let row = run.first + row as usize;
                     (self.exact_score(query, row), row)
-                };
-                best(rows.into_iter().map(score).collect(), k)
+                });
+                best(scored.collect(), k)
             },
         );
         Ok(walked.collect())
@@ -252,7 +255,7 @@ impl<'g> Gallery<'g> {
 
     /// How many of the fast pass are scored again, at least.
     fn candidates(&self, k: usize) -> usize {
-        if self.has_codes() { k.saturating_mul(2).saturating_add(64) } else { k }
+        if self.has_codes() { coded_candidates(k) } else { k }
     }
 
     /// Parts of runs, enough of them for all threads, whole tiles each.
@@ -327,6 +330,11 @@ impl<'g> Gallery<'g> {
         let penalty = self.penalties.and_then(|p| p.get(row)).copied().unwrap_or(0.0);
         (dot - f64::from(penalty)) as f32
     }
+}
+
+/// How many of the best by codes are scored again for the best `k`.
+fn coded_candidates(k: usize) -> usize {
+    k.saturating_mul(2).saturating_add(64)
 }
 
 /// The best `k`, best first.
@@ -406,75 +414,6 @@ impl<'a> Scorer<'a> {
     }
 }
 
-/// Scores one unit query with single rows, about.
-struct RowScorer<'a> {
-    unit: &'a [f32],
-    vectors: Vectors<'a>,
-    codes: QueryCodes,
-}
-
-impl<'a> RowScorer<'a> {
-    fn new(unit: &'a [f32], vectors: Vectors<'a>) -> Self {
-        let coded = if matches!(vectors, Vectors::Int8(..)) { unit } else { &[] };
-        Self { unit, vectors, codes: QueryCodes::of(coded, unit.len()) }
-    }
-
-    /// Asks for a row's memory before it is needed.
-    fn prepare(&self, row: u32) {
-        let (row, dimension) = (row as usize, self.unit.len());
-        match self.vectors {
-            Vectors::F32(values) => prefetch(values.get(row * dimension..).unwrap_or_default()),
-            Vectors::F16(values) => prefetch(values.get(row * dimension..).unwrap_or_default()),
-            Vectors::Int8(codes, _) => prefetch(codes.codes.get(row * codes.stride..).unwrap_or_default()),
-        }
-    }
-
-    fn score(&self, row: u32) -> f32 {
-        let (row, dimension) = (row as usize, self.unit.len());
-        let range = row * dimension..(row + 1) * dimension;
-        match self.vectors {
-            Vectors::F32(values) => fast_dot(self.unit, values.get(range).unwrap_or_default()),
-            Vectors::F16(values) => fast_dot_half(self.unit, values.get(range).unwrap_or_default()),
-            Vectors::Int8(codes, _) => {
-                let mut score = [0.0];
-                int8::scores(&self.codes, codes.rows(row, row + 1), &mut score);
-                score[0]
-            }
-        }
-    }
-}
-
-/// Bytes of a row that are asked for early; the machine goes on by itself.
-#[cfg(target_arch = "x86_64")]
-const EARLY: usize = 256;
-
-#[cfg(target_arch = "x86_64")]
-fn prefetch<T>(values: &[T]) {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    let start = values.as_ptr().cast::<i8>();
-    for offset in (0..EARLY.min(size_of_val(values))).step_by(64) {
-        // SAFETY: a hint, of an address inside the slice; it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(start.add(offset)) };
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn prefetch<T>(_values: &[T]) {}
-
-/// The product of a query with a row of 16-bit numbers.
-fn fast_dot_half(left: &[f32], right: &[f16]) -> f32 {
-    const LANES: usize = 64;
-    let mut wide = [0.0_f32; LANES];
-    let (chunks, rest) = right.as_chunks::<LANES>();
-    let mut sum = 0.0;
-    for (left, right) in left.chunks(LANES).zip(chunks) {
-        right.convert_to_f32_slice(&mut wide);
-        sum += fast_dot(left, &wide);
-    }
-    let behind = left.get(chunks.len() * LANES..).unwrap_or_default();
-    sum + behind.iter().zip(rest).map(|(a, b)| a * b.to_f32()).sum::<f32>()
-}
-
 /// With the widest instructions of this machine.
 pub(crate) fn fast_dot(left: &[f32], right: &[f32]) -> f32 {
     pulp::Arch::new().dispatch(
@@ -497,8 +436,16 @@ fn dot_in_lanes(left: &[f32], right: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// The dot product in `f64` (each product of two `f32` is exact there), in one fixed order.
+/// The dot product in `f64` (each product of two `f32` is exact there), in one fixed order, whatever the instructions.
 pub(crate) fn exact_dot(left: &[f32], right: &[f32]) -> f64 {
+    pulp::Arch::new().dispatch(
+        #[inline(always)]
+        || exact_in_lanes(left, right),
+    )
+}
+
+#[inline(always)]
+fn exact_in_lanes(left: &[f32], right: &[f32]) -> f64 {
     const LANES: usize = 8;
     let mut sums = [0.0_f64; LANES];
     let (left_chunks, right_chunks) = (left.chunks_exact(LANES), right.chunks_exact(LANES));

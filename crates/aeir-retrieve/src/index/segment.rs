@@ -14,7 +14,7 @@ use super::manifest::{
 use super::{GraphReport, IndexContent, Metadata};
 use crate::bits::Bits;
 use crate::files::{at, checksum, sync_folder, write_synced};
-use crate::graph::Graph;
+use crate::graph::{self, Graph};
 use crate::mapped::{Numbers, Texts, map};
 use crate::matrix::euclidean_length;
 use crate::search::{Codes, Vectors};
@@ -36,26 +36,32 @@ const NAMES: &str = "items.txt";
 const NAME_OFFSETS: &str = "items.offsets";
 const METADATA: &str = "metadata.jsonl";
 const METADATA_OFFSETS: &str = "metadata.offsets";
-/// The file of a graph inside its segment.
-pub(super) const GRAPH: &str = "graph.u32";
+const GRAPH: &str = "graph.u32";
 
 /// An open, verified segment.
 #[derive(Debug)]
 pub(super) struct Segment {
     rows: usize,
     dimension: usize,
+    storage: Storage,
     vectors: StoredVectors,
+    /// Of the storage, or of the graph.
+    codes: Option<StoredCodes>,
     names: Texts,
     metadata: Option<Texts>,
-    graph: Option<Numbers<u32>>,
-    report: Option<GraphReport>,
+    graph: Option<(Numbers<u32>, GraphReport)>,
 }
 
 #[derive(Debug)]
 enum StoredVectors {
     F32(Numbers<f32>),
     F16(Numbers<f16>),
-    Int8 { codes: Numbers<u8>, scales: Numbers<f32>, vectors: Numbers<f16> },
+}
+
+#[derive(Debug)]
+struct StoredCodes {
+    codes: Numbers<u8>,
+    scales: Numbers<f32>,
 }
 
 /// Refuses content that is no set of normalised vectors with a name each.
@@ -145,15 +151,37 @@ fn write_vectors(place: &Path, storage: Storage, embeddings: &Matrix) -> Result<
         Storage::Int8 => {
             halves(VECTORS_F16)?;
             let (codes, scales) = quantised(embeddings.values(), embeddings.columns());
-            write_synced(&place.join(CODES), |writer| writer.write_all(&codes))?;
-            write_numbers(&place.join(SCALES), &scales, |scale| scale.to_le_bytes())?;
-            Ok(vec![VECTORS_F16, CODES, SCALES])
+            let written = write_codes(place, &codes, &scales)?;
+            Ok([VECTORS_F16].into_iter().chain(written).collect())
         }
     }
 }
 
+fn write_codes(place: &Path, codes: &[u8], scales: &[f32]) -> Result<[&'static str; 2]> {
+    write_synced(&place.join(CODES), |writer| writer.write_all(codes))?;
+    write_numbers(&place.join(SCALES), scales, f32::to_le_bytes)?;
+    Ok([CODES, SCALES])
+}
+
+/// Writes a graph beside the rows of a segment, and the codes that it is walked over where the storage has not written them; says
+/// which files that are.
+pub(super) fn write_graph(
+    place: &Path,
+    storage: Storage,
+    graph: &[u32],
+    codes: Codes<'_>,
+) -> Result<Vec<&'static str>> {
+    write_numbers(&place.join(GRAPH), graph, u32::to_le_bytes)?;
+    let mut written = vec![GRAPH];
+    if storage != Storage::Int8 {
+        written.extend(write_codes(place, codes.codes, codes.scales)?);
+    }
+    sync_folder(place)?;
+    Ok(written)
+}
+
 /// Numbers as little-endian bytes.
-pub(super) fn write_numbers<T: Copy, const BYTES: usize>(
+fn write_numbers<T: Copy, const BYTES: usize>(
     file: &Path,
     values: &[T],
     encode: impl Fn(T) -> [u8; BYTES],
@@ -196,34 +224,30 @@ impl Segment {
     pub(super) fn open(folder: &Path, manifest: &Manifest, entry: &SegmentEntry) -> Result<Self> {
         let files = Files { folder, manifest, segment: &entry.name };
         let (rows, dimension) = (entry.rows, manifest.dimension);
-        let vectors = match manifest.storage {
+        let storage = manifest.storage;
+        let vectors = match storage {
             Storage::F32 => StoredVectors::F32(files.numbers(VECTORS_F32, rows, dimension, 4)?),
-            Storage::F16 => StoredVectors::F16(files.numbers(VECTORS_F16, rows, dimension, 2)?),
-            Storage::Int8 => StoredVectors::Int8 {
+            Storage::F16 | Storage::Int8 => {
+                StoredVectors::F16(files.numbers(VECTORS_F16, rows, dimension, 2)?)
+            }
+        };
+        let graph = match entry.graph {
+            Some(report) => Some((files.graph(rows)?, report)),
+            None => None,
+        };
+        let codes = match storage == Storage::Int8 || graph.is_some() {
+            true => Some(StoredCodes {
                 codes: files.numbers(CODES, rows, code_stride(dimension), 1)?,
                 scales: files.numbers(SCALES, rows, 1, 4)?,
-                vectors: files.numbers(VECTORS_F16, rows, dimension, 2)?,
-            },
+            }),
+            false => None,
         };
         let names = files.texts(NAMES, NAME_OFFSETS, rows)?;
         let metadata = match manifest.files.contains_key(&files.name(METADATA)) {
             true => Some(files.texts(METADATA, METADATA_OFFSETS, rows)?),
             false => None,
         };
-        let graph = match entry.graph {
-            Some(_) => Some(Numbers::of(files.map(GRAPH)?)),
-            None => None,
-        };
-        if let Some(numbers) = &graph
-            && Graph::of(numbers.values(), rows).is_none()
-        {
-            return Err(damaged(
-                &inside(folder, &files.name(GRAPH)),
-                format!("a graph of {rows} rows"),
-                "another",
-            ));
-        }
-        Ok(Self { rows, dimension, vectors, names, metadata, graph, report: entry.graph })
+        Ok(Self { rows, dimension, storage, vectors, codes, names, metadata, graph })
     }
 
     pub(super) fn rows(&self) -> usize {
@@ -231,14 +255,18 @@ impl Segment {
     }
 
     pub(super) fn vectors(&self) -> Vectors<'_> {
-        match &self.vectors {
-            StoredVectors::F32(values) => Vectors::F32(values.values()),
-            StoredVectors::F16(values) => Vectors::F16(values.values()),
-            StoredVectors::Int8 { codes, scales, vectors } => Vectors::Int8(
-                Codes { codes: codes.values(), scales: scales.values(), stride: code_stride(self.dimension) },
-                vectors.values(),
-            ),
+        match (&self.vectors, self.codes()) {
+            (StoredVectors::F32(values), _) => Vectors::F32(values.values()),
+            (StoredVectors::F16(values), Some(codes)) if self.storage == Storage::Int8 => {
+                Vectors::Int8(codes, values.values())
+            }
+            (StoredVectors::F16(values), _) => Vectors::F16(values.values()),
         }
+    }
+
+    fn codes(&self) -> Option<Codes<'_>> {
+        let StoredCodes { codes, scales } = self.codes.as_ref()?;
+        Some(Codes { codes: codes.values(), scales: scales.values(), stride: code_stride(self.dimension) })
     }
 
     /// Row `row`, as exactly as it is kept.
@@ -247,9 +275,7 @@ impl Segment {
         let range = start..start.checked_add(self.dimension)?;
         match &self.vectors {
             StoredVectors::F32(values) => Some(values.values().get(range)?.to_vec()),
-            StoredVectors::F16(vectors) | StoredVectors::Int8 { vectors, .. } => {
-                Some(vectors.values().get(range)?.to_f32_vec())
-            }
+            StoredVectors::F16(values) => Some(values.values().get(range)?.to_f32_vec()),
         }
     }
 
@@ -266,8 +292,14 @@ impl Segment {
         serde_json::from_str(self.metadata_text(row)?).ok()
     }
 
-    pub(super) fn graph(&self) -> Option<(Graph<'_>, GraphReport)> {
-        Some((Graph::of(self.graph.as_ref()?.values(), self.rows)?, self.report?))
+    /// How well its graph searches, if it has one.
+    pub(super) fn graph_report(&self) -> Option<GraphReport> {
+        self.graph.as_ref().map(|(_, report)| *report)
+    }
+
+    /// Its graph, and the codes that are walked over.
+    pub(super) fn graph(&self) -> Option<(Graph<'_>, Codes<'_>)> {
+        Some((Graph::of(self.graph.as_ref()?.0.values(), self.rows)?, self.codes()?))
     }
 }
 
@@ -302,6 +334,20 @@ impl Files<'_> {
             return Err(damaged(&path, format!("{expected} bytes for all rows and dimensions"), entry.bytes));
         }
         Ok(Numbers::of(self.map(file)?))
+    }
+
+    fn graph(&self, rows: usize) -> Result<Numbers<u32>> {
+        let file = inside(self.folder, &self.name(GRAPH));
+        let graph = Numbers::of(self.map(GRAPH)?);
+        match graph.values().first().copied().map(u64::from) {
+            Some(version) if version != graph::VERSION => {
+                Err(Error::Version { file, expected: graph::VERSION, got: version })
+            }
+            _ if Graph::of(graph.values(), rows).is_none() => {
+                Err(damaged(&file, format!("a graph of {rows} rows"), "another"))
+            }
+            _ => Ok(graph),
+        }
     }
 
     fn texts(&self, text: &str, offsets: &str, rows: usize) -> Result<Texts> {
@@ -342,3 +388,39 @@ pub(super) fn read_tombstones(folder: &Path, manifest: &Manifest, entry: &Segmen
 
 // The kernel over codes takes rows of whole registers.
 const _: () = assert!(CODE_ALIGNMENT.is_power_of_two());
+
+#[cfg(test)]
+mod tests {
+    use super::super::manifest::put_in_place;
+    use super::super::{Index, IndexBuilder};
+    use super::*;
+
+    #[test]
+    fn a_graph_of_the_first_version_is_refused_by_its_version() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = place.path().join("index");
+        let embeddings = Matrix::from_rows(&[[1.0, 0.0], [0.0, 1.0]]).unwrap();
+        let items = ["a".to_string(), "b".to_string()];
+        let builder = IndexBuilder::begin(&folder).unwrap().with_graph(true);
+        builder.commit(IndexContent::new(&embeddings, &items, "m")).unwrap();
+        let rewritten = |numbers: &[u32]| {
+            let mut manifest = Manifest::read(&folder).unwrap();
+            let name = format!("{}/{GRAPH}", manifest.segments[0].name);
+            write_numbers(&inside(&folder, &name), numbers, u32::to_le_bytes).unwrap();
+            let entry = entry_of(&inside(&folder, &name)).unwrap();
+            manifest.files.insert(name, entry);
+            manifest.write(&folder).unwrap();
+            put_in_place(&folder).unwrap();
+            Index::open(&folder)
+        };
+        // One start, one neighbour a row.
+        let error = rewritten(&[1, 1, 1, 0, 1, 0]).unwrap_err();
+        assert!(
+            matches!(&error, Error::Version { file, expected: 2, got: 1 } if file.ends_with(GRAPH)),
+            "{error}"
+        );
+        assert!(error.to_string().contains("rebuild the index"));
+        let error = rewritten(&[2, 1, 1]).unwrap_err();
+        assert!(matches!(&error, Error::Damaged { file, .. } if file.ends_with(GRAPH)), "{error}");
+    }
+}

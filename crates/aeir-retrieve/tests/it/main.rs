@@ -3,7 +3,6 @@
 // Helpers of tests stand outside the test functions that clippy.toml exempts.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[cfg(feature = "hnsw")]
 mod approximate;
 mod domain_distance;
 mod index_changes;
