@@ -44,6 +44,7 @@ mod gru;
 mod lanes;
 mod mapped_file;
 mod packed;
+mod padded_rows;
 mod pooling;
 mod product;
 mod recurrence;

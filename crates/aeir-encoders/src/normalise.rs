@@ -92,12 +92,13 @@ fn fused(x: &Tensor, norm: UnitNorm) -> Result<Option<Tensor>> {
     Ok(if fits { Some(x.contiguous()?.apply_op1(UnitRows(norm))?) } else { None })
 }
 
-struct UnitRows(UnitNorm);
+/// The scaling of one row after the other.
+pub(crate) struct UnitRows(pub(crate) UnitNorm);
 
 impl UnitRows {
     /// What a row is divided by.
     #[inline(always)]
-    fn denominator(&self, row: &[f32]) -> f32 {
+    pub(crate) fn denominator(&self, row: &[f32]) -> f32 {
         let squares = dot(row, row);
         match self.0 {
             UnitNorm::Smooth => (squares + L2_EPSILON as f32).sqrt(),
@@ -120,6 +121,13 @@ impl UnitRows {
                 }
             }
         }
+    }
+
+    /// Turns a row into the gradient there, from that of the unit row.
+    #[inline(always)]
+    pub(crate) fn backward(&self, row: &mut [f32], upstream: &[f32]) {
+        let (all, along) = self.backward_factors(dot(row, upstream), self.denominator(row));
+        row.iter_mut().zip(upstream).for_each(|(x, upstream)| *x = all * upstream - along * *x);
     }
 }
 

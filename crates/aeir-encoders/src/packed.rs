@@ -21,6 +21,8 @@ use crate::vector::vectorised;
 const TALL: usize = 12;
 /// Input values of a band: they stay in the second-level cache while all panels pass over them.
 const BAND: usize = 128 * 1024;
+/// Inputs that are summed at a time, about.
+const DEPTH: usize = 256;
 
 /// Sixteen neighbouring outputs: a cache line.
 #[derive(Debug, Clone, Copy)]
@@ -241,8 +243,20 @@ impl Band<'_> {
             lines = rest;
             let first = index * LINES * PANEL;
             let width = (packed.outputs - first).min(LINES * PANEL);
-            let mut columns =
-                Columns { simd, weights, bias, rows, residual, bounds, out, out_stride, first, width };
+            let inputs = 0..0;
+            let mut columns = Columns {
+                simd,
+                weights,
+                bias,
+                rows,
+                residual,
+                bounds,
+                out,
+                out_stride,
+                first,
+                width,
+                inputs,
+            };
             if bias.len() < LINES {
                 columns.all::<1, NARROW, TALL>();
             } else if width <= NARROW * R::LANES {
@@ -267,21 +281,29 @@ struct Columns<'a, 'out, R: Registers> {
     /// First output, and how many.
     first: usize,
     width: usize,
+    /// Those that are summed at present.
+    inputs: Range<usize>,
 }
 
 impl<R: Registers> Columns<'_, '_, R> {
-    /// LINES of the panel, of which WIDTH registers are used.
+    /// LINES of the panel, of which WIDTH registers are used. Of a deep panel some inputs for all rows before the next ones: their
+    /// weights stay in the first-level cache, and the sums go on from what was stored.
     #[inline(always)]
     fn all<const LINES: usize, const WIDTH: usize, const TALL: usize>(&mut self) {
-        let mut row = 0;
-        while row < self.rows.count {
-            row += match self.rows.count - row {
-                left if left >= TALL => self.tile::<LINES, WIDTH, TALL>(row),
-                6.. => self.tile::<LINES, WIDTH, 6>(row),
-                4.. => self.tile::<LINES, WIDTH, 4>(row),
-                2.. => self.tile::<LINES, WIDTH, 2>(row),
-                _ => self.tile::<LINES, WIDTH, 1>(row),
-            };
+        let inputs = self.weights.len() / LINES;
+        let depth = inputs.div_ceil(inputs.div_ceil(DEPTH).max(1)).max(1);
+        for start in (0..inputs.max(1)).step_by(depth) {
+            self.inputs = start..inputs.min(start + depth);
+            let mut row = 0;
+            while row < self.rows.count {
+                row += match self.rows.count - row {
+                    left if left >= TALL => self.tile::<LINES, WIDTH, TALL>(row),
+                    6.. => self.tile::<LINES, WIDTH, 6>(row),
+                    4.. => self.tile::<LINES, WIDTH, 4>(row),
+                    2.. => self.tile::<LINES, WIDTH, 2>(row),
+                    _ => self.tile::<LINES, WIDTH, 1>(row),
+                };
+            }
         }
     }
 
@@ -289,27 +311,44 @@ impl<R: Registers> Columns<'_, '_, R> {
     #[inline(always)]
     fn tile<const LINES: usize, const WIDTH: usize, const ROWS: usize>(&mut self, first_row: usize) -> usize {
         let Strided { values, stride, .. } = self.rows;
-        let weights = self.weights.as_chunks::<LINES>().0;
+        let all = self.weights.as_chunks::<LINES>().0;
         let start = first_row * stride;
-        if let Some(bias) = self.bias.first_chunk::<LINES>()
-            && start + (ROWS - 1) * stride + weights.len() <= values.len()
+        if let Some(weights) = all.get(self.inputs.clone())
+            && let Some(bias) = self.bias.first_chunk::<LINES>()
+            && start + (ROWS - 1) * stride + all.len() <= values.len()
         {
+            let start = start + self.inputs.start;
             let rows: [&[f32]; ROWS] =
                 std::array::from_fn(|row| &values[start + row * stride..][..weights.len()]);
-            let sums = self.sums::<LINES, WIDTH, ROWS>(bias, weights, rows);
-            self.store_all::<WIDTH, ROWS>(&sums, first_row);
+            let begin = if self.inputs.start == 0 {
+                [self.load::<LINES, WIDTH>(bias); ROWS]
+            } else {
+                std::array::from_fn(|row| self.stored::<WIDTH>(first_row + row))
+            };
+            let sums = self.sums::<LINES, WIDTH, ROWS>(begin, weights, rows);
+            self.store_all::<WIDTH, ROWS>(&sums, first_row, self.inputs.end == all.len());
         }
         ROWS
+    }
+
+    /// What [`Self::store`] left of a row's sums.
+    #[inline(always)]
+    fn stored<const WIDTH: usize>(&self, row: usize) -> [R::Register; WIDTH] {
+        let start = row * self.out_stride + self.first;
+        let out = self.out.get(start..start + self.width).unwrap_or_default();
+        std::array::from_fn(|column| {
+            let range = (column * R::LANES).min(out.len())..((column + 1) * R::LANES).min(out.len());
+            self.simd.load(&out[range])
+        })
     }
 
     #[inline(always)]
     fn sums<const LINES: usize, const WIDTH: usize, const ROWS: usize>(
         &self,
-        bias: &[Line; LINES],
+        mut sums: [[R::Register; WIDTH]; ROWS],
         weights: &[[Line; LINES]],
         rows: [&[f32]; ROWS],
     ) -> [[R::Register; WIDTH]; ROWS] {
-        let mut sums = [self.load::<LINES, WIDTH>(bias); ROWS];
         // The loops over constants are unrolled, and the sums live in registers.
         #[allow(clippy::needless_range_loop, reason = "with iterators the sums go to the stack")]
         for k in 0..weights.len() {
@@ -331,36 +370,38 @@ impl<R: Registers> Columns<'_, '_, R> {
         &mut self,
         sums: &[[R::Register; WIDTH]; ROWS],
         first_row: usize,
+        last: bool,
     ) {
-        self.store(sums.first(), first_row);
-        self.store(sums.get(1), first_row + 1);
-        self.store(sums.get(2), first_row + 2);
-        self.store(sums.get(3), first_row + 3);
-        self.store(sums.get(4), first_row + 4);
-        self.store(sums.get(5), first_row + 5);
-        self.store(sums.get(6), first_row + 6);
-        self.store(sums.get(7), first_row + 7);
-        self.store(sums.get(8), first_row + 8);
-        self.store(sums.get(9), first_row + 9);
-        self.store(sums.get(10), first_row + 10);
-        self.store(sums.get(11), first_row + 11);
+        self.store(sums.first(), first_row, last);
+        self.store(sums.get(1), first_row + 1, last);
+        self.store(sums.get(2), first_row + 2, last);
+        self.store(sums.get(3), first_row + 3, last);
+        self.store(sums.get(4), first_row + 4, last);
+        self.store(sums.get(5), first_row + 5, last);
+        self.store(sums.get(6), first_row + 6, last);
+        self.store(sums.get(7), first_row + 7, last);
+        self.store(sums.get(8), first_row + 8, last);
+        self.store(sums.get(9), first_row + 9, last);
+        self.store(sums.get(10), first_row + 10, last);
+        self.store(sums.get(11), first_row + 11, last);
     }
 
-    /// Adds the residual, cuts to the bounds and writes one row of the tile.
+    /// Writes one row of the tile; with the last inputs it adds the residual and cuts to the bounds.
     #[inline(always)]
-    fn store<const WIDTH: usize>(&mut self, sums: Option<&[R::Register; WIDTH]>, row: usize) {
+    fn store<const WIDTH: usize>(&mut self, sums: Option<&[R::Register; WIDTH]>, row: usize, last: bool) {
         let Some(sums) = sums else { return };
         let simd = self.simd;
         let start = row * self.out_stride + self.first;
         let Some(out) = self.out.get_mut(start..start + self.width) else { return };
-        let residual = self.residual.and_then(|all| all.get(start..start + self.width));
+        let residual = self.residual.filter(|_| last).and_then(|all| all.get(start..start + self.width));
+        let bounds = self.bounds.filter(|_| last);
         for (column, sum) in sums.iter().enumerate() {
             let range = (column * R::LANES).min(out.len())..((column + 1) * R::LANES).min(out.len());
             let mut value = *sum;
             if let Some(residual) = residual {
                 value = simd.add(value, simd.load(&residual[range.clone()]));
             }
-            if let Some((low, high)) = self.bounds {
+            if let Some((low, high)) = bounds {
                 value = simd.minimum(simd.maximum(value, low), high);
             }
             simd.store(&mut out[range], value);
@@ -386,9 +427,16 @@ mod tests {
 
     #[test]
     fn equals_the_plain_triple_loop_for_every_remainder() {
-        for (count, inputs, outputs) in
-            [(1, 3, 5), (7, 27, 32), (13, 16, 24), (97, 40, 41), (23, 8, 7), (5, 1, 16), (35, 33, 72)]
-        {
+        for (count, inputs, outputs) in [
+            (1, 3, 5),
+            (7, 27, 32),
+            (13, 16, 24),
+            (97, 40, 41),
+            (23, 8, 7),
+            (5, 1, 16),
+            (35, 33, 72),
+            (29, 600, 41),
+        ] {
             let (rows, weight) = (noise(1, count * inputs), noise(2, outputs * inputs));
             let (bias, residual) = (noise(3, outputs), noise(4, count * outputs));
             let packed = Packed::new(&weight, Some(&bias), inputs);

@@ -16,6 +16,8 @@ use crate::lanes::{Lanes, PANEL, Rows, TILE, load, multiply_add, rows_at_once, s
 use crate::product::{Matrix, column_sums, held_values, multiply, values};
 
 const ZERO: Lanes = [0.0; PANEL];
+/// Lines of the recurrent weights that the backward pass works on together, a multiple of a panel's.
+const BACKWARD_LINES: usize = 16 * PANEL;
 
 /// The states after each word.
 ///
@@ -442,18 +444,23 @@ impl BackwardStep<'_> {
     fn carry_over<S: Simd, const PANELS: usize>(&mut self, simd: S) {
         let Self { weights, after, after_count, .. } = *self;
         let (sentences, lines) = (self.carry.len() / PANELS, weights.len() / PANELS);
-        let weights = std::array::from_fn(|panel| &weights[panel * lines..][..lines]);
         let together = rows_at_once::<S>();
-        for first in (0..after_count).step_by(together) {
-            let count = together.min(after_count - first);
-            let mut tiles = [[ZERO; TILE]; PANELS];
-            for (tile, carry) in tiles.iter_mut().zip(self.carry.chunks_exact(sentences)) {
-                tile[..count].copy_from_slice(&carry[first..first + count]);
-            }
-            let left = Rows { panels: after, rows: after_count, first, count };
-            multiply_add::<S, PANELS>(simd, left, weights, &mut tiles);
-            for (tile, carry) in tiles.iter().zip(self.carry.chunks_exact_mut(sentences)) {
-                carry[first..first + count].copy_from_slice(&tile[..count]);
+        // Some lines for all sentences before the next ones: they stay in the first-level cache.
+        for start in (0..lines).step_by(BACKWARD_LINES) {
+            let end = lines.min(start + BACKWARD_LINES);
+            let weights = std::array::from_fn(|panel| &weights[panel * lines..][start..end]);
+            let panels = &after[start / PANEL * after_count..end / PANEL * after_count];
+            for first in (0..after_count).step_by(together) {
+                let count = together.min(after_count - first);
+                let mut tiles = [[ZERO; TILE]; PANELS];
+                for (tile, carry) in tiles.iter_mut().zip(self.carry.chunks_exact(sentences)) {
+                    tile[..count].copy_from_slice(&carry[first..first + count]);
+                }
+                let left = Rows { panels, rows: after_count, first, count };
+                multiply_add::<S, PANELS>(simd, left, weights, &mut tiles);
+                for (tile, carry) in tiles.iter().zip(self.carry.chunks_exact_mut(sentences)) {
+                    carry[first..first + count].copy_from_slice(&tile[..count]);
+                }
             }
         }
     }

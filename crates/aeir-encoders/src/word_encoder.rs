@@ -12,6 +12,7 @@ use crate::fragments::Fragments;
 use crate::gru::{Direction, Gru, Steps};
 use crate::mode::Mode;
 use crate::normalise::UnitNorm;
+use crate::padded_rows::{Placed, padded_unit_mean};
 
 /// Each parameter of a [`WordEncoder`] beside its name in the released checkpoints of VSE++, SCAN, SGRAF and AECR. The shapes
 /// are the same; without the backward direction those with `_reverse` are absent.
@@ -240,21 +241,8 @@ impl WordEncoder {
     /// # Errors
     /// See the type's documentation.
     pub fn forward(&self, words: &WordBatch, mode: &mut Mode<'_>) -> Result<Fragments> {
-        let (batch, longest) = words.ids.dims2()?;
-        let (dtype, device) = (self.words.dtype(), self.words.device());
-        let shape = (batch, longest, self.config.dimension);
-        if words.real.is_empty() {
-            return Fragments::new(Tensor::zeros(shape, dtype, device)?, words.mask.clone());
-        }
-        let embedded = dropout(&self.embed(words)?, self.config.dropout, mode)?;
-        let mut states = self.forward.forward(&embedded, &words.steps)?;
-        if let Some(backward) = &self.backward {
-            states = ((states + backward.forward(&embedded, &words.steps)?)? * 0.5)?;
-        }
-        let features = self.config.norm.apply(&states)?;
-        let padding = Tensor::zeros((batch * longest, self.config.dimension), dtype, device)?;
-        let positions = Tensor::from_slice(&words.positions, words.positions.len(), device)?;
-        Fragments::new(padding.index_add(&positions, &features, 0)?.reshape(shape)?, words.mask.clone())
+        let states = self.states(words, mode)?;
+        self.fragments(words, states.as_ref(), 0)
     }
 
     /// Encodes several batches in one pass: the recurrent weights are read once a step for all of them.
@@ -267,17 +255,44 @@ impl WordEncoder {
         if let [only] = batches {
             return Ok(vec![self.forward(only, mode)?]);
         }
-        let all = self.forward(&WordBatch::joined(batches)?, mode)?;
+        let states = self.states(&WordBatch::joined(batches)?, mode)?;
         let mut start = 0;
         batches
             .iter()
             .map(|batch| {
-                let (count, longest) = batch.mask.dims2()?;
-                let features = all.features().narrow(0, start, count)?.narrow(1, 0, longest)?;
-                start += count;
-                Fragments::new(features.contiguous()?, batch.mask.clone())
+                let fragments = self.fragments(batch, states.as_ref(), start);
+                start += batch.real.len();
+                fragments
             })
             .collect()
+    }
+
+    /// The states of both directions, `[N, D]` of the real words; of one alone twice. None where there are no words.
+    fn states(&self, words: &WordBatch, mode: &mut Mode<'_>) -> Result<Option<[Tensor; 2]>> {
+        if words.real.is_empty() {
+            return Ok(None);
+        }
+        let embedded = dropout(&self.embed(words)?, self.config.dropout, mode)?;
+        let forward = self.forward.forward(&embedded, &words.steps)?;
+        let backward = match &self.backward {
+            Some(backward) => backward.forward(&embedded, &words.steps)?,
+            None => forward.clone(),
+        };
+        Ok(Some([forward, backward]))
+    }
+
+    /// The fragments of a batch whose words' states begin at row `start`.
+    fn fragments(&self, words: &WordBatch, states: Option<&[Tensor; 2]>, start: usize) -> Result<Fragments> {
+        let padded = words.ids.dims2()?;
+        let Some([forward, backward]) = states.filter(|_| !words.real.is_empty()) else {
+            let shape = (padded.0, padded.1, self.config.dimension);
+            let zeros = Tensor::zeros(shape, self.words.dtype(), self.words.device())?;
+            return Fragments::new(zeros, words.mask.clone());
+        };
+        let rows = start..start + words.real.len();
+        let placed = Placed { rows, positions: &words.positions, padded };
+        let features = padded_unit_mean(forward, backward, &placed, self.config.norm)?;
+        Fragments::new(features, words.mask.clone())
     }
 
     /// The embeddings of the real words, `[N, W]`.

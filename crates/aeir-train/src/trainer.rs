@@ -802,9 +802,16 @@ mod tests {
     #[test]
     fn gradients_reach_their_group_and_no_other() {
         let data = toy(40, 17, 23);
-        for adversary in [Adversary::Alternating, Adversary::GradientReversal] {
+        let ways = [
+            (Adversary::Alternating, crate::config::Fidelity::Paper),
+            (Adversary::GradientReversal, crate::config::Fidelity::Paper),
+            (Adversary::Alternating, crate::config::Fidelity::Released),
+        ];
+        for (adversary, fidelity) in ways {
             let mut config = small(MethodName::Aeir);
             config.aeir.adversary = adversary;
+            config.aeir.fidelity = fidelity;
+            config.source_loss.kind = Some(crate::config::SourceLossKind::InfoNce);
             config.adaptation.warm_up = false;
             config.adaptation.source_share = 0.0;
             let mut silent = Silent;
@@ -842,7 +849,7 @@ mod tests {
                 }
             }
             for (name, _) in trainer.store.with_prefix("") {
-                assert!(reached.contains(&name), "{adversary:?}: `{name}` got no gradient");
+                assert!(reached.contains(&name), "{adversary:?}, {fidelity:?}: `{name}` got no gradient");
             }
         }
     }

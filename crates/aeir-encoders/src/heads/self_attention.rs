@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::fragments::Fragments;
 use crate::mode::Mode;
 use crate::normalise::UnitNorm;
+use crate::ops::Activation;
 use crate::weighted_sum::weighted_sum;
 
 /// One branch: of the images, with batch normalisation, or of the sentences, without.
@@ -83,8 +84,10 @@ impl SelfAttention {
             Some((norm, _)) if training && fragment_norm::applies(&local) => {
                 fragment_norm::normalised_tanh(norm, &local, fragments)?
             }
-            Some((norm, _)) => normalise_fragments(norm, &local, &mask, training)?.tanh()?,
-            None => local.tanh()?,
+            Some((norm, _)) => {
+                Activation::Tanh.apply(&normalise_fragments(norm, &local, &mask, training)?)?
+            }
+            None => Activation::Tanh.apply(&local)?,
         };
         let scores = self.gated_scores(&local, &global.tanh()?, mode)?;
         let weights = masked::softmax(&scores, &mask)?;

@@ -262,12 +262,13 @@ impl Aeir {
         embeddings: &Embeddings,
         target: &TargetEmbeddings,
     ) -> Result<PhaseOutcome> {
-        let sides = self.sides(embeddings, target)?;
+        let [images, sentences] = self.sides(embeddings, target)?;
         let mut outcome = self.encoder_phase(alignment, embeddings, target, 1.0)?;
         for objective in &mut outcome.objectives {
             objective.reaches.push(Group::Critic);
         }
-        let (loss, logged) = critic_loss(&self.critics.logits(&sides)?)?;
+        // Its gradient reaches the critics alone: with a graph behind the sides it would be computed through all encoders.
+        let (loss, logged) = critic_loss(&self.critics.logits(&[images.detach(), sentences.detach()])?)?;
         outcome.objectives.push(Objective { loss, reaches: vec![Group::Critic] });
         outcome.logged.extend(logged);
         Ok(outcome)

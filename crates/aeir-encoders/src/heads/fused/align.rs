@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use super::attention::{Attended, attend, by_sentence};
 use super::dense::{Matrix, add_scaled, denominator, dot, multiply, unit_backward, vectorised};
-use super::pairs::Pairs;
+use super::pairs::{Pairs, Sentence};
 use crate::packed::{Packed, Strided};
 
 /// Words that are worked on together in the forward pass: their rows stay in the second-level cache.
@@ -373,31 +373,39 @@ impl<U: VectorGradient> Backward<'_, U> {
         let Pairs { regions, dimension, .. } = *self.pairs;
         let features = &self.input.images[image * regions * dimension..][..regions * dimension];
         part.scratch.image.fill(features, regions, dimension);
+        let mut gathered = std::mem::take(&mut part.scratch.words);
         for block in self.pairs.blocks(self.active(image), BACKWARD_WORDS) {
-            let count = self.gather(&block, &mut part.scratch);
-            self.attend_again(&block, image, count, &mut part.scratch);
-            self.through_projection(&block, image, count, part);
-            self.through_attention(&block, count, image_gradient, part);
+            let words = self.words(&block, &mut gathered);
+            self.attend_again(&block, image, words, &mut part.scratch);
+            self.through_projection(&block, image, words, part);
+            self.through_attention(&block, words, image_gradient, part);
         }
+        part.scratch.words = gathered;
     }
 
-    /// Brings the words of a block together. Returns how many.
-    fn gather(&self, block: &[usize], scratch: &mut BackwardScratch) -> usize {
+    /// The words of a block, one after the other: as they lie where the sentences are neighbours, else brought together.
+    fn words<'b>(&'b self, block: &[usize], gathered: &'b mut Vec<f32>) -> &'b [f32] {
         let dimension = self.pairs.dimension;
-        scratch.words.clear();
-        for sentence in block {
-            let sentence = self.pairs.sentences()[*sentence];
-            let rows = &self.input.words[sentence.first * dimension..][..sentence.words * dimension];
-            scratch.words.extend_from_slice(rows);
+        let rows = |sentence: &usize| {
+            let Sentence { first, words } = self.pairs.sentences()[*sentence];
+            first * dimension..(first + words) * dimension
+        };
+        if let (Some(first), Some(last)) = (block.first().map(rows), block.last().map(rows))
+            && block.iter().map(|sentence| rows(sentence).len()).sum::<usize>() == last.end - first.start
+        {
+            return &self.input.words[first.start..last.end];
         }
-        scratch.words.len() / dimension
+        gathered.clear();
+        block.iter().for_each(|sentence| gathered.extend_from_slice(&self.input.words[rows(sentence)]));
+        gathered
     }
 
     /// Scores, attention and attended vectors once more.
-    fn attend_again(&self, block: &[usize], image: usize, count: usize, scratch: &mut BackwardScratch) {
+    fn attend_again(&self, block: &[usize], image: usize, words: &[f32], scratch: &mut BackwardScratch) {
         let Pairs { regions, dimension, norm, .. } = *self.pairs;
+        let count = words.len() / dimension;
         let scores = sized(&mut scratch.scores, count * regions);
-        product(&scratch.words, &scratch.image.scores, scores);
+        product(words, &scratch.image.scores, scores);
         let weights = sized(&mut scratch.weights, count * regions);
         weights.copy_from_slice(scores);
         let mask = self.pairs.region_mask(image..image + 1);
@@ -411,8 +419,9 @@ impl<U: VectorGradient> Backward<'_, U> {
     }
 
     /// From the vectors back to the attended vectors (left in `gradient`) and the words.
-    fn through_projection(&self, block: &[usize], image: usize, count: usize, part: &mut Part) {
+    fn through_projection(&self, block: &[usize], image: usize, words: &[f32], part: &mut Part) {
         let Pairs { dimension, similarity, norm, .. } = *self.pairs;
+        let count = words.len() / dimension;
         let scratch = &mut part.scratch;
         let upstream = sized(&mut scratch.vectors, count * similarity);
         for (sentence, rows) in by_sentence(block, self.pairs.sentences(), similarity) {
@@ -427,7 +436,7 @@ impl<U: VectorGradient> Backward<'_, U> {
         let squares = sized(&mut scratch.squares, count * dimension);
         let attended = &mut scratch.attended[..count * dimension];
         let denominators = sized(&mut scratch.attended_denominators, count);
-        let rows = || scratch.words.chunks_exact(dimension);
+        let rows = || words.chunks_exact(dimension);
         vectorised(|| {
             for (((attended, squares), word), kept) in attended
                 .chunks_exact_mut(dimension)
@@ -462,8 +471,9 @@ impl<U: VectorGradient> Backward<'_, U> {
     }
 
     /// From the attended vectors back to the regions and, through the scores, the words.
-    fn through_attention(&self, block: &[usize], count: usize, image_gradient: &mut [f32], part: &mut Part) {
+    fn through_attention(&self, block: &[usize], words: &[f32], image_gradient: &mut [f32], part: &mut Part) {
         let Pairs { regions, dimension, norm, .. } = *self.pairs;
+        let count = words.len() / dimension;
         let scratch = &mut part.scratch;
         let gradient = Matrix::new(&scratch.gradient, count, dimension);
         let weights = Matrix::new(&scratch.weights, count, regions);
@@ -481,7 +491,7 @@ impl<U: VectorGradient> Backward<'_, U> {
             vectorised(|| attended.backward(norm, &mut weight_gradient[rows], along));
         }
         let score_gradient = Matrix::new(weight_gradient, count, regions);
-        let words = Matrix::new(&scratch.words, count, dimension);
+        let words = Matrix::new(words, count, dimension);
         multiply(score_gradient.transposed(), words, image_gradient, dimension, true);
         // The attended vectors are not needed any more.
         let through_scores = sized(&mut scratch.attended, count * dimension);
