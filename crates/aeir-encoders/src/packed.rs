@@ -459,7 +459,7 @@ mod tests {
                         Some(_) => sum / (1.0 + (-1.702 * sum).exp()),
                     };
                     assert!(
-                        (f64::from(*got) - expected).abs() < 1e-4,
+                        (f64::from(*got) - expected).abs() < 1e-4 + 1e-6 * expected.abs(),
                         "{count} {inputs} {outputs} {activation:?}: {got} {expected}"
                     );
                 }
