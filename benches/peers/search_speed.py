@@ -63,7 +63,7 @@ def at_recall(runs):
 
 def graph_runs(search, truth, queries, repeats):
     runs = []
-    for effort in (10, 16, 24, 32, 48, 64, 128, 256):
+    for effort in (10, 12, 14, 16, 20, 24, 32, 48, 64, 128, 256):
         seconds, found = median_seconds(lambda: search(effort), repeats)
         runs.append({"effort": effort, "recall": recall(truth, found), "queries_per_second": queries / seconds})
         if runs[-1]["recall"] > 0.995:

@@ -18,6 +18,7 @@ mod build;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use crate::ask_for::ask_for;
 use crate::bits::Bits;
 use crate::int8::{Coded, Codes, scores_of};
 
@@ -196,7 +197,7 @@ impl Walk {
         for place in 0..self.best.len() {
             let start = self.best.get(place).copied().unwrap_or_default();
             self.see(entry_of(start));
-            self.take(start, effort, &may);
+            self.take(start, layer, effort, &may);
         }
         while let Some(best) = self.open.pop() {
             if self.found.len() >= effort && self.found.peek().is_some_and(|worst| best < worst.0) {
@@ -215,7 +216,7 @@ impl Walk {
             for place in 0..self.next.len() {
                 let entry = self.next.get(place).copied().unwrap_or(NONE);
                 let score = self.scores.get(place).copied().unwrap_or(f32::NEG_INFINITY);
-                self.take(packed(score, entry), effort, &may);
+                self.take(packed(score, entry), layer, effort, &may);
             }
         }
         self.open.clear();
@@ -232,11 +233,13 @@ impl Walk {
     }
 
     #[inline(always)]
-    fn take(&mut self, scored: u64, effort: usize, may: &impl Fn(u32) -> bool) {
+    fn take(&mut self, scored: u64, layer: Layer<'_>, effort: usize, may: &impl Fn(u32) -> bool) {
         let full = self.found.len() >= effort;
         if full && self.found.peek().is_some_and(|worst| scored <= worst.0) {
             return;
         }
+        // The walk will most likely come by here.
+        ask_for(layer.of(entry_of(scored)));
         self.open.push(scored);
         if may(entry_of(scored)) {
             if full {

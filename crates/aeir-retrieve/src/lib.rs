@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod ask_for;
 mod bits;
 mod confidence;
 mod correction;

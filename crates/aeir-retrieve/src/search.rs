@@ -7,6 +7,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use crate::ask_for::ask_for;
 use crate::bits::Bits;
 use crate::graph::{Asked, Graph, Walk};
 use crate::hubness::by_score;
@@ -95,6 +96,20 @@ pub(crate) struct Run<'a> {
     pub(crate) rows: usize,
     /// `[rows, dimension]`.
     pub(crate) vectors: Vectors<'a>,
+}
+
+impl Run<'_> {
+    /// Asks for the memory of a row's vector.
+    fn ask_for(&self, row: usize, dimension: usize) {
+        let start = (row - self.first) * dimension;
+        let range = start..start + dimension;
+        match self.vectors {
+            Vectors::F32(values) => ask_for(values.get(range).unwrap_or_default()),
+            Vectors::F16(values) | Vectors::Int8(_, values) => {
+                ask_for(values.get(range).unwrap_or_default());
+            }
+        }
+    }
 }
 
 /// Finite embeddings to search in.
@@ -199,11 +214,9 @@ impl<'g> Gallery<'g> {
                 let scale = scales.first().copied().unwrap_or(0.0);
                 let coded = Coded { codes: &codes, scale, sum: sum_of_codes(&codes) };
                 let rows = walk.run(graph, Asked { query: coded, items }, effort, may);
-                let scored = rows.take(coded_candidates(k)).map(|row| {
-                    let row = run.first + row as usize;
-                    (self.exact_score(query, row), row)
-                });
-                best(scored.collect(), k)
+                let rows: Vec<usize> =
+                    rows.take(coded_candidates(k)).map(|row| run.first + row as usize).collect();
+                best(self.scored_apart(query, *run, &rows), k)
             },
         );
         Ok(walked.collect())
@@ -314,6 +327,17 @@ impl<'g> Gallery<'g> {
     /// The best `k` of some rows by their true scores.
     fn best_of(&self, query: &Query<'_>, rows: &[usize], k: usize) -> Vec<Neighbour> {
         best(rows.par_iter().map(|row| (self.exact_score(query, *row), *row)).collect(), k)
+    }
+
+    /// The true scores of a run's rows that lie far from each other.
+    fn scored_apart(&self, query: &Query<'_>, run: Run<'_>, rows: &[usize]) -> Vec<(f32, usize)> {
+        const AHEAD: usize = 4;
+        rows.iter().take(AHEAD).for_each(|row| run.ask_for(*row, self.dimension));
+        let score = |(place, row): (usize, &usize)| {
+            rows.iter().skip(place + AHEAD).take(1).for_each(|row| run.ask_for(*row, self.dimension));
+            (self.exact_score(query, *row), *row)
+        };
+        rows.iter().enumerate().map(score).collect()
     }
 
     fn exact_score(&self, query: &Query<'_>, row: usize) -> f32 {

@@ -29,7 +29,7 @@ const DIRECTIONS: usize = 24;
 /// How far they lie from its centre, which has length 1.
 const SPREAD: f32 = 0.7;
 /// Efforts that the graph is searched with, in turn.
-const EFFORTS: [usize; 8] = [10, 16, 24, 32, 48, 64, 128, 256];
+const EFFORTS: [usize; 11] = [10, 12, 14, 16, 20, 24, 32, 48, 64, 128, 256];
 
 /// What was measured; seconds are medians, of all queries together.
 #[derive(Serialize)]

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Coded;
+use crate::ask_for::ask_for;
 use crate::int8::Codes;
 use crate::storage::ZERO_CODE;
 
@@ -105,10 +106,10 @@ fn in_groups(
     out: &mut Vec<f32>,
     dots: impl Fn(&[u8], [&[u8]; ROWS]) -> __m128i,
 ) {
-    rows.iter().take(AHEAD).for_each(|row| ask_for(items, *row));
+    rows.iter().take(AHEAD).for_each(|row| ask_for_row(items, *row));
     for (place, group) in rows.chunks(ROWS).enumerate() {
         let later = rows.get(place * ROWS + AHEAD..).unwrap_or_default();
-        later.iter().take(ROWS).for_each(|row| ask_for(items, *row));
+        later.iter().take(ROWS).for_each(|row| ask_for_row(items, *row));
         let codes: [&[u8]; ROWS] =
             std::array::from_fn(|i| group.get(i).map_or(&[][..], |row| items.row(*row)));
         // What is not there is scored as the vector itself, and its score replaced.
@@ -123,14 +124,8 @@ fn in_groups(
     }
 }
 
-/// Asks for a row's memory.
 #[inline(always)]
-fn ask_for(items: Codes<'_>, row: u32) {
-    let scale = items.scales.get(row as usize..).unwrap_or_default();
-    // SAFETY: a hint, which reads nothing.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(scale.as_ptr().cast()) };
-    for line in items.row(row).chunks(64) {
-        // SAFETY: a hint, which reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
+fn ask_for_row(items: Codes<'_>, row: u32) {
+    ask_for(items.row(row));
+    ask_for(items.scales.get(row as usize..).and_then(|scales| scales.first_chunk::<1>()).unwrap_or(&[0.0]));
 }
