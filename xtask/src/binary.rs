@@ -10,6 +10,11 @@ pub(crate) fn release(root: &Path) -> anyhow::Result<PathBuf> {
     built(root, &["--release"], "release")
 }
 
+/// The same with these features.
+pub(crate) fn release_with(root: &Path, features: &[&str]) -> anyhow::Result<PathBuf> {
+    built(root, &["--release", "--features", &features.join(",")], "release")
+}
+
 /// Builds `target/debug/aeir`, which is there sooner.
 pub(crate) fn debug(root: &Path) -> anyhow::Result<PathBuf> {
     built(root, &[], "debug")

@@ -5,6 +5,7 @@ mod dist;
 mod docs;
 mod fetch;
 mod fixtures;
+mod gpu_check;
 mod labels;
 mod manifest;
 mod reproduce;
@@ -28,6 +29,7 @@ Commands:
   docs      Write docs/cli.md and docs/config.md by running the program; `docs --help`
   fetch     Fetch backbones and data sets, or list them; `fetch --help`
   fixtures  Write fixtures/MANIFEST.sha256 anew from the files that are there
+  gpu-check Check a GPU and time our work on it beside PyTorch; `gpu-check --help`
   labels    What a few labels are worth on the fixtures; `labels --help`
   reproduce Run the tables of results, cell by cell, and write the report; `reproduce --help`
   help      Print this
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
         ["docs", rest @ ..] => docs::run(rest),
         ["fetch", rest @ ..] => fetch::run(rest),
         ["reproduce", rest @ ..] => reproduce::run(rest).map(|()| ExitCode::SUCCESS),
+        ["gpu-check", rest @ ..] => gpu_check::run(rest).map(|()| ExitCode::SUCCESS),
         ["labels", rest @ ..] => labels::run(rest).map(|()| ExitCode::SUCCESS),
         ["fixtures"] => fixtures::run().map(|()| ExitCode::SUCCESS),
         other => complain(&format!("error: no command `{}`\n\n{HELP}", other.join(" ")))

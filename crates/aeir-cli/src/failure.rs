@@ -39,6 +39,14 @@ pub(crate) enum CliError {
     /// A signal asked to end.
     #[error("interrupted")]
     Interrupted { hint: String },
+    /// A device does not compute what the CPU computes; the table has said where.
+    #[error(
+        "{what} does not give what the fused operations of the CPU give: {differ} checks differ, {failed} failed"
+    )]
+    Selftest { differ: usize, failed: usize, what: String },
+    /// Something on this machine does not work; the list has said what.
+    #[error("{broken} of the things above {} not work", if *broken == 1 { "does" } else { "do" })]
+    Doctor { broken: usize },
     /// Another run of this program failed, and has said why.
     #[error("`{command}` failed")]
     Child { command: String, code: u8 },
@@ -51,6 +59,7 @@ impl CliError {
             Self::Missing { hint, .. } => (NO_MODEL, hint),
             Self::Data { hint, .. } => (BAD_DATA, hint),
             Self::Interrupted { hint } => (INTERRUPTED, hint),
+            Self::Selftest { .. } | Self::Doctor { .. } => return (FAILED, None),
             Self::Child { code, .. } => return (*code, None),
         };
         (code, Some(hint.as_str()).filter(|hint| !hint.is_empty()))
@@ -95,7 +104,35 @@ fn hint_of_system(error: &anyhow::Error) -> Option<String> {
     full.then(|| "free some space there, or write to another disk".to_owned())
 }
 
+/// How errors of device libraries say that no memory is left: the CUDA driver, cuBLAS, Metal.
+const NO_MEMORY: [&str; 4] = [
+    "CUDA_ERROR_OUT_OF_MEMORY",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Failed to create metal resource: Buffer",
+    "out of memory",
+];
+
+/// Whether a device had no memory left.
+fn is_out_of_memory(error: &anyhow::Error) -> bool {
+    // What the command line found has a hint of its own.
+    if error.chain().any(|cause| cause.is::<CliError>()) {
+        return false;
+    }
+    error.chain().any(|cause| {
+        let text = cause.to_string();
+        NO_MEMORY.iter().any(|name| text.contains(name))
+    })
+}
+
+/// What to do where a device has no memory left.
+const LESS_MEMORY: &str = "the device has no memory left: in training lower --batch-size (`--set optimizer.accumulate=N` keeps the sum of N \
+     batches in one step) or `target_batch_size`; other commands take less with a smaller model. `nvidia-smi` shows what other \
+     programs hold there; --device cpu uses the machine's own memory";
+
 fn code_and_hint(error: &anyhow::Error) -> (u8, Option<String>) {
+    if is_out_of_memory(error) {
+        return (FAILED, Some(LESS_MEMORY.to_owned()));
+    }
     for cause in error.chain() {
         if let Some(error) = cause.downcast_ref::<CliError>() {
             let (code, hint) = error.code_and_hint();
@@ -377,5 +414,27 @@ fn of_retrieval(error: &aeir_retrieve::Error) -> (u8, Option<String>) {
             (FAILED, None)
         }
         _ => (NO_MODEL, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_without_memory_gets_a_hint_whatever_is_around_the_error() {
+        for told in [
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            "CublasError(CUBLAS_STATUS_ALLOC_FAILED)",
+            "Failed to create metal resource: Buffer",
+        ] {
+            let error = candle_core::Error::Msg(told.to_owned());
+            let error = anyhow::Error::from(TrainError::from(error)).context("could not train");
+            let (code, hint) = code_and_hint(&error);
+            assert_eq!(code, FAILED);
+            assert!(hint.unwrap().contains("--batch-size"), "{told}");
+        }
+        let other = anyhow::Error::from(TrainError::from(candle_core::Error::Msg("something".into())));
+        assert_eq!(code_and_hint(&other), (FAILED, None));
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod milvus;
 pub(crate) mod pairs;
 pub(crate) mod runs;
 pub(crate) mod search_bench;
+pub(crate) mod selftest;
 
 use std::path::PathBuf;
 
@@ -90,6 +91,13 @@ pub(crate) enum Command {
     Cache(CacheFlags),
     /// Time our work on this machine
     Bench(BenchFlags),
+    /// Check that a device computes what the CPU computes: every operation, head, loss, encoder and method, with gradients
+    ///
+    /// Each check is compared with the CPU's fused operations in f32. With `--device cpu` the CPU takes the operations that other
+    /// devices take, and refuses the layouts that GPUs refuse. Everything is in the program: it needs no other file.
+    Selftest(selftest::SelftestFlags),
+    /// Look at this machine: devices, drivers, processor, memory, cache, and whether they work
+    Doctor(selftest::DoctorFlags),
     /// Print a script that completes commands and flags in a shell
     #[command(hide = true)]
     Completions(CompletionsFlags),
@@ -614,9 +622,14 @@ pub(crate) struct BenchTrainFlags {
     /// Tiny sizes, to see that everything runs
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_QUICK")]
     pub(crate) quick: bool,
+    /// Pairs of a SAF step, and as many target images and sentences [default: 56]
+    #[arg(long, value_name = "N", value_parser = at_least_one, env = "AEIR_BATCH_SIZE")]
+    pub(crate) batch_size: Option<usize>,
     /// Print one JSON object
     #[arg(long, value_parser = FalseyValueParser::new(), env = "AEIR_JSON")]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
 }
 
 #[derive(Args)]
@@ -724,7 +737,7 @@ pub(crate) struct BenchEncodeFlags {
 pub(crate) struct DeviceFlag {
     /// Where to compute: auto, cpu, cuda, cuda:N or metal
     #[arg(long, value_name = "DEVICE", default_value = "auto", env = "AEIR_DEVICE")]
-    pub(crate) device: crate::place::DeviceName,
+    pub(crate) device: crate::device::DeviceName,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

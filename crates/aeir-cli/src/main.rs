@@ -6,8 +6,10 @@ mod age;
 mod backbones;
 mod collection;
 mod commands;
+mod device;
 mod failure;
 mod flags;
+mod host_memory;
 mod interrupt;
 mod labelled;
 mod limits;
@@ -17,6 +19,7 @@ mod progress;
 mod report;
 mod run_files;
 mod search_engine;
+mod selftest;
 #[cfg(feature = "serve")]
 mod serve;
 mod shard;
@@ -93,6 +96,8 @@ fn main() -> ExitCode {
         Command::Label(flags) => commands::label::run(&flags, &terminal),
         Command::Embed(flags) => commands::embed::run(&flags, &terminal),
         Command::Bench(flags) => commands::bench::run(&flags, &terminal),
+        Command::Selftest(flags) => commands::selftest::run(&flags, &terminal),
+        Command::Doctor(flags) => commands::doctor::run(&flags),
         Command::Completions(flags) => commands::shell::completions(&flags),
         Command::Man(flags) => commands::shell::manual(&flags),
         Command::Cache(flags) => commands::cache::run(&flags.command, &terminal),

@@ -1,20 +1,21 @@
 //! A linear layer as one graph node on the CPU, forward and backward on all threads.
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::packed::{After, Packed};
 use crate::product::{Matrix, column_sums, held_values, multiply, values};
+use crate::rehearsal::{Product, is_fused};
 
 /// `x W^T + b`: `x [.., F]`, `weight [D, F]`, `bias [D]`, to `[.., D]`.
 ///
 /// In f32 on the CPU a row of the result has the same bits whatever other rows there are.
 pub(crate) fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() && x.dtype() == DType::F32 {
+    if is_fused(&[x]) {
         return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Affine);
     }
     let (outputs, inputs) = weight.dims2()?;
     // One flat matmul: candle would otherwise run one small one for every leading index.
-    let y = x.reshape(((), inputs))?.matmul(&weight.t()?)?.broadcast_add(bias)?;
+    let y = x.reshape(((), inputs))?.product(&weight.t()?)?.broadcast_add(bias)?;
     y.reshape(with_last(x.dims(), outputs))
 }
 

@@ -1,6 +1,6 @@
 //! Batch normalisation with a mask and with running statistics that live beside the parameters.
 
-use candle_core::{D, Tensor, Var};
+use candle_core::{D, Device, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
 
 use crate::error::{EncoderError, Result};
@@ -206,7 +206,9 @@ impl BatchNorm {
         }
         for (variable, values) in [(&self.running_mean, mean), (&self.running_variance, variance)] {
             let shape = variable.shape().clone();
-            variable.set(&Tensor::from_vec(values, shape, variable.device())?.to_dtype(variable.dtype())?)?;
+            // Not every device has f64.
+            let values = Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(variable.dtype())?;
+            variable.set(&values.to_device(variable.device())?)?;
         }
         Ok(())
     }
@@ -218,5 +220,6 @@ fn column(values: &Tensor) -> Result<Tensor> {
 }
 
 fn host(values: &Tensor) -> Result<Vec<f64>> {
-    Ok(values.detach().flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1()?)
+    let values = values.detach().flatten_all()?.to_device(&Device::Cpu)?;
+    Ok(values.to_dtype(candle_core::DType::F64)?.to_vec1()?)
 }

@@ -12,6 +12,7 @@ use crate::image_backbone::ImageBackbone;
 use crate::load::{CONFIG, model_type, parse_json, read_file, unsupported};
 use crate::mode::Mode;
 use crate::normalise::l2_normalise;
+use crate::rehearsal::Product;
 use crate::text::{TextModel, TextSetup, TextTransformer, TokenBatch};
 use crate::text_backbone::TextBackbone;
 use crate::vision::{ImageModel, VisionBackbone};
@@ -64,7 +65,7 @@ impl LogitScale {
     /// # Errors
     /// [`EncoderError::Tensor`] from candle, such as for vectors of different lengths.
     pub fn logits(&self, images: &Tensor, sentences: &Tensor) -> Result<Tensor> {
-        let cosines = images.matmul(&sentences.t()?.contiguous()?)?;
+        let cosines = images.product(&sentences.t()?.contiguous()?)?;
         let scores = cosines.broadcast_mul(&self.scale.exp()?)?;
         match &self.bias {
             Some(bias) => Ok(scores.broadcast_add(bias)?),

@@ -4,13 +4,14 @@
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::depthwise::Plane;
 use crate::ops::Activation;
 use crate::packed::{After, Packed};
 use crate::product::{Matrix, column_sums, held_values, multiply, values};
+use crate::rehearsal::is_fused;
 
 /// Values of the patches of a band: they stay in the second-level cache.
 const BAND_VALUES: usize = 128 * 1024;
@@ -72,7 +73,7 @@ impl Convolution {
             None => Tensor::zeros(outputs, weight.dtype(), weight.device())?,
         };
         let frozen = !weight.track_op() && !bias.track_op();
-        let packed = if frozen && weight.device().is_cpu() && weight.dtype() == DType::F32 {
+        let packed = if frozen && is_fused(&[&weight]) {
             let (weight, bias) = (weight.flatten_all()?.to_vec1::<f32>()?, bias.to_vec1::<f32>()?);
             let filters = channels_last(&weight, inputs, kernel);
             Some(Arc::new(Packed::new(&filters, Some(&bias), filters.len() / outputs)))
@@ -87,8 +88,7 @@ impl Convolution {
         let tracked = x.track_op() || residual.is_some_and(Tensor::track_op);
         if let Some(layer) = &self.packed
             && !tracked
-            && x.device().is_cpu()
-            && x.dtype() == DType::F32
+            && is_fused(&[x])
         {
             let frozen = Frozen { layer: layer.clone(), sliding: self.sliding, activation: self.activation };
             return Ok(match residual {
@@ -115,7 +115,7 @@ impl Convolution {
 ///
 /// `x [B, H, W, I]`, `weight [O, I, kernel, kernel]`, `bias [O]`, to `[B, H', W', O]`.
 fn convolve(x: &Tensor, weight: &Tensor, bias: &Tensor, sliding: Sliding) -> Result<Tensor> {
-    if x.device().is_cpu() && x.dtype() == DType::F32 {
+    if is_fused(&[x]) {
         return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Convolve(sliding));
     }
     let x = x.permute((0, 3, 1, 2))?.contiguous()?;
@@ -125,7 +125,7 @@ fn convolve(x: &Tensor, weight: &Tensor, bias: &Tensor, sliding: Sliding) -> Res
 
 /// `max(a + b, 0)`; where the sum is zero no gradient passes, as in PyTorch.
 fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    if a.device().is_cpu() && a.dtype() == DType::F32 {
+    if is_fused(&[a]) {
         return a.contiguous()?.apply_op2(&b.contiguous()?, AddRelu);
     }
     (a + b)?.relu()
@@ -452,7 +452,7 @@ impl CustomOp2 for AddRelu {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     use super::*;
     use crate::ops::Gelu;

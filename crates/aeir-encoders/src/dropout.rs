@@ -1,12 +1,13 @@
 //! Inverted dropout with a mask that can be seeded.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor, bail};
 use rand_chacha::rand_core::Rng;
 use rayon::prelude::*;
 
 use crate::error::{EncoderError, Result};
 use crate::mode::Mode;
 use crate::product::{held_values, values};
+use crate::rehearsal::is_fused;
 
 /// Values that one task draws: a multiple of a block of the generator.
 const CHUNK: usize = 1 << 14;
@@ -26,7 +27,7 @@ const CHUNK: usize = 1 << 14;
 /// # Example
 /// ```
 /// use aeir_encoders::{Mode, dropout};
-/// use candle_core::{DType, Device, Tensor};
+/// use candle_core::{Device, Tensor};
 /// use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 ///
 /// let x = Tensor::ones((4, 8), DType::F32, &Device::Cpu)?;
@@ -38,7 +39,7 @@ const CHUNK: usize = 1 << 14;
 pub fn dropout(x: &Tensor, probability: f32, mode: &mut Mode<'_>) -> Result<Tensor> {
     check_probability(probability)?;
     let Some(mask) = mask(x.elem_count(), probability, mode) else { return Ok(x.clone()) };
-    if x.device().is_cpu() && x.dtype() == DType::F32 {
+    if is_fused(&[x]) {
         return Ok(x.contiguous()?.apply_op1(Scaled(mask))?);
     }
     let mask = Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
@@ -115,6 +116,7 @@ pub(crate) fn check_probability(probability: f32) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::DType;
     use rand_chacha::ChaCha8Rng;
     use rand_chacha::rand_core::SeedableRng;
 

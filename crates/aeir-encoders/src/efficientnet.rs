@@ -19,6 +19,7 @@ use crate::load::{parse_json, read_file};
 use crate::ops::Activation;
 use crate::packed::{After, Packed};
 use crate::preprocess::{Alpha, Filter, ImagePreprocessor, PreparedImage, PreprocessorConfig, Resize, Size};
+use crate::rehearsal;
 use crate::weights::Weights;
 
 /// Images a thread takes at a time; one set of buffers serves them all.
@@ -163,7 +164,7 @@ impl EfficientNet {
     /// # Errors
     /// [`EncoderError::Shape`] for another shape; [`EncoderError::Tensor`] from candle.
     pub fn grid(&self, pixel_values: &Tensor) -> Result<Tensor> {
-        if !self.device.is_cpu() {
+        if !self.is_fused() {
             return self.grid_composed(pixel_values);
         }
         let batch = self.check_pixels(pixel_values)?;
@@ -193,6 +194,10 @@ impl EfficientNet {
         Ok(grid.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
     }
 
+    fn is_fused(&self) -> bool {
+        self.device.is_cpu() && rehearsal::current().is_none()
+    }
+
     fn check_pixels(&self, pixel_values: &Tensor) -> Result<usize> {
         let Plane { height, width } = self.fused.image;
         match *pixel_values.dims() {
@@ -211,7 +216,7 @@ impl EfficientNet {
             Keep::Grid => vec![images.len(), cells, dimension],
             Keep::Mean => vec![images.len(), dimension],
         };
-        if self.device.is_cpu() {
+        if self.is_fused() {
             let prepare = |image: &PreparedImage, output: &mut [f32]| {
                 self.preprocessor.interleaved_values(image, output)
             };

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
 use crate::affine::affine;
 use crate::error::Result;
 use crate::recurrence::recurrence;
+use crate::rehearsal::{Product, is_fused};
 
 /// Which words a recurrence sees at each of its steps.
 ///
@@ -114,7 +115,7 @@ impl Gru {
     /// The states after each word: `words [N, W]`, at least one, to `[N, D]` in the same order.
     pub(crate) fn forward(&self, words: &Tensor, steps: &Arc<Steps>) -> Result<Tensor> {
         let gates = affine(words, &self.input_weight, &self.input_bias)?;
-        if gates.device().is_cpu() && gates.dtype() == DType::F32 {
+        if is_fused(&[&gates]) {
             return Ok(recurrence(&gates, &self.hidden_weight, &self.hidden_bias, steps, self.direction)?);
         }
         self.composed(&gates, steps)
@@ -135,7 +136,7 @@ impl Gru {
         for count in steps.counts() {
             let input = gates.narrow(0, start, *count)?;
             let before = state.narrow(0, 0, *count)?.contiguous()?;
-            let hidden = before.matmul(&recurrent)?.broadcast_add(&self.hidden_bias)?;
+            let hidden = before.product(&recurrent)?.broadcast_add(&self.hidden_bias)?;
             state = cell(&input, &hidden, &before)?;
             states.push(state.clone());
             start += count;

@@ -24,6 +24,7 @@ pub mod ops;
 pub mod precision;
 pub mod preprocess;
 pub mod projection;
+pub mod rehearsal;
 pub mod standardise;
 pub mod static_embedding;
 pub mod text;

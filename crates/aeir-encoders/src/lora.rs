@@ -12,6 +12,7 @@ use crate::fine_tuning::matches;
 use crate::load::{parse_json, read_file};
 use crate::mode::Mode;
 use crate::ops::linear;
+use crate::rehearsal::Product;
 use crate::seeded;
 
 /// The attention projections of BERT, XLM-R, ViT and DINOv2; of CLIP and SigLIP; of DistilBERT; of ModernBERT.
@@ -151,7 +152,7 @@ impl Adapter {
     /// What the adapter adds to the layer's weight, without a graph.
     pub(crate) fn update(&self) -> Result<Tensor> {
         let (up, down) = (self.up.as_detached_tensor(), self.down.as_detached_tensor());
-        Ok((up.matmul(&down)? * self.scale)?)
+        Ok((up.product(&down)? * self.scale)?)
     }
 }
 

@@ -5,6 +5,7 @@ use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::rehearsal::Product;
 use crate::{EncoderError, Items, l2_normalise};
 
 /// Steps in which a row's sharpness is sought, Newton's or halvings: halvings alone end within what an `f32` can tell apart.
@@ -138,12 +139,12 @@ impl Regression {
 
     /// The item's own directions, as a unit vector.
     fn own(&self, features: &Tensor) -> Result<Tensor, EncoderError> {
-        l2_normalise(&features.matmul(&self.directions)?.broadcast_sub(&self.centre)?)
+        l2_normalise(&features.product(&self.directions)?.broadcast_sub(&self.centre)?)
     }
 
     /// What the pairs say of the other modality's directions, as a unit vector.
     fn predicted(&self, kernel: &Tensor) -> Result<Tensor, EncoderError> {
-        l2_normalise(&kernel.matmul(&self.map)?.broadcast_sub(&self.map_centre)?)
+        l2_normalise(&kernel.product(&self.map)?.broadcast_sub(&self.map_centre)?)
     }
 }
 
@@ -217,9 +218,9 @@ impl PairMemory {
 
     fn describe(&self, anchors: &Anchors, items: &Items) -> Result<Described, EncoderError> {
         let features = frozen_features(items)?;
-        let cosines = features.matmul(&anchors.features.t()?)?;
+        let cosines = features.product(&anchors.features.t()?)?;
         let posterior = calibrated_softmax(&cosines.broadcast_sub(&anchors.mean)?, self.config.perplexity)?;
-        let code = l2_normalise(&posterior.sqrt()?.matmul(&self.codes)?)?;
+        let code = l2_normalise(&posterior.sqrt()?.product(&self.codes)?)?;
         let regression = match (&anchors.regression, self.config.regression) {
             (Some(regression), Some(config)) => {
                 let kernel = regression_kernel(&cosines, config.sharpness)?;

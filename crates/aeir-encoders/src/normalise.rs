@@ -2,13 +2,14 @@
 //!
 //! On the CPU in f32 it is one operation with its own backward pass, on all threads; elsewhere it is composed of candle's.
 
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor, bail};
 use pulp::Arch;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::product::{held_values, values};
+use crate::rehearsal::is_fused;
 
 /// How a row becomes a unit vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -88,7 +89,7 @@ const ROWS: usize = 32;
 
 /// The operation, where it can take `x`.
 fn fused(x: &Tensor, norm: UnitNorm) -> Result<Option<Tensor>> {
-    let fits = x.device().is_cpu() && x.dtype() == DType::F32 && x.rank() > 0 && x.elem_count() > 0;
+    let fits = is_fused(&[x]) && x.rank() > 0 && x.elem_count() > 0;
     Ok(if fits { Some(x.contiguous()?.apply_op1(UnitRows(norm))?) } else { None })
 }
 

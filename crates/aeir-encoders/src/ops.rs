@@ -13,8 +13,6 @@ mod layer_norm;
 mod linear;
 mod softmax;
 
-use candle_core::{DType, Tensor};
-
 pub use activation::Activation;
 pub use attention::{AttentionBias, attention};
 pub use convolution::{conv2d, depthwise};
@@ -25,8 +23,3 @@ pub use softmax::softmax;
 
 #[cfg(test)]
 mod differences;
-
-/// Whether these are f32 on the CPU, which the fused operations take.
-fn is_single_on_cpu(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)
-}

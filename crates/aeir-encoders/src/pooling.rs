@@ -1,11 +1,12 @@
 //! Pooling of channels-last pictures.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::convolution::{Sliding, picture};
 use crate::depthwise::Plane;
 use crate::product::{held_values, values};
+use crate::rehearsal::{Product, is_fused};
 
 /// The largest value under the filter, `[B, H, W, C]` to `[B, H', W', C]`; what lies outside of the picture does not count.
 ///
@@ -16,7 +17,7 @@ pub(crate) fn max_pool(x: &Tensor, sliding: Sliding) -> Result<Tensor> {
     let Some(output) = sliding.output(plane).filter(|_| sliding.padding < sliding.kernel) else {
         bail!("max pooling: {sliding:?} does not fit into {plane:?}");
     };
-    if x.device().is_cpu() && x.dtype() == DType::F32 {
+    if is_fused(&[x]) {
         return x.contiguous()?.apply_op1(MaxPool(sliding));
     }
     composed(x, sliding, output)
@@ -28,7 +29,7 @@ pub(crate) fn mean_pool(x: &Tensor) -> Result<Tensor> {
     let pixels = plane.pixels();
     // One small matmul an image instead of a sum over the middle axes, which is slow in candle on CPU.
     let ones = Tensor::ones((batch, 1, pixels), x.dtype(), x.device())?;
-    ones.matmul(&x.contiguous()?.reshape((batch, pixels, channels))?)?.squeeze(1)? / pixels as f64
+    ones.product(&x.contiguous()?.reshape((batch, pixels, channels))?)?.squeeze(1)? / pixels as f64
 }
 
 /// Shifted copies of the padded picture, the larger value kept: candle's own max-pooling has no gradient for overlapping filters.
@@ -141,7 +142,7 @@ impl CustomOp1 for MaxPool {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     use super::*;
 

@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::rehearsal::Product;
 
 /// In which precision the linear layers of the towers multiply in training. Parameters, their gradients and moments, and all
 /// else (norms, softmax, recurrence, heads, losses, every evaluation) stay single precision.
@@ -32,7 +33,7 @@ impl Precision {
     pub fn is_supported(self, device: &Device) -> bool {
         let product = || {
             let ones = Tensor::ones((2, 2), DType::BF16, device)?;
-            ones.matmul(&ones)?.to_dtype(DType::F32)?.to_vec2::<f32>()
+            ones.product(&ones)?.to_dtype(DType::F32)?.to_vec2::<f32>()
         };
         self == Self::Fp32 || product().is_ok_and(|product| product.iter().flatten().all(|it| *it == 2.0))
     }
@@ -45,7 +46,7 @@ pub(crate) fn affine_in_bf16(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Resu
     let rounded = x.reshape(((), inputs))?.to_dtype(DType::BF16)?;
     // Made contiguous: not every device multiplies by a transposed view.
     let weight = weight.to_dtype(DType::BF16)?.t()?.contiguous()?;
-    let y = rounded.matmul(&weight)?.to_dtype(DType::F32)?.broadcast_add(bias)?;
+    let y = rounded.product(&weight)?.to_dtype(DType::F32)?.broadcast_add(bias)?;
     let mut shape = x.dims().to_vec();
     shape.pop();
     shape.push(outputs);

@@ -4,6 +4,8 @@ use candle_core::{CpuStorage, Layout, Result, Storage, bail};
 use gemm::{Parallelism, gemm};
 use rayon::prelude::*;
 
+use crate::rehearsal;
+
 /// Rows of the result that one task computes, about. Fixed, since the order of summation may depend on it.
 const BLOCK: usize = 256;
 
@@ -108,8 +110,11 @@ pub(crate) fn column_sums(values: &[f32], columns: usize) -> Vec<f32> {
     sums
 }
 
-/// The values of a contiguous f32 tensor on the CPU.
+/// The values of a contiguous f32 tensor on the CPU, for an operation that only the CPU has.
 pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    if rehearsal::current().is_some() {
+        bail!("an operation that only the CPU has was called where a GPU would compute");
+    }
     let all = storage.as_slice::<f32>()?;
     match layout.contiguous_offsets().and_then(|(start, end)| all.get(start..end)) {
         Some(values) => Ok(values),

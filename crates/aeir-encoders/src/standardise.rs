@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 
+use crate::rehearsal::Product;
 use crate::{EncoderError, Items};
 
 /// Mean and deviation of each feature over a set of vectors, in one modality of one domain.
@@ -127,7 +128,7 @@ impl Standardiser {
         let standardised = x.broadcast_sub(&self.mean)?.broadcast_div(&self.deviation)?;
         let Some(whitening) = &self.whitening else { return Ok(standardised) };
         let rows = standardised.reshape(((), self.dimension()))?;
-        Ok(rows.matmul(whitening)?.reshape(standardised.shape())?)
+        Ok(rows.product(whitening)?.reshape(standardised.shape())?)
     }
 
     /// Mean and deviation on the host, for rows that are standardised one by one.

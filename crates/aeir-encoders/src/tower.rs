@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::heads::ScanConfig;
 use crate::memory::{MemoryConfig, PairMemory};
+use crate::rehearsal::Product;
 use crate::{
     Embedded, Encoded, EncoderError, HeadConfig, HeadKind, Items, Mode, Precision, Projection,
     SimilarityHead, UnitNorm, WordBatch, WordEncoder, WordEncoderConfig,
@@ -393,7 +394,7 @@ impl DualEncoder {
         parts
             .map(|((member, image), sentence)| match (&member.head, &image.fragments, &sentence.fragments) {
                 (Some(head), Some(regions), Some(words)) => head.scores(regions, words, mode),
-                _ => Ok(image.pooled.matmul(&sentence.pooled.t()?)?),
+                _ => Ok(image.pooled.product(&sentence.pooled.t()?)?),
             })
             .collect()
     }
@@ -551,7 +552,7 @@ impl FeatureTower {
         let projected = self.projected(features, mode)?;
         match &self.canonical {
             Some(Canonical { weight, bias }) if !mode.is_training() => {
-                Ok(projected.matmul(&weight.detach())?.broadcast_add(&bias.detach())?)
+                Ok(projected.product(&weight.detach())?.broadcast_add(&bias.detach())?)
             }
             _ => Ok(projected),
         }

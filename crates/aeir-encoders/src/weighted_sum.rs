@@ -2,19 +2,19 @@
 //!
 //! candle would run a small matrix product for each item, forward and backward, all of them on one thread.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::product::{held_values, values};
+use crate::rehearsal::{Product, is_fused};
 use crate::vector::{sum_of, vectorised};
 
 /// `sum_t w_bt x_bt`: features x `[B, T, D]` and weights w `[B, T]` to `[B, D]`.
 pub(crate) fn weighted_sum(features: &Tensor, weights: &Tensor) -> Result<Tensor> {
-    let fused = [features, weights].iter().all(|x| x.device().is_cpu() && x.dtype() == DType::F32);
-    if fused && features.elem_count() > 0 {
+    if is_fused(&[features, weights]) && features.elem_count() > 0 {
         return features.contiguous()?.apply_op2(&weights.contiguous()?, WeightedSum);
     }
-    weights.unsqueeze(1)?.contiguous()?.matmul(&features.contiguous()?)?.squeeze(1)
+    weights.unsqueeze(1)?.contiguous()?.product(&features.contiguous()?)?.squeeze(1)
 }
 
 struct WeightedSum;
@@ -106,7 +106,7 @@ impl CustomOp2 for WeightedSum {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     use super::*;
 

@@ -3,6 +3,7 @@
 use candle_core::{D, Tensor};
 
 use crate::error::{Check, LossError, Within};
+use crate::rehearsal::Product;
 use crate::stable::softplus;
 
 const LOSS: &str = "ConditionalAdversarialLoss";
@@ -122,8 +123,8 @@ impl ConditionalAdversarialLoss {
                     ));
                 }
                 let product = || {
-                    let features = features.contiguous()?.matmul(&of_features.contiguous()?)?;
-                    let predictions = predictions.contiguous()?.matmul(&of_predictions.contiguous()?)?;
+                    let features = features.contiguous()?.product(&of_features.contiguous()?)?;
+                    let predictions = predictions.contiguous()?.product(&of_predictions.contiguous()?)?;
                     (features * predictions)? / (size as f64).sqrt()
                 };
                 product().within(LOSS)

@@ -4,6 +4,7 @@ use candle_core::Tensor;
 
 use crate::error::{Check, LossError, Within};
 use crate::mean_discrepancy::{at_least_two, check_sets};
+use crate::rehearsal::Product;
 
 const LOSS: &str = "CoralLoss";
 
@@ -73,5 +74,5 @@ impl CoralLoss {
 
 fn covariance(x: &Tensor) -> candle_core::Result<Tensor> {
     let centred = x.broadcast_sub(&x.mean_keepdim(0)?)?;
-    centred.t()?.contiguous()?.matmul(&centred)? / (x.dim(0)? as f64 - 1.0)
+    centred.t()?.contiguous()?.product(&centred)? / (x.dim(0)? as f64 - 1.0)
 }

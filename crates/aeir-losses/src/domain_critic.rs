@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 use candle_nn::{Init, Linear, Module, VarBuilder};
 
 use crate::error::{Check, LossError, Within};
+use crate::rehearsal::Product;
 
 const LOSS: &str = "DomainCritic";
 
@@ -128,8 +129,8 @@ impl DomainCritic {
             let first_mask = before_first.gt(0f64)?.to_dtype(dtype)?;
             let second_mask = before_second.gt(0f64)?.to_dtype(dtype)?;
             let at_second = second_mask.broadcast_mul(third.weight())?;
-            let at_first = (at_second.matmul(second.weight())? * first_mask)?;
-            at_first.matmul(first.weight())
+            let at_first = (at_second.product(second.weight())? * first_mask)?;
+            at_first.product(first.weight())
         };
         gradient().within(LOSS)
     }

@@ -4,6 +4,7 @@ use candle_core::{D, Tensor};
 
 use crate::error::{Check, LossError, Within};
 use crate::matched_rows::MatchedRows;
+use crate::rehearsal::Product;
 use crate::stable::{negative_infinity, normalise_rows};
 
 const LOSS: &str = "fragment_similarity";
@@ -288,7 +289,7 @@ pub fn pooled_similarity(target: &Tensor, source: &Tensor) -> Result<Tensor, Los
         return Err(check.shape_error("source", format!("[S, D] with D = {dimension}"), source));
     }
     let similarity =
-        || normalise_rows(target, EPSILON)?.matmul(&normalise_rows(source, EPSILON)?.t()?.contiguous()?);
+        || normalise_rows(target, EPSILON)?.product(&normalise_rows(source, EPSILON)?.t()?.contiguous()?);
     similarity().within(check.0)
 }
 
@@ -353,7 +354,7 @@ fn best_and_sum(
     let target = target.reshape((items * fragments, dimension))?;
     let source = source.reshape((source_items * source_fragments, dimension))?;
     // [S F2, T, F1]: the maximum runs over the last dimension, which is the fast one.
-    let cosines = source.matmul(&transposed(&target)?)?;
+    let cosines = source.product(&transposed(&target)?)?;
     let best = if fragments == 1 {
         cosines
     } else {
@@ -378,7 +379,7 @@ fn best_of_neighbours(
     let chosen = source.index_select(&nearest.contiguous()?.flatten_all()?, 0)?;
     let chosen = chosen.reshape((items, count * source_fragments, dimension))?;
     // [K F2, T, F1] for the search of the best, which wants the target items in the middle.
-    let cosines = chosen.matmul(&transposed(target)?)?;
+    let cosines = chosen.product(&transposed(target)?)?;
     let best = if fragments == 1 {
         cosines
     } else {

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::{Check, LossError, Within};
+use crate::rehearsal::Product;
 use crate::stable::{diagonal, log_softmax, normalise_rows};
 
 const LOSS: &str = "InfoNceLoss";
@@ -83,7 +84,7 @@ impl InfoNceLoss {
         let scores = || {
             let images = normalise_rows(images, self.epsilon)?;
             let sentences = normalise_rows(sentences, self.epsilon)?;
-            images.matmul(&sentences.t()?.contiguous()?)?.broadcast_mul(&log_scale.exp()?)
+            images.product(&sentences.t()?.contiguous()?)?.broadcast_mul(&log_scale.exp()?)
         };
         self.from_scores(&scores().within(LOSS)?)
     }

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+pub mod rehearsal;
+
 mod canonical_correlation;
 mod conditional_adversarial;
 mod coral;

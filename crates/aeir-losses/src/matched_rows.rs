@@ -2,7 +2,9 @@
 //!
 //! Composed of candle's operations every chosen item would be copied, and its copy's gradient be added up again, on one thread.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Storage, Tensor, bail};
+
+use crate::rehearsal::{Product, is_fused};
 use rayon::prelude::*;
 
 /// Numbers that are summed side by side, in an order that is the same on every machine.
@@ -22,7 +24,7 @@ pub(crate) struct MatchedRows {
 impl MatchedRows {
     /// Whether the operation can take these.
     pub(crate) fn takes(target: &Tensor, source: &Tensor) -> bool {
-        [target, source].iter().all(|x| x.device().is_cpu() && x.dtype() == DType::F32)
+        is_fused(&[target, source])
     }
 
     /// Looks for the best real fragment of `target [T, F1, D]` for each fragment of the items of `source [S, F2, D]` that `nearest`
@@ -42,7 +44,7 @@ impl MatchedRows {
             let fragments = target.get(item)?.t()?;
             let of_source = |source_item: u32| {
                 let source_item = source_item as usize;
-                let cosines = source.get(source_item)?.matmul(&fragments)?.to_vec2::<f32>()?;
+                let cosines = source.get(source_item)?.product(&fragments)?.to_vec2::<f32>()?;
                 let best = cosines.iter().map(|cosines| best_of(cosines, mask)).collect();
                 Ok((source_item, best))
             };

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use crate::error::{Check, LossError, Within};
+use crate::rehearsal::Product;
 use crate::stable::{normalise_rows, softplus};
 
 const LOSS: &str = "SigLipLoss";
@@ -82,7 +83,7 @@ impl SigLipLoss {
         let logits = || {
             let images = normalise_rows(images, self.epsilon)?;
             let sentences = normalise_rows(sentences, self.epsilon)?;
-            let cosines = images.matmul(&sentences.t()?.contiguous()?)?;
+            let cosines = images.product(&sentences.t()?.contiguous()?)?;
             cosines.broadcast_mul(&log_scale.exp()?)?.broadcast_add(&bias)
         };
         self.from_logits(&logits().within(LOSS)?)

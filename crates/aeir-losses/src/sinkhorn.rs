@@ -228,7 +228,8 @@ impl Problem {
     /// small epsilon would need thousands of iterations.
     fn anneal(&self, epsilon: f64) -> candle_core::Result<Tensor> {
         let mut column = self.log_columns.zeros_like()?;
-        let mut current = self.cost.max_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+        let mut current =
+            self.cost.max_all()?.to_device(&Device::Cpu)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
         for _ in 0..LARGEST_HALVINGS {
             if !current.is_finite() || current <= epsilon {
                 break;

@@ -2,6 +2,8 @@
 
 use candle_core::{D, DType, Device, Result, Tensor};
 
+use crate::rehearsal::Product;
+
 /// Rows divided by `sqrt(sum x^2 + epsilon)`: finite value and gradient at a row of zeros.
 pub(crate) fn normalise_rows(x: &Tensor, epsilon: f64) -> Result<Tensor> {
     let norm = (x.sqr()?.sum_keepdim(D::Minus1)? + epsilon)?.sqrt()?;
@@ -50,7 +52,7 @@ pub(crate) fn negative_infinity(like: &Tensor) -> Result<Tensor> {
 pub(crate) fn squared_distances(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     let centre = Tensor::cat(&[&x.detach(), &y.detach()], 0)?.mean_keepdim(0)?;
     let (x, y) = (x.broadcast_sub(&centre)?, y.broadcast_sub(&centre)?);
-    let cross = (x.matmul(&y.t()?.contiguous()?)? * 2.0)?;
+    let cross = (x.product(&y.t()?.contiguous()?)? * 2.0)?;
     let squares = x.sqr()?.sum_keepdim(1)?.broadcast_add(&y.sqr()?.sum_keepdim(1)?.t()?)?;
     (squares - cross)?.relu()
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use aeir_data::{FeatureRow, RegionFeatures};
+use aeir_encoders::rehearsal::Product;
 use aeir_encoders::standardise::Standardiser;
 use aeir_encoders::{Fragments, Head, ImageInput, Items, Mode, WordBatch};
 use candle_core::{DType, Device, Tensor};
@@ -696,7 +697,7 @@ fn whitened(features: &Tensor, found: &[(&FragmentPart, usize)]) -> Result<Tenso
     let items = found.iter().enumerate().map(|(item, (part, _))| {
         let own = features.get(item)?;
         match &part.whitening {
-            Some(whitening) => own.matmul(&whitening.to_device(own.device())?),
+            Some(whitening) => own.product(&whitening.to_device(own.device())?),
             None => Ok(own),
         }
     });

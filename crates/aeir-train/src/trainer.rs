@@ -85,6 +85,9 @@ pub fn train(
 
 /// Runs `work` on a thread of its own with a stack that backward passes fit on.
 pub(crate) fn on_large_stack<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let (encoders, losses) = (aeir_encoders::rehearsal::current(), aeir_losses::rehearsal::current());
+    let work =
+        || aeir_encoders::rehearsal::rehearse(encoders, || aeir_losses::rehearsal::rehearse(losses, work));
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new()
             .name("train".into())

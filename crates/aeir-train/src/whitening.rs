@@ -1,6 +1,7 @@
 //! The matrix that makes a domain's features uncorrelated.
 
 use aeir_encoders::Standardiser;
+use aeir_encoders::rehearsal::Product;
 use candle_core::{DType, Device, Tensor};
 use faer::{Mat, MatRef, Side};
 
@@ -87,7 +88,7 @@ impl Sums {
         let count = rows.len() / dimension;
         self.count += count;
         let block = Tensor::from_vec(rows, (count, dimension), &Device::Cpu)?;
-        let product = block.t()?.contiguous()?.matmul(&block)?;
+        let product = block.t()?.contiguous()?.product(&block)?;
         self.product = Some(match self.product.take() {
             Some(sum) => (sum + product)?,
             None => product,
@@ -168,7 +169,7 @@ mod tests {
         table.each_row(&mut |row| rows.push(row.to_vec())).unwrap();
         let count = rows.len() as f64;
         let x = standardiser.apply(&Tensor::new(rows, &Device::Cpu).unwrap()).unwrap();
-        (x.t().unwrap().matmul(&x).unwrap() / count).unwrap().to_vec2().unwrap()
+        (x.t().unwrap().product(&x).unwrap() / count).unwrap().to_vec2().unwrap()
     }
 
     #[test]

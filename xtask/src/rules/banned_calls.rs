@@ -26,6 +26,10 @@ const BANNED: [&str; 13] = [
     "candle_nn::Dropout",
     "candle_nn::AdamW",
 ];
+/// Matrix products that no rehearsal of a GPU would see, the crates that it watches, and where the products it sees are made.
+const UNSEEN: &str = ".matmul(";
+const WATCHED: [&str; 3] = ["crates/aeir-encoders/src/", "crates/aeir-losses/src/", "crates/aeir-train/src/"];
+const SEEN_IN: &str = "/rehearsal.rs";
 /// How the list would be switched off.
 const SWITCHES: [&str; 2] = ["clippy::disallowed_methods", "clippy::disallowed_types"];
 
@@ -57,6 +61,15 @@ pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
                     number,
                     what,
                     format!("{LIST} names what to use in its place"),
+                ));
+            }
+            let is_watched = WATCHED.iter().any(|folder| file.starts_with(folder));
+            if is_watched && !file.ends_with(SEEN_IN) && line.contains(UNSEEN) {
+                found.push(Violation::new(
+                    file,
+                    number,
+                    "multiplies by `matmul`, which `aeir selftest` does not see",
+                    "call `product` of that crate's `rehearsal::Product`",
                 ));
             }
             if let Some(switch) = SWITCHES.iter().find(|switch| mentions(&line, switch)) {
@@ -106,6 +119,23 @@ mod tests {
         assert_eq!(found("fn f() { candle_nn::ops::layer_norm_slow(x); }\n"), 0);
         assert_eq!(found("//! `candle_nn::ops::layer_norm` loses gradients.\n"), 0);
         assert_eq!(found("#[allow(clippy::disallowed_methods)]\nfn f() {}\n"), 1);
+    }
+
+    #[test]
+    fn products_that_no_rehearsal_sees_are_found() {
+        let list = list();
+        let found = |file, source| check(&Tree::of([(LIST, list.as_str()), (file, source)])).len();
+        let product = "fn f() { a.matmul(&b)?; }\n";
+        assert_eq!(found("crates/aeir-losses/src/coral.rs", product), 1);
+        assert_eq!(found("crates/aeir-losses/src/rehearsal.rs", product), 0);
+        assert_eq!(found("crates/aeir-cli/src/main.rs", product), 0);
+        assert_eq!(
+            found(
+                "crates/aeir-losses/src/coral.rs",
+                "#[cfg(test)]\nmod tests {\n    fn f() { a.matmul(&b); }\n}\n"
+            ),
+            0
+        );
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! `aeir train --dry-run`: what a training would be.
 
 use std::fmt::Write;
-use std::fs;
 
 use aeir_train::plan::{Memory, PlannedGroup};
 use aeir_train::{Plan, TrainConfig, plan};
@@ -9,6 +8,7 @@ use aeir_train::{Plan, TrainConfig, plan};
 use super::train::Inputs;
 use super::{pretrained, print};
 use crate::flags::TrainFlags;
+use crate::selftest::host_peak;
 use crate::terminal::Terminal;
 
 /// Items of each kind that are encoded to see sizes and to time a step with.
@@ -30,7 +30,7 @@ pub(super) fn dry_run(flags: &TrainFlags, config: &TrainConfig, terminal: &Termi
     let (sample, _) = inputs.sample(SAMPLE).encode(&backbones, flags.loading.limits(), None, terminal)?;
     let plan = plan(&config, &sample, sizes, &device)?;
     text.push('\n');
-    for line in describe(&plan, peak_memory()).lines() {
+    for line in describe(&plan, host_peak().and_then(|peak| usize::try_from(peak).ok())).lines() {
         // Writing to a String can't fail.
         let _ = writeln!(text, "# {line}");
     }
@@ -107,12 +107,4 @@ fn duration(seconds: f64) -> String {
         seconds if seconds < 7200.0 => format!("{:.0} min", seconds / 60.0),
         seconds => format!("{:.1} h", seconds / 3600.0),
     }
-}
-
-/// The most memory that this process had at once, where the system tells.
-fn peak_memory() -> Option<usize> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes << 10)
 }

@@ -6,6 +6,7 @@ pub(crate) mod convert;
 pub(crate) mod data;
 pub(crate) mod demo;
 pub(crate) mod diagnose;
+pub(crate) mod doctor;
 mod dry_run;
 pub(crate) mod embed;
 pub(crate) mod eval;
@@ -16,6 +17,7 @@ mod pretrained;
 pub(crate) mod push;
 pub(crate) mod report;
 pub(crate) mod search;
+pub(crate) mod selftest;
 #[cfg(feature = "serve")]
 pub(crate) mod serve;
 pub(crate) mod shell;

@@ -90,11 +90,11 @@ fn a_device_that_is_not_built_in() {
     let mut command = program();
     // candle appends a stack to its messages then.
     command.args(SHORT.split_whitespace()).args(["--device", "cuda"]).env("RUST_BACKTRACE", "1");
-    insta::assert_snapshot!(scene.outcome(command).failure(), @r"
+    insta::assert_snapshot!(scene.outcome(command).failure(), @"
     exit 2
-    error: device cuda can't be used: the candle crate has not been built with cuda support
+    error: device cuda can't be used: this aeir was built without CUDA
 
-    hint: build with `--features cuda` on a machine that has one, or pass --device cpu
+    hint: build one with `cargo build --release -p aeir-cli --features cuda` (docs/cuda.md), or pass --device cpu
     ");
 }
 

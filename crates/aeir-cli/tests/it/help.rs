@@ -47,6 +47,9 @@ fn aeir() {
                 it is large
       cache     Show and remove cached features of frozen encoders
       bench     Time our work on this machine
+      selftest  Check that a device computes what the CPU computes: every operation, head, loss, encoder
+                and method, with gradients
+      doctor    Look at this machine: devices, drivers, processor, memory, cache, and whether they work
       help      Print this message or the help of the given subcommand(s)
 
     Options:
@@ -949,7 +952,7 @@ fn search() {
 
 #[test]
 fn bench_train() {
-    insta::assert_snapshot!(help("bench train"), @r"
+    insta::assert_snapshot!(help("bench train"), @"
     Training steps and SAF scoring of the published sizes, on items drawn at random
 
     Usage: aeir bench train [OPTIONS]
@@ -978,10 +981,21 @@ fn bench_train() {
 
               [env: AEIR_QUICK=]
 
+          --batch-size <N>
+              Pairs of a SAF step, and as many target images and sentences [default: 56]
+
+              [env: AEIR_BATCH_SIZE=]
+
           --json
               Print one JSON object
 
               [env: AEIR_JSON=]
+
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or metal
+
+              [env: AEIR_DEVICE=]
+              [default: auto]
 
       -q, --quiet
               No progress and no notes on stderr; warnings and errors stay
@@ -1588,5 +1602,73 @@ fn bench_serve() {
       -q, --quiet              No progress and no notes on stderr; warnings and errors stay [env:
                                AEIR_QUIET=]
       -h, --help               Print help
+    ");
+}
+
+#[test]
+fn selftest() {
+    insta::assert_snapshot!(help("selftest"), @"
+    Check that a device computes what the CPU computes: every operation, head, loss, encoder and method,
+    with gradients
+
+    Each check is compared with the CPU's fused operations in f32. With `--device cpu` the CPU takes the
+    operations that other devices take, and refuses the layouts that GPUs refuse. Everything is in the
+    program: it needs no other file.
+
+    Usage: aeir selftest [OPTIONS]
+
+    Options:
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or metal
+
+              [env: AEIR_DEVICE=]
+              [default: auto]
+
+          --dtype <TYPE,..>
+              Types to compute in
+
+              Possible values:
+              - f32:  Single precision
+              - bf16: bfloat16
+
+              [env: AEIR_DTYPE=]
+              [default: f32,bf16]
+
+          --only <NAME>...
+              Do these checks alone: names, or parts of names; --list prints them. May be repeated
+
+              [env: AEIR_ONLY=]
+
+          --list
+              Print the names of all checks, and do none
+
+              [env: AEIR_LIST=]
+
+          --json
+              Print one JSON object
+
+              [env: AEIR_JSON=]
+
+      -q, --quiet
+              No progress and no notes on stderr; warnings and errors stay
+
+              [env: AEIR_QUIET=]
+
+      -h, --help
+              Print help (see a summary with '-h')
+    ");
+}
+
+#[test]
+fn doctor() {
+    insta::assert_snapshot!(help("doctor"), @"
+    Look at this machine: devices, drivers, processor, memory, cache, and whether they work
+
+    Usage: aeir doctor [OPTIONS]
+
+    Options:
+          --json   Print one JSON object [env: AEIR_JSON=]
+      -q, --quiet  No progress and no notes on stderr; warnings and errors stay [env: AEIR_QUIET=]
+      -h, --help   Print help
     ");
 }

@@ -24,6 +24,7 @@ mod pairs;
 mod push;
 mod resume;
 mod selection;
+mod selftest;
 #[cfg(feature = "serve")]
 mod serve;
 mod sweep;

@@ -7,6 +7,7 @@ use super::masked;
 use crate::error::Result;
 use crate::fragments::Fragments;
 use crate::normalise::UnitNorm;
+use crate::rehearsal::Product;
 
 /// Slope of the leaky ReLU below zero.
 pub(super) const SLOPE: f64 = 0.1;
@@ -33,7 +34,7 @@ pub(super) fn local_vectors(
     // One matmul an image for the words of all sentences.
     let attention =
         attention.transpose(0, 1)?.contiguous()?.reshape((image_count, sentence_count * words, regions))?;
-    let attended = norm.apply(&attention.matmul(&images.features().contiguous()?)?)?;
+    let attended = norm.apply(&attention.product(&images.features().contiguous()?)?)?;
     let flat_words = sentences.features().reshape((1, sentence_count * words, dimension))?;
     let squares = attended.broadcast_sub(&flat_words)?.sqr()?;
     let vectors = norm.apply(&local.forward(&squares)?)?;
@@ -58,6 +59,6 @@ pub(super) fn fragment_scores(images: &Fragments, sentences: &Fragments) -> Resu
     let (sentence_count, words, _) = sentences.features().dims3()?;
     let flat_images = images.features().reshape((image_count * regions, dimension))?;
     let flat_words = sentences.features().reshape((sentence_count * words, dimension))?;
-    let scores = flat_words.matmul(&flat_images.t()?.contiguous()?)?;
+    let scores = flat_words.product(&flat_images.t()?.contiguous()?)?;
     Ok(scores.reshape((sentence_count, words, image_count, regions))?)
 }

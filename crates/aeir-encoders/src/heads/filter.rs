@@ -7,6 +7,7 @@ use super::linear::Linear;
 use crate::batch_norm::BatchNorm;
 use crate::error::Result;
 use crate::normalise::UnitNorm;
+use crate::rehearsal::Product;
 
 /// Added to the sum of the gates.
 pub(super) const GATE_EPSILON: f64 = 1e-8;
@@ -41,6 +42,6 @@ impl Filter {
         let logits = self.batch_norm.forward_groups(&logits, &mask.reshape(rows)?, training)?;
         let gates = (candle_nn::ops::sigmoid(&logits)?.reshape(mask.shape())? * mask)?;
         let gates = gates.broadcast_div(&(gates.sum_keepdim(D::Minus1)? + GATE_EPSILON)?)?;
-        self.norm.apply(&gates.unsqueeze(2)?.matmul(vectors)?.squeeze(2)?)
+        self.norm.apply(&gates.unsqueeze(2)?.product(vectors)?.squeeze(2)?)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::fused::dense::{dot, vectorised};
@@ -13,10 +13,11 @@ use crate::error::Result as EncoderResult;
 use crate::fragments::Fragments;
 use crate::lanes::{PANEL, load, store, tanh};
 use crate::product::{held_values, values};
+use crate::rehearsal::is_fused;
 
 /// Whether the operation can take these.
 pub(super) fn applies(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    is_fused(&[x])
 }
 
 /// `tanh(norm(x))` of `x [B, T, D]` in training mode: statistics of each place over the batch, of real fragments alone.

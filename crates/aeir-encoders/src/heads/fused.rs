@@ -16,7 +16,7 @@ pub(super) mod scan;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 
 use self::align::{Affine, AlignInput, AlignmentVectors, align, align_backward};
 use self::filter::{FilterBackward, FilterInput, Filtered, filter, statistics};
@@ -26,11 +26,12 @@ use super::{AlignmentHead, Reasoning};
 use crate::batch_norm::BatchStatistics;
 use crate::error::Result as EncoderResult;
 use crate::fragments::Fragments;
+use crate::rehearsal::is_fused;
 
 /// Whether the fused operation can take these.
 pub(super) fn applies(images: &Fragments, sentences: &Fragments, head: &AlignmentHead) -> bool {
     let tensors = [images.features(), sentences.features(), &head.local.weight];
-    tensors.iter().all(|tensor| tensor.device().is_cpu() && tensor.dtype() == DType::F32)
+    is_fused(&tensors)
 }
 
 /// Logits of all pairs, `[M, N]`. Padded rows of the fragments hold zeros.

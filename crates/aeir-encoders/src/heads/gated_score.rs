@@ -3,15 +3,16 @@
 //! Composed of candle's operations each of three steps would pass over all fragments, on one thread, and in the backward pass
 //! leave a gradient of their size behind.
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::fused::dense::{add_scaled, dot, vectorised};
 use crate::product::{held_values, values};
+use crate::rehearsal::is_fused;
 
 /// Whether the operation can take these.
 pub(super) fn applies(local: &Tensor) -> bool {
-    local.device().is_cpu() && local.dtype() == DType::F32
+    is_fused(&[local])
 }
 
 /// `sum_d w_d g_bd m_btd x_btd`: `local` x `[B, T, D]`, `global` g `[B, D]`, `weight` w `[1, D]` to `[B, T]`. `dropout` m is what

@@ -6,6 +6,7 @@ use candle_nn::VarBuilder;
 use super::linear::Linear;
 use super::masked;
 use crate::error::Result;
+use crate::rehearsal::Product;
 
 /// Rounds of attention among the nodes of a pair.
 #[derive(Debug, Clone)]
@@ -57,8 +58,8 @@ impl GraphReasoning {
             let asking = nodes.narrow(2, 0, if last { 1 } else { positions })?.contiguous()?;
             let query = step.query.forward(&asking)?;
             let key = step.key.forward(&nodes)?;
-            let edges = query.matmul(&key.transpose(2, 3)?.contiguous()?)?;
-            let mixed = masked::softmax(&edges, &mask)?.matmul(&nodes)?;
+            let edges = query.product(&key.transpose(2, 3)?.contiguous()?)?;
+            let mixed = masked::softmax(&edges, &mask)?.product(&nodes)?;
             nodes = step.output.forward(&mixed)?.relu()?;
         }
         Ok(nodes.squeeze(2)?)

@@ -1,6 +1,6 @@
 //! Stacked cross attention.
 
-use candle_core::{D, DType, Tensor};
+use candle_core::{D, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::alignment::fragment_scores;
@@ -8,6 +8,7 @@ use super::{fused, masked};
 use crate::error::{EncoderError, Result};
 use crate::fragments::Fragments;
 use crate::normalise::{L2_EPSILON, UnitNorm};
+use crate::rehearsal::{Product, is_fused};
 
 /// Settings of stacked cross attention, both directions.
 ///
@@ -92,9 +93,7 @@ impl ScanConfig {
         images: &Fragments,
         sentences: &Fragments,
     ) -> Result<Tensor> {
-        let on_cpu =
-            |side: &Fragments| side.features().device().is_cpu() && side.features().dtype() == DType::F32;
-        if on_cpu(images) && on_cpu(sentences) {
+        if is_fused(&[images.features(), sentences.features()]) {
             return fused::scan::scores(*self, words_attend, norm, images, sentences);
         }
         // Sentences or images ask; the asking fragments are the last axis but one: [A, B, asking, asked].
@@ -128,9 +127,9 @@ impl ScanConfig {
         // a . t = sum_r alpha_r (v_r . t), |a|^2 = alpha G alpha with G the products among the asked fragments.
         let products = (&attention * scores)?.sum(D::Minus1)?;
         let features = asked.features().contiguous()?;
-        let among = features.matmul(&features.transpose(1, 2)?.contiguous()?)?;
+        let among = features.product(&features.transpose(1, 2)?.contiguous()?)?;
         let flat = attention.reshape((items, others * rows, columns))?;
-        let squares = (flat.matmul(&among)? * &flat)?.sum(D::Minus1)?.reshape((items, others, rows))?;
+        let squares = (flat.product(&among)? * &flat)?.sum(D::Minus1)?.reshape((items, others, rows))?;
         let lengths = (squares.relu()? + L2_EPSILON)?.sqrt()?;
         let own = (asking.features().sqr()?.sum(D::Minus1)? + L2_EPSILON)?.sqrt()?;
         let cosines = products.div(&lengths)?.broadcast_div(&own.unsqueeze(0)?)?;

@@ -6,10 +6,10 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::gelu::{self, Gelu};
-use super::is_single_on_cpu;
 use crate::error::{EncoderError, Result};
 use crate::lanes::exponential_minus_one;
 use crate::product::{held_values, values};
+use crate::rehearsal::is_fused;
 use crate::vector::{normal, sigmoid, vectorised};
 
 /// The function between two linear layers.
@@ -77,7 +77,7 @@ impl Activation {
     /// # Errors
     /// [`EncoderError::Tensor`] from candle.
     pub fn apply(self, x: &Tensor) -> Result<Tensor> {
-        if is_single_on_cpu(&[x]) {
+        if is_fused(&[x]) {
             return Ok(x.contiguous()?.apply_op1(self)?);
         }
         match self {

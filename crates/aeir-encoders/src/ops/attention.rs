@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Device, Tensor};
 
-use super::is_single_on_cpu;
 use super::softmax::softmax;
 use crate::error::{EncoderError, Result};
+use crate::rehearsal::{Product, is_fused};
 
 /// Which keys a query sees. Restrictions add up.
 ///
@@ -128,7 +128,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: &Attentio
     if batch * heads * queries * keys == 0 {
         return Ok(Tensor::zeros((batch, heads, queries, v.dim(3)?), q.dtype(), q.device())?);
     }
-    if is_single_on_cpu(&[q, k, v]) && q.elem_count() > 0 && v.elem_count() > 0 {
+    if is_fused(&[q, k, v]) && q.elem_count() > 0 && v.elem_count() > 0 {
         return fused::attention(q, k, v, scale, bias);
     }
     composed(q, k, v, scale, bias)
@@ -162,12 +162,12 @@ fn composed(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: &AttentionBias
     let (queries, keys) = (q.dim(D::Minus2)?, k.dim(D::Minus2)?);
     // CUDA and Metal multiply contiguous matrices only.
     let (q, k, v) = ((q.contiguous()? * scale)?, k.t()?.contiguous()?, v.contiguous()?);
-    let scores = q.matmul(&k)?;
+    let scores = q.product(&k)?;
     let scores = match bias.additive(queries, keys, q.dtype(), q.device())? {
         Some(bias) => scores.broadcast_add(&bias)?,
         None => scores,
     };
-    Ok(softmax(&scores)?.matmul(&v)?)
+    Ok(softmax(&scores)?.product(&v)?)
 }
 
 #[cfg(test)]

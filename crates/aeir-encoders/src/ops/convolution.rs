@@ -3,11 +3,11 @@
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::is_single_on_cpu;
 use super::linear::checked;
 use crate::depthwise::{Depthwise, Plane};
 use crate::error::{EncoderError, Result};
 use crate::product::{column_sums, held_values, values};
+use crate::rehearsal::is_fused;
 use crate::vector::vectorised;
 
 /// Convolution of pictures, channels first.
@@ -59,7 +59,7 @@ pub fn depthwise(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<T
     }
     checked("depthwise weight", weight, &[channels, 1, kernel, kernel])?;
     bias.map(|bias| checked("depthwise bias", bias, &[channels])).transpose()?;
-    if is_single_on_cpu(&[x, weight]) && x.elem_count() > 0 {
+    if is_fused(&[x, weight]) && x.elem_count() > 0 {
         let no_bias = bias.is_none().then(|| Tensor::zeros(channels, DType::F32, x.device())).transpose()?;
         let bias = bias.or(no_bias.as_ref()).unwrap_or(weight).contiguous()?;
         return Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias, ChannelsLast { kernel })?);

@@ -3,10 +3,10 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::is_single_on_cpu;
 use super::linear::checked;
 use crate::error::Result;
 use crate::product::{column_sums, held_values, values};
+use crate::rehearsal::is_fused;
 use crate::vector::{sum, sum_of, vectorised};
 
 /// Makes each row's mean zero and its variance one, then scales and shifts its columns (Ba, Kiros and Hinton, 2016).
@@ -22,7 +22,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f
     let columns = x.dim(D::Minus1)?;
     checked("layer norm weight", weight, &[columns])?;
     bias.map(|bias| checked("layer norm bias", bias, &[columns])).transpose()?;
-    if is_single_on_cpu(&[x, weight]) && bias.is_none_or(|bias| is_single_on_cpu(&[bias])) && columns > 0 {
+    if is_fused(&[x, weight]) && bias.is_none_or(|bias| is_fused(&[bias])) && columns > 0 {
         let no_bias = bias.is_none().then(|| weight.zeros_like()).transpose()?;
         let bias = bias.or(no_bias.as_ref()).unwrap_or(weight).contiguous()?;
         let operation = LayerNorm { epsilon: epsilon as f32 };

@@ -5,11 +5,11 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Tensor};
 
 use super::activation::Activation;
-use super::is_single_on_cpu;
 use crate::affine::affine;
 use crate::error::{EncoderError, Result};
 use crate::packed::{After, Packed};
 use crate::product::held_values;
+use crate::rehearsal::{Product, is_fused};
 
 /// The weight and bias of a linear layer: what a block of an encoder holds.
 ///
@@ -91,7 +91,7 @@ impl Linear {
     /// Whether nothing records a graph and the kernel takes it.
     fn is_plain(&self, inputs: &[&Tensor]) -> bool {
         let all = || inputs.iter().copied().chain([&self.weight]).chain(&self.bias);
-        all().all(|tensor| is_single_on_cpu(&[tensor]) && !tensor.track_op())
+        all().all(|tensor| is_fused(&[tensor]) && !tensor.track_op())
     }
 
     fn plain(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
@@ -150,7 +150,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     let shape = output_shape(x, inputs, outputs)?;
     bias.map(|bias| checked("linear bias", bias, &[outputs])).transpose()?;
     let rows = x.reshape((x.elem_count() / inputs.max(1), inputs))?;
-    let y = if is_single_on_cpu(&[x, weight]) && inputs * outputs > 0 {
+    let y = if is_fused(&[x, weight]) && inputs * outputs > 0 {
         let no_bias = bias.is_none().then(|| Tensor::zeros(outputs, DType::F32, x.device())).transpose()?;
         affine(&rows, weight, bias.or(no_bias.as_ref()).unwrap_or(weight))?
     } else {
@@ -160,7 +160,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 }
 
 fn composed(rows: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = rows.matmul(&weight.t()?)?;
+    let y = rows.product(&weight.t()?)?;
     match bias {
         Some(bias) => Ok(y.broadcast_add(bias)?),
         None => Ok(y),

@@ -3,9 +3,9 @@
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::is_single_on_cpu;
 use crate::error::Result;
 use crate::product::{held_values, values};
+use crate::rehearsal::is_fused;
 use crate::vector::{exp, maximum, sum, sum_of, vectorised};
 
 /// Scales `exp(x)` of each row to a sum of one.
@@ -19,7 +19,7 @@ use crate::vector::{exp, maximum, sum, sum_of, vectorised};
 /// # Errors
 /// [`crate::EncoderError::Tensor`] from candle, such as for a scalar.
 pub fn softmax(x: &Tensor) -> Result<Tensor> {
-    if is_single_on_cpu(&[x]) && x.elem_count() > 0 {
+    if is_fused(&[x]) && x.elem_count() > 0 {
         return Ok(x.contiguous()?.apply_op1(Softmax)?);
     }
     composed(x)

@@ -9,6 +9,7 @@ use crate::dropout::dropout;
 use crate::error::Result;
 use crate::mode::Mode;
 use crate::ops::{self, AttentionBias};
+use crate::rehearsal::Product;
 
 /// Queries, keys and values of several heads, and a linear layer over what they find.
 #[derive(Debug, Clone)]
@@ -150,7 +151,7 @@ impl Attention {
         let scale = 1.0 / (query.dim(D::Minus1)? as f64).sqrt();
         let found = if self.dropout > 0.0 && mode.is_training() {
             let weights = dropout(&weights(query, key, scale, bias)?, self.dropout, mode)?;
-            weights.matmul(&value.contiguous()?)?
+            weights.product(&value.contiguous()?)?
         } else {
             ops::attention(query, key, value, scale, bias)?
         };
@@ -160,7 +161,7 @@ impl Attention {
 
 /// `softmax(scale q k^T + bias)`, for dropout on it.
 fn weights(query: &Tensor, key: &Tensor, scale: f64, bias: &AttentionBias) -> Result<Tensor> {
-    let scores = (query.contiguous()? * scale)?.matmul(&key.t()?.contiguous()?)?;
+    let scores = (query.contiguous()? * scale)?.product(&key.t()?.contiguous()?)?;
     let (queries, keys) = (scores.dim(D::Minus2)?, scores.dim(D::Minus1)?);
     match bias.additive(queries, keys, scores.dtype(), scores.device())? {
         Some(bias) => ops::softmax(&scores.broadcast_add(&bias)?),

@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::convolution::Convolution;
 use crate::error::{EncoderError, Result};
 use crate::preprocess::{Filter, Size};
+use crate::rehearsal::Product;
 
 /// Largest side of an image.
 const MAX_SIDE: usize = 4096;
@@ -154,9 +155,9 @@ pub(crate) fn interpolate(
         Ok(weights.to_dtype(positions.dtype())?)
     };
     // [height, side] by [side, side D], then [width, side] by [side, D] for each row.
-    let tall = weights(height)?.matmul(&positions.reshape((side, side * dimension))?)?;
+    let tall = weights(height)?.product(&positions.reshape((side, side * dimension))?)?;
     let columns = weights(width)?.broadcast_left(height)?.contiguous()?;
-    let wide = columns.matmul(&tall.reshape((height, side, dimension))?)?;
+    let wide = columns.product(&tall.reshape((height, side, dimension))?)?;
     Ok(wide.reshape((1, height * width, dimension))?)
 }
 

@@ -1,5 +1,6 @@
 //! The loss on aligned source pairs, shared by all methods.
 
+use aeir_encoders::rehearsal::Product;
 use aeir_encoders::{DualEncoder, Encoded, Mode};
 use aeir_losses::{InfoNceLoss, Negatives, Reduction, TripletRankingLoss};
 use candle_core::Tensor;
@@ -113,6 +114,6 @@ impl SourceAlignment {
 
 /// InfoNCE on the vectors that an index holds.
 fn pooled_loss(encoder: &DualEncoder, images: &Encoded, sentences: &Encoded) -> Result<Tensor> {
-    let scores = images.pooled()?.matmul(&sentences.pooled()?.t()?)?;
+    let scores = images.pooled()?.product(&sentences.pooled()?.t()?)?;
     Ok(InfoNceLoss::default().from_scores(&scores.broadcast_mul(&encoder.log_scale().exp()?)?)?)
 }

@@ -1,5 +1,6 @@
 //! CDAN: critics that see an embedding together with what it would retrieve.
 
+use aeir_encoders::rehearsal::Product;
 use aeir_encoders::{DualEncoder, Encoded, Mode};
 use aeir_losses::{ConditionalAdversarialLoss, ConditionalMap};
 use candle_core::{D, Tensor};
@@ -76,7 +77,7 @@ impl Cdan {
         let scale = self.encoder.log_scale().detach().exp()?;
         let (source, target) = (source.pooled()?, target.pooled()?);
         let predict = |x: &Tensor| {
-            let scores = x.matmul(&anchors.t()?)?.broadcast_mul(&scale)?;
+            let scores = x.product(&anchors.t()?)?.broadcast_mul(&scale)?;
             Ok::<_, TrainError>(candle_nn::ops::softmax(&scores, D::Minus1)?)
         };
         let predictions = Sides { source: predict(&source)?, target: predict(&target)? };

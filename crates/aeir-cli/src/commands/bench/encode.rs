@@ -18,6 +18,7 @@ use serde::Serialize;
 use crate::backbones::find;
 use crate::commands::{print, print_json};
 use crate::flags::BenchEncodeFlags;
+use crate::host_memory::check_numbers;
 use crate::terminal::Terminal;
 
 /// Each work is repeated for about this long, at least [`LEAST_REPEATS`] times.
@@ -83,6 +84,9 @@ struct ImageReport {
 
 /// Times what the flags name and prints it.
 pub(crate) fn run(flags: &BenchEncodeFlags, terminal: &Terminal) -> anyhow::Result<()> {
+    // An image of 224 x 224 in three colours, as it was and prepared.
+    check_numbers("so many images", &[flags.batch_size, 2, 3 * 224 * 224], "--batch-size")?;
+    check_numbers("so many words", &[flags.batch_size, flags.tokens, 8], "--batch-size or --tokens")?;
     let device = flags.device.device.open(terminal)?;
     let threads = flags.threads.unwrap_or_else(rayon::current_num_threads);
     let pool = rayon::ThreadPoolBuilder::new()
@@ -166,7 +170,8 @@ fn transformer_report(
         report.fine_tuning_step_seconds = Some(seconds(|| {
             let loss = model.forward(&batch, &mut Mode::Evaluation)?.sum_all()?;
             loss.backward()?;
-            Ok(())
+            // A GPU answers before it has computed.
+            Ok(model.device().synchronize()?)
         })?);
     }
     Ok(report)

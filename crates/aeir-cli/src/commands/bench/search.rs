@@ -20,6 +20,7 @@ use crate::commands::embed::arrays::npy_header;
 use crate::commands::{print, print_json};
 use crate::flags::PrecisionFlag;
 use crate::flags::search_bench::BenchSearchFlags;
+use crate::host_memory::check_numbers;
 use crate::terminal::Terminal;
 
 /// Items of one cluster, about: real embeddings are not spread evenly, and a graph lives on that.
@@ -89,7 +90,13 @@ pub(crate) fn run(flags: &BenchSearchFlags, terminal: &Terminal) -> anyhow::Resu
 }
 
 fn measure(flags: &BenchSearchFlags, threads: usize, terminal: &Terminal) -> anyhow::Result<Report> {
-    terminal.note(&format!("making {} vectors", flags.items + flags.queries));
+    check_numbers(
+        "so many vectors, and an index of them,",
+        &[2, flags.items, flags.dimension],
+        "--items or --dimension",
+    )?;
+    check_numbers("so many queries", &[flags.queries, flags.dimension], "--queries")?;
+    terminal.note(&format!("making {} vectors", flags.items.saturating_add(flags.queries)));
     let centres = centres(flags.items.div_ceil(CLUSTER), flags.dimension);
     let items = vectors(&centres, flags.items, flags.dimension, 1)?;
     let queries = vectors(&centres, flags.queries, flags.dimension, 2)?;

@@ -20,7 +20,9 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 use crate::commands::{print, print_json};
+use crate::device::device_facts;
 use crate::flags::{BenchTrainFlags, TrainWork};
+use crate::host_memory::check_numbers;
 use crate::terminal::Terminal;
 
 /// Backward passes recurse once a node of the graph.
@@ -88,7 +90,10 @@ const QUICK: Sizes = Sizes {
 /// What was measured. Seconds are medians.
 #[derive(Serialize, Default)]
 struct Report {
+    device: String,
     threads: usize,
+    /// Pairs of a SAF step, and as many target images and sentences.
+    saf_batch: usize,
     /// Rate of a plain matrix product in f32, in the middle of the run.
     matmul_gflops: f64,
     /// A whole SAF step of `aeir --fidelity released`.
@@ -110,10 +115,11 @@ struct Report {
 
 /// Times what the flags name and prints it.
 pub(crate) fn run(flags: &BenchTrainFlags, terminal: &Terminal) -> anyhow::Result<()> {
+    let device = flags.device.device.open(terminal)?;
     let report = std::thread::scope(|scope| {
         let measured = std::thread::Builder::new()
             .stack_size(STACK_BYTES)
-            .spawn_scoped(scope, || measure(flags, terminal))
+            .spawn_scoped(scope, || measure(flags, &device, terminal))
             .context("could not start a thread")?;
         measured.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
@@ -123,33 +129,48 @@ pub(crate) fn run(flags: &BenchTrainFlags, terminal: &Terminal) -> anyhow::Resul
     print(&table(&report))
 }
 
-fn measure(flags: &BenchTrainFlags, terminal: &Terminal) -> anyhow::Result<Report> {
-    let sizes = if flags.quick { &QUICK } else { &FULL };
+fn measure(flags: &BenchTrainFlags, device: &Device, terminal: &Terminal) -> anyhow::Result<Report> {
+    let sizes = if flags.quick { QUICK } else { FULL };
+    let sizes = &Sizes { saf_batch: flags.batch_size.unwrap_or(sizes.saf_batch), ..sizes };
+    if device.is_cpu() {
+        let pairs = [sizes.saf_batch, sizes.saf_batch, sizes.words.1, sizes.similarity];
+        check_numbers("the alignment vectors of so many pairs", &pairs, "--batch-size")?;
+        check_numbers(
+            "the regions of so many images",
+            &[4, sizes.saf_batch, sizes.regions, sizes.features],
+            "--batch-size",
+        )?;
+    }
     let asked = |work| flags.only.is_none_or(|only| only == work);
     let repeats = flags.repeats;
     let bar = terminal.bar("timing", 4);
-    let mut report = Report { threads: rayon::current_num_threads(), ..Report::default() };
-    let mut rates = vec![matmul_rate(sizes.matmul)?];
+    let mut report = Report {
+        device: device_facts(device).name,
+        threads: rayon::current_num_threads(),
+        saf_batch: sizes.saf_batch,
+        ..Report::default()
+    };
+    let mut rates = vec![matmul_rate(sizes.matmul, device)?];
     if asked(TrainWork::SafStep) {
-        report.step_seconds = Some(saf_training(sizes)?.seconds(repeats)?);
-        rates.push(matmul_rate(sizes.matmul)?);
+        report.step_seconds = Some(saf_training(sizes, device)?.seconds(repeats)?);
+        rates.push(matmul_rate(sizes.matmul, device)?);
     }
     bar.inc(1);
     if asked(TrainWork::SafScoring) {
-        let scoring = Scoring::new(sizes)?;
+        let scoring = Scoring::new(sizes, device)?;
         let seconds = scoring.seconds(repeats.div_ceil(2))?;
-        rates.push(matmul_rate(sizes.matmul)?);
+        rates.push(matmul_rate(sizes.matmul, device)?);
         let rate = scoring.pairs() as f64 / seconds;
         report.scored_pairs_per_second = Some(rate);
         report.scoring_share_of_matmul_rate = Some(rate * scoring.flop_a_pair(sizes) / median(rates.clone()));
     }
     bar.inc(1);
     if asked(TrainWork::Towers) {
-        report.towers_step_seconds = Some(towers_training(sizes)?.seconds(TOWER_STEPS * repeats)?);
+        report.towers_step_seconds = Some(towers_training(sizes, device)?.seconds(TOWER_STEPS * repeats)?);
     }
     bar.inc(1);
     if asked(TrainWork::Words) {
-        report.words_step_seconds = Some(words_training(sizes)?.seconds(repeats)?);
+        report.words_step_seconds = Some(words_training(sizes, device)?.seconds(repeats)?);
     }
     bar.finish();
     report.matmul_gflops = median(rates) / 1e9;
@@ -165,9 +186,9 @@ struct Training {
 }
 
 impl Training {
-    fn new(config: &TrainConfig, inputs: Inputs, batch: Batch) -> anyhow::Result<Self> {
+    fn new(config: &TrainConfig, inputs: Inputs, batch: Batch, device: &Device) -> anyhow::Result<Self> {
         let config = config.resolved()?;
-        let store = ParameterStore::new(config.seed, &Device::Cpu);
+        let store = ParameterStore::new(config.seed, device);
         let stepper = Stepper::new(build(&config, inputs, &store)?, &store, &config)?;
         let learning_rate = config.optimizer.learning_rate;
         Ok(Self { stepper, batch, learning_rate, random: ChaCha8Rng::seed_from_u64(config.seed) })
@@ -189,7 +210,7 @@ impl Training {
 }
 
 /// The work of the released procedure: triplet ranking, adversarial term, structure transfer, Adam.
-fn saf_training(sizes: &Sizes) -> anyhow::Result<Training> {
+fn saf_training(sizes: &Sizes, device: &Device) -> anyhow::Result<Training> {
     let mut config = fragment_config(sizes, MethodName::Aeir);
     config.aeir.fidelity = Fidelity::Released;
     config.adaptation.source_share = 0.0;
@@ -200,44 +221,45 @@ fn saf_training(sizes: &Sizes) -> anyhow::Result<Training> {
         let images = Items::Fragments(Fragments::unpadded(noise(
             &mut random,
             &[sizes.saf_batch, sizes.regions, sizes.features],
+            device,
         )?)?);
-        anyhow::Ok((images, sentences(&mut random, sizes, sizes.saf_batch)?))
+        anyhow::Ok((images, sentences(&mut random, sizes, sizes.saf_batch, device)?))
     };
     let ((source_images, source_sentences), (images, sentences)) = (domain()?, domain()?);
     let target = Some(TargetBatch { images, sentences, rows: None });
     let batch = Batch { source_images, source_sentences, labelled: 0, target, anchors: None };
-    Training::new(&config, fragment_inputs(sizes), batch)
+    Training::new(&config, fragment_inputs(sizes), batch, device)
 }
 
 /// VSE++ on regions and words.
-fn words_training(sizes: &Sizes) -> anyhow::Result<Training> {
+fn words_training(sizes: &Sizes, device: &Device) -> anyhow::Result<Training> {
     let config = fragment_config(sizes, MethodName::Vsepp);
     let mut random = ChaCha8Rng::seed_from_u64(2);
-    let regions = noise(&mut random, &[sizes.words_batch, sizes.regions, sizes.features])?;
+    let regions = noise(&mut random, &[sizes.words_batch, sizes.regions, sizes.features], device)?;
     let batch = Batch {
         labelled: 0,
         source_images: Items::Fragments(Fragments::unpadded(regions)?),
-        source_sentences: sentences(&mut random, sizes, sizes.words_batch)?,
+        source_sentences: sentences(&mut random, sizes, sizes.words_batch, device)?,
         target: None,
         anchors: None,
     };
-    Training::new(&config, fragment_inputs(sizes), batch)
+    Training::new(&config, fragment_inputs(sizes), batch, device)
 }
 
 /// Two linear towers with the default settings.
-fn towers_training(sizes: &Sizes) -> anyhow::Result<Training> {
+fn towers_training(sizes: &Sizes, device: &Device) -> anyhow::Result<Training> {
     let (rows, image_dimension, sentence_dimension, dimension) = sizes.towers;
     let mut config = TrainConfig { method: MethodName::SourceOnly, ..TrainConfig::default() };
     config.model.embedding_dimension = dimension;
     let mut random = ChaCha8Rng::seed_from_u64(3);
     let batch = Batch {
         labelled: 0,
-        source_images: Items::Pooled(noise(&mut random, &[rows, image_dimension])?),
-        source_sentences: Items::Pooled(noise(&mut random, &[rows, sentence_dimension])?),
+        source_images: Items::Pooled(noise(&mut random, &[rows, image_dimension], device)?),
+        source_sentences: Items::Pooled(noise(&mut random, &[rows, sentence_dimension], device)?),
         target: None,
         anchors: None,
     };
-    Training::new(&config, Inputs::pooled(image_dimension, sentence_dimension), batch)
+    Training::new(&config, Inputs::pooled(image_dimension, sentence_dimension), batch, device)
 }
 
 /// Regions and words with the released procedure's optimiser.
@@ -272,23 +294,23 @@ struct Scoring {
 }
 
 impl Scoring {
-    fn new(sizes: &Sizes) -> anyhow::Result<Self> {
+    fn new(sizes: &Sizes, device: &Device) -> anyhow::Result<Self> {
         let mut random = ChaCha8Rng::seed_from_u64(4);
         let mut config =
             aeir_encoders::HeadConfig::new(aeir_encoders::HeadKind::Saf, sizes.dimension, sizes.regions);
         config.similarity_dimension = sizes.similarity;
-        let head = SimilarityHead::new(&config, ParameterStore::new(1, &Device::Cpu).builder())?;
+        let head = SimilarityHead::new(&config, ParameterStore::new(1, device).builder())?;
         let (images, count) = sizes.scored;
-        let regions = noise(&mut random, &[images, sizes.regions, sizes.dimension])?;
+        let regions = noise(&mut random, &[images, sizes.regions, sizes.dimension], device)?;
         let longest = sizes.words.1;
-        let words = noise(&mut random, &[count, longest, sizes.dimension])?;
+        let words = noise(&mut random, &[count, longest, sizes.dimension], device)?;
         let mask: Vec<f32> = (0..count)
             .flat_map(|_| {
                 let words = length(&mut random, sizes);
                 (0..longest).map(move |word| if word < words { 1.0 } else { 0.0 })
             })
             .collect();
-        let mask = Tensor::from_vec(mask, (count, longest), &Device::Cpu)?;
+        let mask = Tensor::from_vec(mask, (count, longest), device)?;
         Ok(Self {
             head,
             images: Fragments::unpadded(l2_normalise(&regions)?)?,
@@ -320,14 +342,14 @@ impl Scoring {
 }
 
 /// Sentences of random words and lengths.
-fn sentences(random: &mut ChaCha8Rng, sizes: &Sizes, count: usize) -> anyhow::Result<Items> {
+fn sentences(random: &mut ChaCha8Rng, sizes: &Sizes, count: usize, device: &Device) -> anyhow::Result<Items> {
     let ids: Vec<Vec<u32>> = (0..count)
         .map(|_| {
             let words = length(random, sizes);
             (0..words).map(|_| random.next_u32() % sizes.vocabulary as u32).collect()
         })
         .collect();
-    Ok(Items::Words(WordBatch::new(&ids, &Device::Cpu)?))
+    Ok(Items::Words(WordBatch::new(&ids, device)?))
 }
 
 fn length(random: &mut ChaCha8Rng, sizes: &Sizes) -> usize {
@@ -336,21 +358,24 @@ fn length(random: &mut ChaCha8Rng, sizes: &Sizes) -> usize {
 }
 
 /// Numbers between -1 and 1.
-fn noise(random: &mut ChaCha8Rng, shape: &[usize]) -> anyhow::Result<Tensor> {
+fn noise(random: &mut ChaCha8Rng, shape: &[usize], device: &Device) -> anyhow::Result<Tensor> {
     let count = shape.iter().product();
     let values: Vec<f32> = (0..count).map(|_| random.next_u32() as f32 / 2_147_483_648.0 - 1.0).collect();
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    Ok(Tensor::from_vec(values, shape, device)?)
 }
 
 /// Floating-point operations a second of a square matrix product on all threads.
-fn matmul_rate(size: usize) -> anyhow::Result<f64> {
+fn matmul_rate(size: usize, device: &Device) -> anyhow::Result<f64> {
     let mut random = ChaCha8Rng::seed_from_u64(5);
-    let (a, b) = (noise(&mut random, &[size, size])?, noise(&mut random, &[size, size])?);
-    a.matmul(&b)?;
-    let seconds = timed(20, || {
+    let mut draw = || noise(&mut random, &[size, size], device);
+    let (a, b) = (draw()?, draw()?);
+    let product = || -> anyhow::Result<()> {
         a.matmul(&b)?;
-        Ok(())
-    })?;
+        // A GPU answers before it has computed.
+        Ok(device.synchronize()?)
+    };
+    product()?;
+    let seconds = timed(20, product)?;
     Ok(2.0 * (size as f64).powi(3) / seconds)
 }
 
@@ -376,7 +401,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn table(report: &Report) -> String {
-    let mut text = format!("threads                        {:>10}\n", report.threads);
+    let mut text = format!("{}\nthreads                        {:>10}\n", report.device, report.threads);
     let mut line = |name: &str, value: String| {
         // Writing to a String can't fail.
         let _ = writeln!(text, "{name:30} {value:>10}");

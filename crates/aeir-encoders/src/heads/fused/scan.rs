@@ -14,6 +14,7 @@ use crate::heads::alignment::fragment_scores;
 use crate::heads::scan::{ScanConfig, ScanPooling};
 use crate::normalise::{L2_EPSILON, UnitNorm};
 use crate::product::{held_values, values};
+use crate::rehearsal::Product;
 
 /// Parts that the sentences are divided into in the backward pass, each with sums of its own: a constant, so that they have
 /// one order whatever the number of threads.
@@ -34,7 +35,7 @@ pub(in crate::heads) fn scores(
     let products = fragment_scores(images, sentences)?;
     let (asking, asked) = if words_attend { (sentences, images) } else { (images, sentences) };
     let features = asked.features().contiguous()?;
-    let among = features.matmul(&features.transpose(1, 2)?.contiguous()?)?;
+    let among = features.product(&features.transpose(1, 2)?.contiguous()?)?;
     let own = (asking.features().sqr()?.sum(D::Minus1)? + L2_EPSILON)?.sqrt()?;
     let mask = |fragments: &Fragments| fragments.mask().flatten_all()?.to_vec1::<f32>();
     let operation = StackedAttention {

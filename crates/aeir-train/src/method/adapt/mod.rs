@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aeir_data::ShuffledSampler;
+use aeir_encoders::rehearsal::Product;
 use aeir_encoders::{DualEncoder, Encoded, EncoderError, Items, Mode, calibrated_softmax, frozen_features};
 use aeir_losses::{StructureTransferLoss, dann_schedule, pooled_similarity};
 use aeir_retrieve::{Matrix, similarity};
@@ -230,7 +231,7 @@ impl Adapt {
     fn pair_loss(&self, target: &TargetEmbeddings) -> Result<Option<Tensor>> {
         let Some(rows) = &target.rows else { return Ok(None) };
         let (images, sentences) = (target.images.pooled()?, target.sentences.pooled()?);
-        let scores = images.matmul(&sentences.t()?)?.broadcast_mul(&self.encoder.log_scale().exp()?)?;
+        let scores = images.product(&sentences.t()?)?.broadcast_mul(&self.encoder.log_scale().exp()?)?;
         let (targets, weights) = targets(&self.state().matches, rows, scores.device())?;
         Ok(Some(soft_info_nce(&scores, &targets, &weights)?))
     }
@@ -483,9 +484,9 @@ fn neighbourhood_loss(frozen: &Tensor, embeddings: &Tensor, scale: &Tensor) -> R
     let size = frozen.dim(0)?;
     // Far below any cosine: an item is not its own neighbour.
     let itself = (Tensor::eye(size, frozen.dtype(), frozen.device())? * -1e4)?;
-    let frozen = (frozen.matmul(&frozen.t()?)? + &itself)?.detach();
+    let frozen = (frozen.product(&frozen.t()?)? + &itself)?.detach();
     let reference = calibrated_softmax(&frozen, NEIGHBOURHOOD.min(size as f64 / 2.0))?;
-    let own = (embeddings.matmul(&embeddings.t()?)?.broadcast_mul(scale)? + itself)?;
+    let own = (embeddings.product(&embeddings.t()?)?.broadcast_mul(scale)? + itself)?;
     // The entropy of the reference is a constant that the cross-entropy lacks.
     let entropy = cross_entropy(&(&reference + 1e-12)?.log()?, &reference)?;
     Ok((cross_entropy(&own, &reference)? - entropy)?.mean_all()?)

@@ -1,5 +1,6 @@
 //! The regressions of a memory of pairs: from images to sentences and back, in closed form.
 
+use aeir_encoders::rehearsal::Product;
 use aeir_encoders::{RegressionConfig, regression_kernel};
 use aeir_retrieve::{Matrix, PrincipalAxes};
 use candle_core::{Device, Tensor};
@@ -30,8 +31,8 @@ pub(super) fn fit(
 ) -> Result<[Fitted; 2]> {
     let of_images = directions(images, config.dimension)?;
     let of_sentences = directions(sentences, config.dimension)?;
-    let image_map = map(images, &sentences.matmul(&of_sentences)?, config.sharpness, ridge)?;
-    let sentence_map = map(sentences, &images.matmul(&of_images)?, config.sharpness, ridge)?;
+    let image_map = map(images, &sentences.product(&of_sentences)?, config.sharpness, ridge)?;
+    let sentence_map = map(sentences, &images.product(&of_images)?, config.sharpness, ridge)?;
     Ok([
         Fitted { directions: of_images, map: image_map },
         Fitted { directions: of_sentences, map: sentence_map },
@@ -51,7 +52,7 @@ fn directions(features: &Tensor, count: usize) -> Result<Tensor> {
 /// `(K + ridge I)^-1 targets`, in f64.
 fn map(features: &Tensor, targets: &Tensor, sharpness: f64, ridge: f64) -> Result<Tensor> {
     let (count, length) = targets.dims2()?;
-    let kernel = regression_kernel(&features.matmul(&features.t()?)?, sharpness)?;
+    let kernel = regression_kernel(&features.product(&features.t()?)?, sharpness)?;
     let kernel = kernel.flatten_all()?.to_vec1::<f32>()?;
     let at = |row: usize, column: usize| kernel.get(row * count + column).copied().map_or(0.0, f64::from);
     let kernel =
@@ -110,7 +111,7 @@ mod tests {
     }
 
     fn product(x: &Tensor) -> Vec<Vec<f32>> {
-        x.matmul(&x.t().unwrap()).unwrap().to_vec2().unwrap()
+        x.product(&x.t().unwrap()).unwrap().to_vec2().unwrap()
     }
 
     #[test]
@@ -138,9 +139,10 @@ mod tests {
         let config = RegressionConfig { dimension: 2, sharpness: 3.0 };
         let [of_images, of_sentences] = fit(&images, &sentences, config, 1e-4).unwrap();
         let query = Tensor::new(&[at(0.6)], &Device::Cpu).unwrap();
-        let kernel = regression_kernel(&query.matmul(&images.t().unwrap()).unwrap(), 3.0).unwrap();
-        let predicted = l2_normalise(&kernel.matmul(&of_images.map).unwrap()).unwrap();
-        let wanted = Tensor::new(&[at(2.6)], &Device::Cpu).unwrap().matmul(&of_sentences.directions).unwrap();
+        let kernel = regression_kernel(&query.product(&images.t().unwrap()).unwrap(), 3.0).unwrap();
+        let predicted = l2_normalise(&kernel.product(&of_images.map).unwrap()).unwrap();
+        let wanted =
+            Tensor::new(&[at(2.6)], &Device::Cpu).unwrap().product(&of_sentences.directions).unwrap();
         let cosine = (predicted * l2_normalise(&wanted).unwrap()).unwrap().sum_all().unwrap();
         assert!(cosine.to_scalar::<f32>().unwrap() > 0.999);
     }

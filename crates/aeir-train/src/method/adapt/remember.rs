@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use aeir_data::ShuffledSampler;
+use aeir_encoders::rehearsal::Product;
 use aeir_encoders::{DualEncoder, MemoryConfig, Mode, frozen_features, l2_normalise, regression_kernel};
 use aeir_retrieve::similarity;
 use candle_core::{Device, Tensor};
@@ -71,10 +72,10 @@ impl Memory<'_> {
             ];
             for (name, anchors, Fitted { directions, map }, items) in parts {
                 let name = |part: &str| format!("encoder.memory_{name}_{part}");
-                let centre = mean_of(items, |features| Ok(features.matmul(&directions)?))?;
+                let centre = mean_of(items, |features| Ok(features.product(&directions)?))?;
                 let map_centre = mean_of(items, |features| {
-                    let cosines = features.matmul(&anchors.t()?)?;
-                    Ok(regression_kernel(&cosines, config.sharpness)?.matmul(&map)?)
+                    let cosines = features.product(&anchors.t()?)?;
+                    Ok(regression_kernel(&cosines, config.sharpness)?.product(&map)?)
                 })?;
                 values.insert(name("centre"), centre);
                 values.insert(name("map_centre"), map_centre);
@@ -118,7 +119,7 @@ impl Memory<'_> {
 /// How near unpaired items are to each anchor on average, `[n]`.
 fn mean_similarity(anchors: &Tensor, items: &PreparedItems) -> Result<Tensor> {
     let mean = mean_of(items, |features| Ok(features.clone()))?;
-    Ok(anchors.matmul(&mean.unsqueeze(1)?)?.squeeze(1)?)
+    Ok(anchors.product(&mean.unsqueeze(1)?)?.squeeze(1)?)
 }
 
 /// The mean over unpaired items of what `of` makes of their unit features.
