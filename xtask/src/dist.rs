@@ -52,7 +52,7 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
         None => binary::release(&root)?,
     };
     std::fs::create_dir_all(&folder).with_context(|| format!("could not make `{}`", folder.display()))?;
-    let name = format!("{}-{}", name_of(&program)?, host()?);
+    let name = format!("{}-{}", name_of(&program)?, binary::host()?);
     let archive = archive(&program, &root, &folder, &name)?;
     let file = folder.join(format!("{name}.tar.gz"));
     std::fs::write(&file, &archive).with_context(|| format!("could not write `{}`", file.display()))?;
@@ -64,14 +64,6 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
 /// `aeir-0.1.0`.
 fn name_of(program: &Path) -> anyhow::Result<String> {
     Ok(output(Command::new(program).arg("--version"))?.trim().replace(' ', "-"))
-}
-
-/// What it was built for, where nothing else was asked of cargo.
-fn host() -> anyhow::Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let told = output(Command::new(rustc).arg("-vV"))?;
-    let host = told.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("`rustc -vV` names no host")
 }
 
 /// The bytes of the archive: the same for the same files.

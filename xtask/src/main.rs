@@ -1,6 +1,7 @@
 //! `cargo xtask`: automation of this workspace.
 
 mod binary;
+mod cuda;
 mod dist;
 mod docs;
 mod fetch;
@@ -25,6 +26,7 @@ cargo xtask COMMAND
 
 Commands:
   tidy      Check the house rules; exits with 1 and lists what to do where one is broken
+  cuda      Build the program for CUDA, without a card or a toolkit; `cuda build --help`
   dist      Build an archive to give away: program, completions, manual pages; `dist --help`
   docs      Write docs/cli.md and docs/config.md by running the program; `docs --help`
   fetch     Fetch backbones and data sets, or list them; `fetch --help`
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         [] | ["help" | "--help" | "-h"] => say(HELP).map(|()| ExitCode::SUCCESS),
         ["tidy"] => tidy::run(),
+        ["cuda", rest @ ..] => cuda::run(rest),
         ["dist", rest @ ..] => dist::run(rest).map(|()| ExitCode::SUCCESS),
         ["docs", rest @ ..] => docs::run(rest),
         ["fetch", rest @ ..] => fetch::run(rest),

@@ -174,6 +174,7 @@ fn of_query(error: &QueryError) -> (u8, Option<String>) {
 fn of_training(error: &TrainError) -> Option<(u8, Option<String>)> {
     let found = match error {
         TrainError::Setting { .. } | TrainError::ConfigSyntax { .. } => (USAGE, None),
+        TrainError::Budget { hint, .. } => (USAGE, Some(hint.clone())),
         TrainError::Interrupted { .. } => {
             (INTERRUPTED, Some("go on with the same command and --resume latest".into()))
         }

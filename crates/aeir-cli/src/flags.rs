@@ -14,7 +14,8 @@ pub(crate) mod selftest;
 use std::path::PathBuf;
 
 use aeir_data::{Columns, ReadOptions, Split};
-use aeir_encoders::Head;
+use aeir_encoders::{Head, Precision};
+use aeir_train::budget::Bytes;
 use aeir_train::config::{Adversary, Fidelity, SourceLossKind, Standardise};
 use aeir_train::{MethodName, TrainConfig};
 use clap::builder::FalseyValueParser;
@@ -226,6 +227,16 @@ pub(crate) struct TrainFlags {
     /// Source pairs a step [default: 128]
     #[arg(long, value_name = "N", env = "AEIR_BATCH_SIZE")]
     pub(crate) batch_size: Option<usize>,
+    /// Batches whose gradients make one step [default: 1]
+    #[arg(long, value_name = "N", env = "AEIR_ACCUMULATE")]
+    pub(crate) accumulate: Option<usize>,
+    /// In which precision the towers' products are computed [default: fp32]
+    #[arg(long, value_enum, value_name = "PRECISION", env = "AEIR_PRECISION")]
+    pub(crate) precision: Option<TrainPrecisionFlag>,
+    /// Memory that the training may take, such as 8GiB: a batch that takes more is refused before the first step, with one that
+    /// doesn't [default: unbounded]
+    #[arg(long, value_name = "SIZE", env = "AEIR_MEMORY_BUDGET")]
+    pub(crate) memory_budget: Option<Bytes>,
     /// Peak learning rate [default: 0.002]
     #[arg(long = "lr", value_name = "RATE", env = "AEIR_LR")]
     pub(crate) learning_rate: Option<f64>,
@@ -987,6 +998,24 @@ impl SplitFlag {
     }
 }
 
+/// In which precision the towers multiply in training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TrainPrecisionFlag {
+    /// Single
+    Fp32,
+    /// bfloat16; norms, softmax, heads, losses and the optimiser stay single
+    Bf16,
+}
+
+impl TrainPrecisionFlag {
+    fn precision(self) -> Precision {
+        match self {
+            Self::Fp32 => Precision::Fp32,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
 impl TrainFlags {
     /// The settings of the file, or the defaults, with the flags on top.
     pub(crate) fn apply(&self, mut config: TrainConfig) -> TrainConfig {
@@ -1005,6 +1034,9 @@ impl TrainFlags {
         }
         config.epochs = self.epochs.unwrap_or(config.epochs);
         config.batch_size = self.batch_size.unwrap_or(config.batch_size);
+        config.optimizer.accumulate = self.accumulate.unwrap_or(config.optimizer.accumulate);
+        config.precision = self.precision.map_or(config.precision, TrainPrecisionFlag::precision);
+        config.memory_budget = self.memory_budget.or(config.memory_budget);
         config.seed = self.seed.unwrap_or(config.seed);
         config.optimizer.learning_rate = self.learning_rate.unwrap_or(config.optimizer.learning_rate);
         if let Some(loss) = self.source_loss {

@@ -168,12 +168,38 @@ impl BatchNorm {
         let mean = (x * mask)?.sum_keepdim(D::Minus1)?.broadcast_div(&divisor)?;
         let centred = (x.broadcast_sub(&mean)? * mask)?;
         let variance = centred.sqr()?.sum_keepdim(D::Minus1)?.broadcast_div(&divisor)?;
-        self.update(&BatchStatistics {
-            mean: host(&mean)?,
-            variance: host(&variance)?,
-            count: host(&count)?,
-        })?;
+        if x.device().is_cpu() {
+            self.update(&BatchStatistics {
+                mean: host(&mean)?,
+                variance: host(&variance)?,
+                count: host(&count)?,
+            })?;
+        } else {
+            self.update_on_device(&mean, &variance, &count)?;
+        }
         Ok((mean, variance))
+    }
+
+    /// [`BatchNorm::update`] of candle's operations, from columns `[G, 1]`: the device is not waited for.
+    fn update_on_device(&self, mean: &Tensor, variance: &Tensor, count: &Tensor) -> Result<()> {
+        let count = count.detach();
+        let unbiased = ((variance.detach() * &count)? / (&count - 1.0)?.maximum(1.0)?)?;
+        self.running_mean.set(&self.moved(&self.running_mean, &mean.detach(), &count.gt(0f64)?)?)?;
+        Ok(self.running_variance.set(&self.moved(&self.running_variance, &unbiased, &count.gt(1f64)?)?)?)
+    }
+
+    /// Running values after those of all groups have moved them, in order, where they `count`: group g leaves `0.9` of what was there
+    /// and so counts `0.1` times `0.9` to the number of those behind it.
+    fn moved(&self, running: &Var, values: &Tensor, counts: &Tensor) -> Result<Tensor> {
+        let channels = self.channels().max(1);
+        let rounds = values.elem_count() / channels;
+        let of_rounds = |x: &Tensor| x.to_dtype(running.dtype())?.reshape((rounds, channels));
+        let (values, counts) = (of_rounds(values)?, of_rounds(counts)?);
+        let kept = (&counts * (1.0 - MOMENTUM).ln())?;
+        let from_here = Tensor::triu2(rounds, running.dtype(), running.device())?.product(&kept)?;
+        let shares = ((from_here - &kept)?.exp()? * (counts * MOMENTUM)?)?;
+        let left = (running.as_detached_tensor() * kept.sum(0)?.exp()?)?;
+        Ok((left + (shares * values)?.sum(0)?)?)
     }
 
     fn scale(&self, x: &Tensor, mean: &Tensor, variance: &Tensor) -> Result<Tensor> {
@@ -222,4 +248,42 @@ fn column(values: &Tensor) -> Result<Tensor> {
 fn host(values: &Tensor) -> Result<Vec<f64>> {
     let values = values.detach().flatten_all()?.to_device(&Device::Cpu)?;
     Ok(values.to_dtype(candle_core::DType::F64)?.to_vec1()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    fn norm(channels: usize) -> BatchNorm {
+        BatchNorm::new(channels, VarBuilder::zeros(DType::F32, &Device::Cpu)).unwrap()
+    }
+
+    #[test]
+    fn running_values_move_on_a_device_as_on_the_cpu() {
+        let column = |values: &[f32]| Tensor::from_slice(values, (values.len(), 1), &Device::Cpu).unwrap();
+        let mean = column(&[0.5, -2.0, 7.0, 1.5, 3.0]);
+        let variance = column(&[1.0, 0.2, 9.0, 0.0, 4.0]);
+        // A group without entries moves nothing, one with a single entry the mean alone.
+        let count = column(&[12.0, 3.0, 0.0, 1.0, 8.0]);
+        for channels in [1, 5] {
+            let (host, device) = (norm(channels), norm(channels));
+            for _ in 0..3 {
+                let [mean, variance, count] = [&mean, &variance, &count].map(|it| super::host(it).unwrap());
+                host.update(&BatchStatistics { mean, variance, count }).unwrap();
+            }
+            for _ in 0..3 {
+                device.update_on_device(&mean, &variance, &count).unwrap();
+            }
+            for (host, device) in [
+                (&host.running_mean, &device.running_mean),
+                (&host.running_variance, &device.running_variance),
+            ] {
+                let [host, device] = [host, device].map(|it| super::host(it).unwrap());
+                let near = host.iter().zip(&device).all(|(host, device)| (host - device).abs() < 1e-5);
+                assert!(near && host.len() == channels, "{host:?}, {device:?}");
+            }
+        }
+    }
 }

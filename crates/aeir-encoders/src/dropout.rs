@@ -42,8 +42,15 @@ pub fn dropout(x: &Tensor, probability: f32, mode: &mut Mode<'_>) -> Result<Tens
     if is_fused(&[x]) {
         return Ok(x.contiguous()?.apply_op1(Scaled(mask))?);
     }
-    let mask = Tensor::from_vec(mask, x.shape(), &Device::Cpu)?.to_dtype(x.dtype())?.to_device(x.device())?;
-    Ok((x * mask)?)
+    // A byte a value goes to the device, and nothing comes back.
+    let kept: Vec<u8> = mask.par_iter().map(|value| u8::from(*value != 0.0)).collect();
+    let kept = Tensor::from_vec(kept, x.shape(), &Device::Cpu)?.to_device(x.device())?;
+    Ok((x * (kept.to_dtype(x.dtype())? * f64::from(scale(probability)))?)?)
+}
+
+/// What a value that stays is multiplied by.
+fn scale(probability: f32) -> f32 {
+    1.0 / (1.0 - probability)
 }
 
 /// What each of `count` values is multiplied by; none where nothing is dropped. Every task draws at its own place of the
@@ -55,7 +62,7 @@ pub(crate) fn mask(count: usize, probability: f32, mode: &mut Mode<'_>) -> Optio
     }
     // A word below the threshold is a dropped value: exact to 2^-32, and no float rounding decides it.
     let threshold = (f64::from(probability) * 4_294_967_296.0) as u64;
-    let scale = 1.0 / (1.0 - probability);
+    let scale = scale(probability);
     let start = generator.get_word_pos();
     let mut mask = vec![0f32; count];
     mask.par_chunks_mut(CHUNK).enumerate().for_each(|(index, mask)| {

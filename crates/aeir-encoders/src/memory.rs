@@ -10,6 +10,8 @@ use crate::{EncoderError, Items, l2_normalise};
 
 /// Steps in which a row's sharpness is sought, Newton's or halvings: halvings alone end within what an `f32` can tell apart.
 const STEPS: usize = 48;
+/// Halvings of [`calibrated_on_device`]: an entropy is then right to what an `f32` can tell apart.
+const BISECTIONS: usize = 28;
 /// The natural logarithms of the smallest and the largest sharpness: cosines differ by 2 at most.
 const SHARPNESS: [f32; 2] = [-5.0, 12.0];
 
@@ -282,10 +284,37 @@ pub fn frozen_features(items: &Items) -> Result<Tensor, EncoderError> {
 /// [`EncoderError::Tensor`] when the values can't be read or written.
 pub fn calibrated_softmax(similarities: &Tensor, perplexity: f64) -> Result<Tensor, EncoderError> {
     let (rows, columns) = similarities.dims2()?;
+    if !similarities.device().is_cpu() {
+        return calibrated_on_device(similarities, perplexity);
+    }
     let mut values = similarities.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
     let entropy = perplexity.max(1.0).ln() as f32;
     values.par_chunks_mut(columns.max(1)).for_each(|row| calibrate(row, entropy));
     Ok(Tensor::from_vec(values, (rows, columns), &Device::Cpu)?.to_device(similarities.device())?)
+}
+
+/// [`calibrated_softmax`] of candle's operations, which never waits for the device: sharpness by bisection, all rows at once.
+fn calibrated_on_device(similarities: &Tensor, perplexity: f64) -> Result<Tensor, EncoderError> {
+    let x = similarities.detach().to_dtype(DType::F32)?;
+    let x = x.broadcast_sub(&x.max_keepdim(D::Minus1)?)?;
+    let entropy = perplexity.max(1.0).ln();
+    let at_all = |value: f32| Tensor::full(value, (x.dim(0)?, 1), x.device());
+    let [low, high] = SHARPNESS;
+    let (mut low, mut high) = (at_all(low)?, at_all(high)?);
+    let middle = |low: &Tensor, high: &Tensor| (low + high)? * 0.5;
+    for _ in 0..BISECTIONS {
+        let at = middle(&low, &high)?;
+        let scaled = x.broadcast_mul(&at.exp()?)?;
+        let weights = scaled.exp()?;
+        let total = weights.sum_keepdim(D::Minus1)?;
+        let mean = ((weights * scaled)?.sum_keepdim(D::Minus1)? / &total)?;
+        // The entropy falls as the sharpness rises.
+        let above = (total.log()? - mean)?.gt(entropy)?;
+        low = above.where_cond(&at, &low)?;
+        high = above.where_cond(&high, &at)?;
+    }
+    let weights = x.broadcast_mul(&middle(&low, &high)?.exp()?)?.exp()?;
+    Ok(weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?)
 }
 
 /// Replaces a row by its softmax of that entropy.
@@ -348,6 +377,20 @@ mod tests {
                 row.iter().filter(|p| **p > 0.0).map(|p| -p * p.ln()).sum::<f32>().exp()
             })
             .collect()
+    }
+
+    #[test]
+    fn a_device_calibrates_as_the_cpu_does() {
+        let values: Vec<f32> = (0..7 * 40).map(|i| ((i * 37 % 101) as f32 - 50.0) / 60.0).collect();
+        let x = Tensor::from_vec(values, (7, 40), &Device::Cpu).unwrap();
+        let equal = Tensor::ones((2, 40), DType::F32, &Device::Cpu).unwrap();
+        for (x, perplexity) in [(&x, 8.0), (&x, 2.0), (&x, 39.0), (&equal, 8.0)] {
+            let (host, device) =
+                (calibrated_softmax(x, perplexity).unwrap(), calibrated_on_device(x, perplexity).unwrap());
+            let apart =
+                (host - device).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(apart < 2e-4, "{perplexity}: {apart}");
+        }
     }
 
     #[test]

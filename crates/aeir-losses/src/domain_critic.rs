@@ -150,6 +150,19 @@ impl DomainCritic {
         Ok((source.within(LOSS)? + target.within(LOSS)?) / 2.0)
     }
 
+    /// [`DomainCritic::accuracy`] as a scalar that stays on the device of the logits, in single precision: to be fetched later.
+    ///
+    /// # Errors
+    /// As [`DomainCritic::accuracy`].
+    pub fn accuracy_on_device(source_logits: &Tensor, target_logits: &Tensor) -> Result<Tensor, LossError> {
+        let check = Check(LOSS);
+        let source = check.logits("source_logits", source_logits)?;
+        let target = check.logits("target_logits", target_logits)?;
+        let share = |right: Tensor| right.to_dtype(DType::F32)?.mean_all();
+        let both = || (share(source.gt(0f64)?)? + share(target.le(0f64)?)?)? / 2.0;
+        both().within(LOSS)
+    }
+
     fn check(&self, pooled: &Tensor) -> Result<(), LossError> {
         let check = Check(LOSS);
         let (_, columns) = check.matrix("pooled", "[B, D]", pooled)?;

@@ -328,7 +328,8 @@ fn check_mask(
 
 /// Padding replaced by zeros, so that nothing it holds can spread, forwards or backwards.
 fn without_padding(x: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
-    if !mask.flatten_all()?.to_vec1::<u8>()?.contains(&0) {
+    // Another device is not asked: it would have to be waited for.
+    if mask.device().is_cpu() && !mask.flatten_all()?.to_vec1::<u8>()?.contains(&0) {
         return Ok(x.clone());
     }
     mask.unsqueeze(D::Minus1)?.broadcast_as(x.dims())?.where_cond(x, &x.zeros_like()?)

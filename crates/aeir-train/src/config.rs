@@ -4,6 +4,7 @@ use aeir_data::EpochLength;
 use aeir_encoders::{Head, HeadOptions, Precision, UnitNorm, WordOptions};
 use serde::{Deserialize, Serialize};
 
+use crate::budget::Bytes;
 use crate::error::{Result, TrainError};
 
 mod backbone;
@@ -52,6 +53,9 @@ pub struct TrainConfig {
     pub labelled_share: f64,
     /// In which precision the towers' linear layers multiply in training.
     pub precision: Precision,
+    /// Memory of the device that a training may take, such as `8GiB`: a batch that takes more is refused before the first step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_budget: Option<Bytes>,
     /// The encoders.
     pub model: ModelConfig,
     /// The loss on the source pairs.
@@ -397,6 +401,7 @@ impl Default for TrainConfig {
             target_batch_size: 128,
             labelled_share: 0.125,
             precision: Precision::Fp32,
+            memory_budget: None,
             model: ModelConfig::default(),
             source_loss: SourceLossConfig::default(),
             adaptation: AdaptationConfig::default(),
@@ -646,6 +651,14 @@ impl TrainConfig {
             file: "resolved configuration".into(),
             message: error.to_string(),
         })
+    }
+
+    /// What a checkpoint must have in common with the run that takes it up: all but the memory that it may take, which changes no result.
+    ///
+    /// # Errors
+    /// As [`TrainConfig::to_toml`].
+    pub(crate) fn identity(&self) -> Result<String> {
+        Self { memory_budget: None, ..self.clone() }.to_toml()
     }
 
     /// Refuses values that can't be trained with.

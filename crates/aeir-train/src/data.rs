@@ -118,6 +118,13 @@ impl TrainingData {
         hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
+    /// Bytes that the features of all items take.
+    pub(crate) fn bytes(&self) -> usize {
+        let of = |source: &SourceData| source.images.bytes() + source.sentences.bytes();
+        let sources: usize = self.sources.iter().chain(&self.labelled).map(of).sum();
+        sources + self.target.as_ref().map_or(0, |target| target.images.bytes() + target.sentences.bytes())
+    }
+
     /// Bytes that the features of so many items take, judged by these.
     pub(crate) fn bytes_of(&self, sizes: Sizes) -> usize {
         let of = |tables: Vec<&ItemTable>, items: f64| {
@@ -209,7 +216,7 @@ impl TrainingData {
             }
             _ => (PreparedItems::new(&images, device)?, PreparedItems::new(&sentences, device)?),
         };
-        Ok(PreparedData {
+        let mut prepared = PreparedData {
             images,
             sentences,
             sentences_of,
@@ -218,7 +225,11 @@ impl TrainingData {
             target,
             target_held_out,
             standardisation,
-        })
+        };
+        if let Some(budget) = config.memory_budget {
+            prepared.within(budget.0);
+        }
+        Ok(prepared)
     }
 
     /// Refuses too few source pairs. A pre-trained dual encoder can be adapted without any.
@@ -342,6 +353,39 @@ impl PreparedData {
     pub(crate) fn source_alone(&self) -> [PreparedItems; 2] {
         let [images, sentences] = self.first_labelled;
         [self.images.view((0..images).collect()), self.sentences.view((0..sentences).collect())]
+    }
+
+    /// Words or tokens that a sentence takes in a step: of the longest where batches are padded, and else the mean.
+    pub(crate) fn sentence_length(&self, padded: bool) -> usize {
+        let of = |items: &PreparedItems| if padded { items.longest() } else { items.mean_length() };
+        self.target.as_ref().map_or(0, |target| of(&target.sentences)).max(of(&self.sentences))
+    }
+
+    /// Bounds how many items are embedded at once outside of steps.
+    fn within(&mut self, budget: u64) {
+        let sets = self.validation.iter_mut().flat_map(|pairs| [&mut pairs.images, &mut pairs.sentences]);
+        let targets = [&mut self.target, &mut self.target_held_out].into_iter().flatten();
+        let targets = targets.flat_map(|target| [&mut target.images, &mut target.sentences]);
+        for items in sets.chain(targets).chain([&mut self.images, &mut self.sentences]) {
+            items.budget = Some(budget);
+        }
+    }
+
+    /// Puts fragments that are trained on onto the device where `room` has space for all of a set's; the bytes that are left.
+    ///
+    /// # Errors
+    /// When the device has no room or a mapped file can't be read.
+    pub(crate) fn settle_on_device(&mut self, mut room: u64) -> Result<u64> {
+        let target = self.target.iter_mut().flat_map(|target| [&mut target.images, &mut target.sentences]);
+        for items in [&mut self.images, &mut self.sentences].into_iter().chain(target) {
+            room -= items.settle_on_device(room)?;
+        }
+        Ok(room)
+    }
+
+    /// Whether an encoder is trained with the towers.
+    pub(crate) fn is_tuned(&self) -> bool {
+        self.tuned().next().is_some()
     }
 
     /// The encoders that are trained with the towers, each with how its parameters' names begin.

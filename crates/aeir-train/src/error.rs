@@ -42,6 +42,16 @@ pub enum TrainError {
         /// Optimiser step, from 1.
         step: usize,
     },
+    /// A training would take more memory than it may.
+    #[error("this training takes about {needed} of memory, and `memory_budget` allows {budget}")]
+    Budget {
+        /// What it may take.
+        budget: String,
+        /// What it is estimated to take.
+        needed: String,
+        /// What would fit.
+        hint: String,
+    },
     /// Training was asked to stop, and did after a whole step.
     #[error("stopped after step {step} of {steps}{}", if *saved { "; the state is saved" } else { "" })]
     Interrupted {

@@ -406,6 +406,10 @@ pub struct WordTable {
 pub struct PreparedItems {
     device: Device,
     parts: Parts,
+    /// All fragments of the tables, where they lie on the device.
+    resident: Option<Arc<Resident>>,
+    /// Bytes that a training may take, where that is bounded.
+    pub(crate) budget: Option<u64>,
     /// The rows of the tables that these items are, where not all in order.
     rows: Option<Arc<Vec<usize>>>,
     count: usize,
@@ -424,6 +428,19 @@ enum Parts {
     /// A table a domain, encoded as batches are made.
     Tuned(Vec<TunedPart>),
 }
+
+/// Fragments of all items, standardised and padded to the longest: `[N, T, F]` and `[N, T]`.
+struct Resident {
+    features: Tensor,
+    mask: Tensor,
+}
+
+/// Share of a budget that the items take that are embedded at once.
+const AT_ONCE: u64 = 16;
+/// Values of a fragment beside its features that embedding makes: projections, unit vectors, attention.
+const EMBEDDING_VALUES: usize = 4_096;
+/// Items that are put onto the device at once.
+const SETTLED_AT_ONCE: usize = 256;
 
 #[derive(Clone)]
 struct TunedPart {
@@ -459,7 +476,11 @@ impl PreparedItems {
                 ItemTable::Fragments(table) => fragments.push(FragmentPart {
                     table: table.clone(),
                     statistics: statistics.map(Standardiser::to_host).transpose()?,
-                    whitening: statistics.and_then(|it| it.whitening()).cloned(),
+                    // Fragments are whitened on the host, where they are put together.
+                    whitening: statistics
+                        .and_then(|it| it.whitening())
+                        .map(|it| it.to_device(&Device::Cpu))
+                        .transpose()?,
                 }),
                 ItemTable::Words(table) => words.push(table.ids.clone()),
                 ItemTable::Tuned(table) => tuned.push(TunedPart {
@@ -485,7 +506,7 @@ impl PreparedItems {
                 });
             }
         };
-        Ok(Self { device: device.clone(), parts, rows: None, count })
+        Ok(Self { device: device.clone(), parts, resident: None, budget: None, rows: None, count })
     }
 
     /// These items alone, in this order; none may be beyond the last.
@@ -496,8 +517,69 @@ impl PreparedItems {
             count: rows.len(),
             rows: Some(Arc::new(rows)),
             parts: self.parts.clone(),
+            resident: self.resident.clone(),
+            budget: self.budget,
             device: self.device.clone(),
         }
+    }
+
+    /// Fragments or words of the longest item; 1 of vectors.
+    pub(crate) fn longest(&self) -> usize {
+        match &self.parts {
+            Parts::Pooled(_) | Parts::Tuned(_) => 1,
+            Parts::Fragments(parts) => parts.iter().map(FragmentPart::longest).max().unwrap_or(1).max(1),
+            Parts::Words { parts, .. } => {
+                parts.iter().flat_map(|part| part.iter()).map(Vec::len).max().unwrap_or(1)
+            }
+        }
+    }
+
+    /// Whether all fragments lie on the device.
+    #[cfg(test)]
+    pub(crate) fn is_resident(&self) -> bool {
+        self.resident.is_some()
+    }
+
+    /// Fragments or words of an item, the mean rounded up; 1 of vectors.
+    pub(crate) fn mean_length(&self) -> usize {
+        let (total, count): (usize, usize) = match &self.parts {
+            Parts::Pooled(_) | Parts::Tuned(_) => (1, 1),
+            Parts::Fragments(parts) => parts.iter().fold((0, 0), |(total, count), part| {
+                let own = (0..part.table.len()).map(|item| part.table.fragments(item)).sum::<usize>();
+                (total + own, count + part.table.len())
+            }),
+            Parts::Words { parts, .. } => parts.iter().fold((0, 0), |(total, count), part| {
+                (total + part.iter().map(Vec::len).sum::<usize>(), count + part.len())
+            }),
+        };
+        total.div_ceil(count.max(1)).max(1)
+    }
+
+    /// Puts all fragments onto the device where they fit into `room` bytes; how many they take.
+    pub(crate) fn settle_on_device(&mut self, room: u64) -> Result<u64> {
+        let Parts::Fragments(parts) = &self.parts else { return Ok(0) };
+        let count: usize = parts.iter().map(|part| part.table.len()).sum();
+        let (longest, dimension) = (self.longest(), self.dimension()?);
+        let bytes = (count * longest * (dimension + 1) * size_of::<f32>()) as u64;
+        if count == 0 || bytes > room {
+            return Ok(0);
+        }
+        let features = Tensor::zeros((count, longest, dimension), DType::F32, &self.device)?;
+        let mask = Tensor::zeros((count, longest), DType::F32, &self.device)?;
+        let rows: Vec<usize> = (0..count).collect();
+        for (block, rows) in rows.chunks(SETTLED_AT_ONCE).enumerate() {
+            let fragments = self.gather(parts, rows)?;
+            let missing = longest - fragments.mask().dim(1)?;
+            let start = block * SETTLED_AT_ONCE;
+            features.slice_set(
+                &fragments.features().pad_with_zeros(1, 0, missing)?.contiguous()?,
+                0,
+                start,
+            )?;
+            mask.slice_set(&fragments.mask().pad_with_zeros(1, 0, missing)?.contiguous()?, 0, start)?;
+        }
+        self.resident = Some(Arc::new(Resident { features, mask }));
+        Ok(bytes)
     }
 
     /// Number of items.
@@ -556,11 +638,18 @@ impl PreparedItems {
 
     /// Items that are embedded at once, to bound memory.
     pub(crate) fn rows_at_once(&self) -> usize {
-        match &self.parts {
+        let most = match &self.parts {
             Parts::Pooled(_) => 4_096,
             Parts::Fragments(_) | Parts::Words { .. } => 128,
             Parts::Tuned(_) => 32,
-        }
+        };
+        let Some(budget) = self.budget else { return most };
+        let features = match &self.parts {
+            Parts::Words { .. } => 0,
+            _ => self.dimension().unwrap_or(0),
+        };
+        let bytes = (self.longest() * (features + EMBEDDING_VALUES) * size_of::<f32>()) as u64;
+        usize::try_from(budget / AT_ONCE / bytes.max(1)).unwrap_or(most).clamp(1, most)
     }
 
     /// The encoder that is trained with the towers, where there is one.
@@ -600,7 +689,10 @@ impl PreparedItems {
                 let rows: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
                 Ok(Items::Pooled(features.index_select(&Tensor::new(rows, &self.device)?, 0)?))
             }
-            Parts::Fragments(parts) => Ok(Items::Fragments(self.gather(parts, rows)?)),
+            Parts::Fragments(parts) => Ok(Items::Fragments(match &self.resident {
+                Some(resident) => self.pick(resident, parts, rows)?,
+                None => self.gather(parts, rows)?,
+            })),
             Parts::Tuned(parts) => Ok(Items::Pooled(self.encode(parts, rows, mode)?)),
             Parts::Words { parts, .. } => {
                 let find = |row: usize| {
@@ -647,22 +739,19 @@ impl PreparedItems {
         Ok(((&vectors - of_rows(means)?)? / of_rows(deviations)?)?)
     }
 
+    /// The fragments of `rows`, taken on the device, padded as [`PreparedItems::gather`] does.
+    fn pick(&self, resident: &Resident, parts: &[FragmentPart], rows: &[usize]) -> Result<Fragments> {
+        let longest = longest_of(&located(parts, rows));
+        let indices: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        let indices = Tensor::new(indices, &self.device)?;
+        let of = |all: &Tensor| all.index_select(&indices, 0)?.narrow(1, 0, longest)?.contiguous();
+        Ok(Fragments::new(of(&resident.features)?, of(&resident.mask)?)?)
+    }
+
     fn gather(&self, parts: &[FragmentPart], rows: &[usize]) -> Result<Fragments> {
-        let found: Vec<(&FragmentPart, usize)> = rows
-            .iter()
-            .filter_map(|row| {
-                let mut row = *row;
-                parts.iter().find_map(|part| match row.checked_sub(part.table.len()) {
-                    None => Some((part, row)),
-                    Some(left) => {
-                        row = left;
-                        None
-                    }
-                })
-            })
-            .collect();
+        let found = located(parts, rows);
         let dimension = parts.first().map_or(1, |part| part.table.dimension).max(1);
-        let longest = found.iter().map(|(part, row)| part.table.padded(*row)).max().unwrap_or(0).max(1);
+        let longest = longest_of(&found);
         let mut values = vec![0f32; rows.len() * longest * dimension];
         let mut mask = vec![0f32; rows.len() * longest];
         values
@@ -689,6 +778,32 @@ impl PreparedItems {
     }
 }
 
+impl FragmentPart {
+    fn longest(&self) -> usize {
+        (0..self.table.len()).map(|item| self.table.padded(item)).max().unwrap_or(0)
+    }
+}
+
+/// The table of each row, and the row in it.
+fn located<'a>(parts: &'a [FragmentPart], rows: &[usize]) -> Vec<(&'a FragmentPart, usize)> {
+    let locate = |row: &usize| {
+        let mut row = *row;
+        parts.iter().find_map(|part| match row.checked_sub(part.table.len()) {
+            None => Some((part, row)),
+            Some(left) => {
+                row = left;
+                None
+            }
+        })
+    };
+    rows.iter().filter_map(locate).collect()
+}
+
+/// What a batch of these is padded to.
+fn longest_of(found: &[(&FragmentPart, usize)]) -> usize {
+    found.iter().map(|(part, row)| part.table.padded(*row)).max().unwrap_or(0).max(1)
+}
+
 /// Standardised fragments `[B, T, F]`, those of each domain multiplied by its whitening matrix; padding stays 0.
 fn whitened(features: &Tensor, found: &[(&FragmentPart, usize)]) -> Result<Tensor> {
     if found.iter().all(|(part, _)| part.whitening.is_none()) {
@@ -697,7 +812,7 @@ fn whitened(features: &Tensor, found: &[(&FragmentPart, usize)]) -> Result<Tenso
     let items = found.iter().enumerate().map(|(item, (part, _))| {
         let own = features.get(item)?;
         match &part.whitening {
-            Some(whitening) => own.product(&whitening.to_device(own.device())?),
+            Some(whitening) => own.product(whitening),
             None => Ok(own),
         }
     });
@@ -707,6 +822,49 @@ fn whitened(features: &Tensor, found: &[(&FragmentPart, usize)]) -> Result<Tenso
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn fragments_on_the_device_are_those_of_the_host() {
+        let table = |items: &[usize]| {
+            let mut builder = FragmentTableBuilder::new(3);
+            for (item, count) in items.iter().enumerate() {
+                let values: Vec<f32> = (0..3 * count).map(|it| (it * 7 % 5) as f32 + item as f32).collect();
+                let entry = builder.store(&values);
+                builder.item(entry);
+            }
+            ItemTable::Fragments(builder.finish("images").unwrap())
+        };
+        let tables = [table(&[2, 5, 1]), table(&[4, 3])];
+        let host = PreparedItems::new(&[(&tables[0], None), (&tables[1], None)], &Device::Cpu).unwrap();
+        let mut device = host.view(vec![4, 0, 2, 1]);
+        let view = device.clone();
+        let bytes = 5 * 5 * 4 * 4;
+        assert_eq!(device.settle_on_device(bytes - 1).unwrap(), 0);
+        assert!(device.resident.is_none());
+        assert_eq!(device.settle_on_device(bytes).unwrap(), bytes);
+        for rows in [vec![0], vec![3, 1], vec![2, 2, 1], vec![0, 1, 2, 3]] {
+            let of = |items: &PreparedItems| {
+                let Items::Fragments(fragments) = items.select(&rows).unwrap() else {
+                    panic!("no fragments")
+                };
+                let shape = fragments.features().dims().to_vec();
+                let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                (shape, flat(fragments.features()), flat(fragments.mask()))
+            };
+            assert_eq!(of(&device), of(&view), "{rows:?}");
+        }
+    }
+
+    #[test]
+    fn a_budget_bounds_what_is_embedded_at_once() {
+        let table = ItemTable::Pooled(FeatureTable::new(vec![0.0; 8], 4).unwrap());
+        let mut items = PreparedItems::new(&[(&table, None)], &Device::Cpu).unwrap();
+        assert_eq!(items.rows_at_once(), 4_096);
+        items.budget = Some(16 * 100 * (4 + EMBEDDING_VALUES as u64) * 4);
+        assert_eq!(items.rows_at_once(), 100);
+        items.budget = Some(1);
+        assert_eq!(items.rows_at_once(), 1);
+    }
 
     #[test]
     fn features_that_are_not_finite_are_refused_by_place() {

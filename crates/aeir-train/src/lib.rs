@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 
+pub mod budget;
 pub mod config;
 pub mod data;
 pub mod features;
+pub mod figure;
 pub mod items;
 pub mod joint_space;
 pub mod method;

@@ -7,6 +7,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Storage, Tensor
 use rayon::prelude::*;
 
 use crate::error::{Result, TrainError};
+use crate::figure::{Figure, stays};
 
 /// Settings of Adam and AdamW.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -106,11 +107,11 @@ impl Optimizer {
         let states = parameters
             .iter()
             .map(|Parameter { variable, .. }| {
-                let moments = match variable.device() {
-                    Device::Cpu => Moments::Host(std::array::from_fn(|moment| {
+                let moments = match stays(variable.device()) {
+                    false => Moments::Host(std::array::from_fn(|moment| {
                         vec![0.0; if moment < rule.moments() { variable.elem_count() } else { 0 }]
                     })),
-                    _ => Moments::Device(
+                    true => Moments::Device(
                         (0..rule.moments()).map(|_| Ok(variable.zeros_like()?)).collect::<Result<_>>()?,
                     ),
                 };
@@ -135,10 +136,29 @@ impl Optimizer {
     /// # Errors
     /// When an operation fails on the device.
     pub fn step(&mut self, gradients: &Gradients, scale: f64, learning_rate: f64) -> Result<()> {
+        self.step_scaled(gradients, &Scale::Known(scale), learning_rate)
+    }
+
+    /// [`Optimizer::step`] with a factor that may still be on the device.
+    pub(crate) fn step_scaled(
+        &mut self,
+        gradients: &Gradients,
+        scale: &Scale,
+        learning_rate: f64,
+    ) -> Result<()> {
+        let known = match scale {
+            Scale::Known(scale) => *scale,
+            Scale::OnDevice(_) => 1.0,
+        };
         for (parameter, state) in self.parameters.iter().zip(&mut self.states) {
             let Some(gradient) = gradients.get(&parameter.name) else { continue };
             state.steps += 1;
-            let factors = Factors::new(self.rule, parameter, state.steps, scale, learning_rate);
+            let scaled = match scale {
+                Scale::Known(_) => None,
+                Scale::OnDevice(scale) => Some(gradient.detach().broadcast_mul(scale)?),
+            };
+            let gradient = scaled.as_ref().unwrap_or(gradient);
+            let factors = Factors::new(self.rule, parameter, state.steps, known, learning_rate);
             match &mut state.moments {
                 Moments::Host([first, second]) => {
                     let update = Update { factors, moments: RefCell::new((first, second)) };
@@ -255,7 +275,7 @@ impl Factors {
     fn step(&self, variable: &Var, gradient: &Tensor, moments: &mut [Tensor]) -> Result<()> {
         let Self { scale, rate, weight_decay, corrections: [correction1, correction2], .. } = *self;
         let weights = variable.as_detached_tensor();
-        let gradient = (gradient.detach() * scale)?;
+        let gradient = if scale == 1.0 { gradient.detach() } else { (gradient.detach() * scale)? };
         let decayed_gradient = || &gradient + (&weights * weight_decay)?;
         let updated = match (self.rule, moments) {
             (Rule::AdamW(adam), [first, second]) => {
@@ -410,6 +430,67 @@ fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<
     match (storage, range) {
         (CpuStorage::F32(values), Some((start, end))) if end <= values.len() => Ok(&values[start..end]),
         _ => candle_core::bail!("expected a contiguous f32 tensor on the CPU"),
+    }
+}
+
+/// What gradients are multiplied by before a step.
+pub(crate) enum Scale {
+    Known(f64),
+    /// A scalar on the device of the gradients.
+    OnDevice(Tensor),
+}
+
+/// The global L2 norm of gradients.
+#[derive(Clone)]
+pub(crate) enum Norm {
+    Known(f64),
+    /// A scalar in f32 on the device of the gradients: nobody waits for it.
+    OnDevice(Tensor),
+}
+
+impl Norm {
+    /// Of gradients.
+    pub(crate) fn of(gradients: &Gradients) -> Result<Self> {
+        let device = gradients.by_name.values().next().map(Tensor::device);
+        if !device.is_some_and(stays) {
+            return Ok(Self::Known(gradients.norm()?));
+        }
+        let squares = gradients.by_name.values().map(|it| it.sqr()?.sum_all()?.to_dtype(DType::F32));
+        let squares = squares.collect::<candle_core::Result<Vec<_>>>()?;
+        Ok(Self::OnDevice(Tensor::stack(&squares, 0)?.sum_all()?.sqrt()?))
+    }
+
+    /// Of all of them together.
+    pub(crate) fn joint(norms: &[Self]) -> Result<Self> {
+        let (mut known, mut on_device) = (0.0, Vec::new());
+        for norm in norms {
+            match norm {
+                Self::Known(norm) => known += norm * norm,
+                Self::OnDevice(norm) => on_device.push(norm.sqr()?),
+            }
+        }
+        if on_device.is_empty() {
+            return Ok(Self::Known(known.sqrt()));
+        }
+        Ok(Self::OnDevice((Tensor::stack(&on_device, 0)?.sum_all()? + known)?.sqrt()?))
+    }
+
+    /// [`clip_factor`].
+    pub(crate) fn clip_factor(&self, limit: Option<f64>) -> Result<Scale> {
+        Ok(match (self, limit) {
+            (Self::Known(norm), limit) => Scale::Known(clip_factor(*norm, limit)),
+            (Self::OnDevice(_), None) => Scale::Known(1.0),
+            (Self::OnDevice(norm), Some(limit)) => {
+                Scale::OnDevice(((norm + 1e-6)?.recip()? * limit)?.minimum(1.0)?)
+            }
+        })
+    }
+
+    pub(crate) fn figure(&self) -> Result<Figure> {
+        match self {
+            Self::Known(norm) => Ok(Figure::known(*norm)),
+            Self::OnDevice(norm) => Figure::of(norm),
+        }
     }
 }
 
@@ -610,6 +691,55 @@ mod tests {
             let largest = difference.max_all().unwrap().to_scalar::<f32>().unwrap();
             assert!(largest < 1e-5, "{rule:?}: {largest}");
         }
+    }
+
+    /// Norm, clipping and update that stay on the device, against those of the CPU.
+    #[test]
+    fn what_stays_on_the_device_steps_as_the_cpu_does() {
+        for rule in RULES {
+            for limit in [None, Some(0.5), Some(1e6)] {
+                let stepped = |forced: bool| {
+                    let _forced = forced.then(crate::figure::forced::Forced::new);
+                    let store = ParameterStore::new(3, &Device::Cpu);
+                    let init = Init::Uniform { lo: -1.0, up: 1.0 };
+                    let weights: Vec<Tensor> =
+                        ["a", "b"].map(|name| store.builder().get_with_hints(50, name, init).unwrap()).into();
+                    let mut optimizer = Optimizer::new(parameters(&store), rule).unwrap();
+                    let mut norms = Vec::new();
+                    for _ in 0..3 {
+                        let mut gradients = Gradients::default();
+                        let loss = (weights[0].sqr().unwrap() * &weights[1]).unwrap().sum_all().unwrap();
+                        gradients.accumulate(&loss.backward().unwrap(), optimizer.parameters()).unwrap();
+                        let norm = Norm::of(&gradients).unwrap();
+                        let scale = norm.clip_factor(limit).unwrap();
+                        optimizer.step_scaled(&gradients, &scale, 0.1).unwrap();
+                        norms.push(norm.figure().unwrap());
+                    }
+                    assert_eq!(forced, norms.iter().all(|norm| norm.if_known().is_none()));
+                    let norms: Vec<f64> = norms.iter().map(|norm| norm.value().unwrap()).collect();
+                    (
+                        weights.iter().map(|it| it.to_vec1::<f32>().unwrap()).collect::<Vec<_>>().concat(),
+                        norms,
+                    )
+                };
+                let ((weights, norms), (host_weights, host_norms)) = (stepped(true), stepped(false));
+                for (weight, expected) in weights.iter().zip(&host_weights) {
+                    assert!((weight - expected).abs() < 1e-5, "{rule:?} {limit:?}: {weight} {expected}");
+                }
+                for (norm, expected) in norms.iter().zip(&host_norms) {
+                    assert!((norm - expected).abs() < 1e-5 * expected, "{rule:?} {limit:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn joint_norms_are_roots_of_sums_of_squares() {
+        let on_device = |norm: f32| Norm::OnDevice(Tensor::new(norm, &Device::Cpu).unwrap());
+        let value = |norms: &[Norm]| Norm::joint(norms).unwrap().figure().unwrap().value().unwrap();
+        assert_eq!(value(&[Norm::Known(3.0), Norm::Known(4.0)]), 5.0);
+        assert_eq!(value(&[on_device(3.0), on_device(4.0)]), 5.0);
+        assert_eq!(value(&[on_device(3.0), Norm::Known(4.0)]), 5.0);
     }
 
     #[test]

@@ -8,9 +8,11 @@ use candle_core::Device;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use crate::config::TrainConfig;
+use crate::budget::{StepSizes, step_bytes};
+use crate::config::{MethodName, TrainConfig};
 use crate::data::{PreparedData, TrainingData};
 use crate::error::{Result, TrainError};
+use crate::figure::stays;
 use crate::method::{self, Batch, Group, Inputs, Moment, TargetBatch};
 use crate::parameters::ParameterStore;
 use crate::step::{Rates, Stepper, rate_of};
@@ -91,6 +93,15 @@ pub struct Memory {
     pub copies: usize,
     /// The features of all items.
     pub features: usize,
+    /// One step's graph, estimated from the sizes of its tensors; none where an encoder is trained, of which nothing is known.
+    pub step: Option<u64>,
+}
+
+impl Memory {
+    /// What lives as long as the training.
+    pub fn lasting(&self) -> usize {
+        self.parameters + self.optimizer + self.copies + self.features
+    }
 }
 
 /// Looks ahead: builds the model that `config`, resolved, asks for on a `sample` of the data, and times steps of full size on
@@ -120,7 +131,12 @@ fn look_ahead(config: &TrainConfig, sample: &TrainingData, sizes: Sizes, device:
     let adapts = |stepper: &Stepper, step| stepper.method().uses_target(Moment { step, steps });
     let adapting_steps =
         (0..length.epochs).filter(|epoch| adapts(&stepper, epoch * per_epoch)).count() * per_epoch;
-    let memory = memory(config, &store, sample.bytes_of(sizes));
+    let composed = stays(device);
+    let words = prepared.sentence_length(composed);
+    let encoder = *stepper.method().encoder().config();
+    let sizes_of_step = step_sizes(config, [sizes.pairs, sizes.labelled], target.is_some(), words);
+    let step = (!prepared.is_tuned()).then(|| step_bytes(&encoder, sizes_of_step, composed));
+    let memory = Memory { step, ..memory(config, &store, sample.bytes_of(sizes)) };
     let groups = groups(config, &store);
     let labelled = config.labelled_batch_size(sizes.labelled);
     let mut seconds = [None; 2];
@@ -225,7 +241,24 @@ fn groups(config: &TrainConfig, store: &ParameterStore) -> Vec<PlannedGroup> {
     found.into_iter().map(described).collect()
 }
 
-fn memory(config: &TrainConfig, store: &ParameterStore, features: usize) -> Memory {
+/// The items of a step of `config`, of so many source and labelled pairs.
+pub(crate) fn step_sizes(
+    config: &TrainConfig,
+    [pairs, labelled]: [usize; 2],
+    adapts: bool,
+    words: usize,
+) -> StepSizes {
+    let anchors = if config.method == MethodName::Cdan { config.adaptation.anchors } else { 0 };
+    let labelled = config.labelled_batch_size(labelled);
+    StepSizes {
+        pairs: config.batch_size.min(pairs) + labelled + anchors,
+        target: if adapts { [config.target_batch_size; 2] } else { [0; 2] },
+        words,
+    }
+}
+
+/// Without the step.
+pub(crate) fn memory(config: &TrainConfig, store: &ParameterStore, features: usize) -> Memory {
     let bytes = |of: Vec<(String, candle_core::Var)>| {
         of.iter().map(|(_, variable)| variable.elem_count() * size_of::<f32>()).sum::<usize>()
     };
@@ -238,13 +271,13 @@ fn memory(config: &TrainConfig, store: &ParameterStore, features: usize) -> Memo
         optimizer: trained * (1 + config.optimizer.rule().moments()),
         copies: copies * encoders,
         features,
+        step: None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MethodName;
     use crate::config::GroupConfig;
     use crate::data::tests::toy;
 

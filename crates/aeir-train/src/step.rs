@@ -6,8 +6,9 @@ use aeir_encoders::{Fragments, Items, Mode};
 
 use crate::config::{GroupConfig, OptimizerConfig, TrainConfig};
 use crate::error::{Result, TrainError};
+use crate::figure::Figure;
 use crate::method::{Batch, Embeddings, Group, Method, Moment, PhaseOutcome};
-use crate::optimizer::{Gradients, Optimizer, Parameter, clip_factor};
+use crate::optimizer::{Gradients, Norm, Optimizer, Parameter};
 use crate::parameters::ParameterStore;
 
 /// A method with the optimisers of its groups.
@@ -26,15 +27,13 @@ pub struct Rates {
     pub critic: f64,
 }
 
-/// What a step tells.
+/// What a step tells. On another device than the CPU its figures are not known yet, so that nobody waits for them.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutcome {
     /// Losses and accuracies by name.
-    pub logged: Vec<(&'static str, f64)>,
-    /// Global gradient norm of the encoders before clipping.
-    pub encoder_norm: f64,
-    /// Whether that norm was above the limit.
-    pub clipped: bool,
+    pub logged: Vec<(&'static str, Figure)>,
+    /// Global gradient norm of the encoders before clipping; 0 where nothing reached them.
+    pub encoder_norm: Figure,
 }
 
 impl Stepper {
@@ -74,7 +73,8 @@ impl Stepper {
     /// Embeds the batch and goes through the method's phases.
     ///
     /// # Errors
-    /// When a tensor operation fails; when something stops being finite, the first such tensor is named.
+    /// When a tensor operation fails; when something stops being finite, the first such tensor is named. On another device than the
+    /// CPU that is found where the figures are fetched.
     pub fn step(
         &mut self,
         batch: &Batch,
@@ -119,7 +119,8 @@ impl Stepper {
                     }
                 };
                 let phase = self.method.phase(index, embeddings, moment, mode)?;
-                if let Some((name, _)) = phase.logged.iter().find(|(_, value)| !value.is_finite()) {
+                let is_wrong = |figure: &Figure| figure.if_known().is_some_and(|value| !value.is_finite());
+                if let Some((name, _)) = phase.logged.iter().find(|(_, figure)| is_wrong(figure)) {
                     let first = first_not_finite(batch, embeddings)?.unwrap_or_else(|| (*name).to_owned());
                     return Err(TrainError::NotFinite { tensor: first, step: moment.step + 1 });
                 }
@@ -130,19 +131,18 @@ impl Stepper {
                 sums.scale(1.0 / batches.len() as f64)?;
             }
             if let Some(norm) = self.update(&sums, moment, rates)? {
-                outcome.encoder_norm = norm;
-                outcome.clipped = clip_factor(norm, self.clip_norm) < 1.0;
+                outcome.encoder_norm = norm.figure()?;
             }
         }
         Ok(outcome)
     }
 
     /// Gives the encoders' gradient norm, where the phase reaches them.
-    fn update(&mut self, sums: &Sums, moment: Moment, rates: Rates) -> Result<Option<f64>> {
+    fn update(&mut self, sums: &Sums, moment: Moment, rates: Rates) -> Result<Option<Norm>> {
         let mut norms = Vec::with_capacity(sums.gradients.len());
         for gradients in &sums.gradients {
-            let norm = gradients.norm()?;
-            if !norm.is_finite() {
+            let norm = Norm::of(gradients)?;
+            if matches!(norm, Norm::Known(norm) if !norm.is_finite()) {
                 let name = gradients.first_not_finite()?.unwrap_or("all together");
                 return Err(TrainError::NotFinite {
                     tensor: format!("gradient of {name}"),
@@ -152,8 +152,8 @@ impl Stepper {
             norms.push(norm);
         }
         if self.method.clips_jointly() {
-            let joint = norms.iter().map(|norm| norm * norm).sum::<f64>().sqrt();
-            norms.iter_mut().for_each(|norm| *norm = joint);
+            let joint = Norm::joint(&norms)?;
+            norms.fill(joint);
         }
         let mut encoder_norm = None;
         let groups = self.optimizers.iter_mut().zip(&sums.gradients).zip(norms);
@@ -163,12 +163,12 @@ impl Stepper {
             }
             let rate = match group {
                 Group::Encoder => {
-                    encoder_norm = Some(norm);
+                    encoder_norm = Some(norm.clone());
                     rates.encoder
                 }
                 Group::Critic => rates.critic,
             };
-            optimizer.step(gradients, clip_factor(norm, self.clip_norm), rate)?;
+            optimizer.step_scaled(gradients, &norm.clip_factor(self.clip_norm)?, rate)?;
         }
         Ok(encoder_norm)
     }

@@ -10,15 +10,19 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 
+use crate::budget::{self, step_bytes};
 use crate::checkpoint::{self, EpochSums, Identity, Progress};
 use crate::config::{Selection, TrainConfig};
 use crate::critic_watch::CriticWatch;
 use crate::data::{PreparedData, TrainingData};
 use crate::error::{Result, TrainError};
+use crate::figure::{Figure, fetch, stays};
 use crate::gradient_watch::GradientWatch;
-use crate::method::{self, Batch, Group, Moment, TargetBatch};
+use crate::method::{self, Batch, Group, Moment, TargetBatch, TargetRows};
 use crate::observer::{EpochRecord, Observer, StepRecord};
+use crate::optimizer::clip_factor;
 use crate::parameters::ParameterStore;
+use crate::plan::{self, Memory, step_sizes};
 use crate::ranking_watch::RankingWatch;
 use crate::run::{METRICS_FILE, RunFolder, TIMING_FILE};
 use crate::step::{Rates, Stepper};
@@ -32,6 +36,9 @@ const SOURCE_STREAM: u64 = 0;
 const TARGET_IMAGE_STREAM: u64 = 1;
 const TARGET_SENTENCE_STREAM: u64 = 2;
 const LABELLED_STREAM: u64 = 3;
+
+/// Steps after which the figures of a device are fetched, at the latest. The CPU knows its own at once.
+const FETCH_EVERY: usize = 50;
 
 /// Below so many target images or sentences a run that adapts is warned of.
 const FEW_TARGET_ITEMS: usize = 20;
@@ -116,15 +123,53 @@ struct Trainer<'a> {
     critics: CriticWatch,
     ranking: RankingWatch,
     gradients: GradientWatch,
-    /// Rows of images and of their sentences.
-    anchors: Option<(Vec<usize>, Vec<usize>)>,
+    anchors: Option<Anchors>,
     source: ShuffledSampler,
     /// Of the labelled pairs of the target.
     labelled: Option<ShuffledSampler>,
     target: Option<(ShuffledSampler, ShuffledSampler)>,
     length: Length,
     progress: Progress,
+    /// The batches of a step to come.
+    ahead: Option<Loaded>,
+    /// Steps whose figures nobody has asked the device for yet.
+    unsettled: Vec<Measured>,
     chosen: BTreeMap<String, Tensor>,
+}
+
+/// What a step measured.
+struct Measured {
+    /// Steps done, this one included.
+    step: usize,
+    pairs: usize,
+    learning_rate: f64,
+    gradient_norm: Figure,
+    logged: Vec<(&'static str, Figure)>,
+}
+
+impl Measured {
+    fn figures(&self) -> impl Iterator<Item = &Figure> {
+        std::iter::once(&self.gradient_norm).chain(self.logged.iter().map(|(_, figure)| figure))
+    }
+
+    fn is_known(&self) -> bool {
+        self.figures().all(|figure| figure.if_known().is_some())
+    }
+
+    /// Refuses what came from the device and is not finite. What was known was looked at in the step itself.
+    fn check_fetched(&self, gradient_norm: f64, logged: &[(&'static str, f64)]) -> Result<()> {
+        let values =
+            std::iter::once(("gradients of the encoders", gradient_norm)).chain(logged.iter().copied());
+        // Losses first: a gradient goes wrong because of one.
+        let mut found: Vec<_> = self.figures().zip(values).collect();
+        found.rotate_left(1);
+        let is_wrong =
+            |(figure, (_, value)): &(&Figure, (&str, f64))| figure.if_known().is_none() && !value.is_finite();
+        match found.into_iter().find(is_wrong) {
+            Some((_, (name, _))) => Err(TrainError::NotFinite { tensor: name.to_owned(), step: self.step }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How long a training is.
@@ -179,7 +224,7 @@ impl<'a> Trainer<'a> {
         device: &Device,
         observer: &'a mut (dyn Observer + Send),
     ) -> Result<Self> {
-        let prepared = data.prepare(config, device)?;
+        let mut prepared = data.prepare(config, device)?;
         let store = ParameterStore::new(config.seed, device);
         let inputs = prepared.inputs(config.model.head.unwrap_or_default())?;
         let method = method::build(config, inputs, &store)?;
@@ -204,6 +249,13 @@ impl<'a> Trainer<'a> {
                 ShuffledSampler::new(sentences, config.seed, TARGET_SENTENCE_STREAM),
             )
         });
+        if let Some(budget) = config.memory_budget {
+            let memory = plan::memory(config, &store, data.bytes());
+            let left = budget_left(config, &prepared, memory, stepper.method().encoder().config(), device)?;
+            if stays(device) {
+                prepared.settle_on_device(left.min(budget.0))?;
+            }
+        }
         let anchors = match anchors {
             0 => None,
             count => Some(Self::first_pairs(&prepared, &source, count)?),
@@ -213,7 +265,7 @@ impl<'a> Trainer<'a> {
             ranking: RankingWatch::new(config),
             gradients: GradientWatch::new(config.optimizer.clip_norm),
             anchors,
-            identity: Identity { config: config.to_toml()?, data: data.digest() },
+            identity: Identity { config: config.identity()?, data: data.digest() },
             config,
             run,
             observer,
@@ -226,6 +278,8 @@ impl<'a> Trainer<'a> {
             target,
             length: Length::new(config, pairs, sizes),
             progress: Progress::default(),
+            ahead: None,
+            unsettled: Vec::new(),
             chosen: BTreeMap::new(),
         })
     }
@@ -372,12 +426,15 @@ impl<'a> Trainer<'a> {
             let every = self.config.checkpoint_steps;
             let saves = every > 0 && self.progress.step < end && self.progress.step.is_multiple_of(every);
             if let Some(run) = self.run.filter(|_| saves) {
+                self.settle()?;
                 self.save(run, None)?;
             }
             if self.observer.interrupts() {
+                self.settle()?;
                 return Err(self.interrupted(saves)?);
             }
         }
+        self.settle()?;
         let (record, score) = self.validated(epoch)?;
         if let Some(run) = self.run {
             run.append(METRICS_FILE, &record)?;
@@ -543,45 +600,80 @@ impl<'a> Trainer<'a> {
         let (step, steps) = (self.progress.step, self.length.steps());
         let moment = Moment { step, steps };
         self.keep_before(step)?;
-        let mut logged = Vec::new();
+        let mut logged: Vec<(&'static str, Figure)> = Vec::new();
         if step.is_multiple_of(self.length.steps_per_epoch()) {
-            logged = self.stepper.method().before_epoch(moment, &self.data)?;
+            let found = self.stepper.method().before_epoch(moment, &self.data)?;
+            logged.extend(found.into_iter().map(|(name, value)| (name, Figure::known(value))));
         }
         // Dropout is a function of seed and step: nothing of it has to be saved.
         let mut random = ChaCha8Rng::seed_from_u64(self.config.seed);
         random.set_stream(step as u64);
         let mode = &mut Mode::Training(&mut random);
-        let batches =
-            self.length.batches_of(step).map(|batch| self.batch(batch, mode)).collect::<Result<Vec<_>>>()?;
+        let batches = self.batches(step, mode)?;
+        let next = self.rows_ahead(step);
         let rates =
             Rates { encoder: self.learning_rate(step), critic: self.config.adaptation.critic_learning_rate };
-        let outcome = self.stepper.step_all(&batches, moment, rates, mode)?;
+        let Self { data, anchors, stepper, .. } = self;
+        let (outcome, ahead) =
+            with_loading(next, data, anchors.as_ref(), || stepper.step_all(&batches, moment, rates, mode))?;
+        self.ahead = ahead;
         self.progress.step += 1;
         let decay = self.config.optimizer.ema_decay;
         if decay > 0.0 {
             self.store.blend(Group::Encoder.prefix(), AVERAGE, average_keeps(decay, step))?;
         }
         logged.extend(outcome.logged);
-        if let Some(warning) = self.gradients.step(step + 1, outcome.encoder_norm) {
-            self.observer.warning(&warning);
-        }
         let counts = batches.iter().map(|batch| batch.source_images.count());
-        self.observer.measured(&StepRecord {
+        let measured = Measured {
             step: step + 1,
             pairs: counts.sum::<std::result::Result<_, _>>()?,
             learning_rate: rates.encoder,
             gradient_norm: outcome.encoder_norm,
+            logged,
+        };
+        self.unsettled.push(measured);
+        if self.unsettled.iter().all(Measured::is_known) || self.unsettled.len() >= FETCH_EVERY {
+            self.settle()?;
+        }
+        Ok(())
+    }
+
+    /// Fetches the figures of the steps that are not settled, all in one transfer, and counts and tells them.
+    fn settle(&mut self) -> Result<()> {
+        let steps = std::mem::take(&mut self.unsettled);
+        let figures: Vec<&Figure> = steps.iter().flat_map(Measured::figures).collect();
+        let mut values = fetch(&figures)?.into_iter();
+        for step in &steps {
+            let gradient_norm = values.next().unwrap_or_default();
+            let logged = step.logged.iter().map(|(name, _)| *name).zip(&mut values).collect();
+            self.count(step, gradient_norm, logged)?;
+        }
+        Ok(())
+    }
+
+    /// Enters a step's figures into the epoch's, and tells them.
+    fn count(&mut self, step: &Measured, gradient_norm: f64, logged: Vec<(&'static str, f64)>) -> Result<()> {
+        step.check_fetched(gradient_norm, &logged)?;
+        if let Some(warning) = self.gradients.step(step.step, gradient_norm) {
+            self.observer.warning(&warning);
+        }
+        self.observer.measured(&StepRecord {
+            step: step.step,
+            pairs: step.pairs,
+            learning_rate: step.learning_rate,
+            gradient_norm,
             logged: &logged,
         });
+        let limit = Some(self.config.optimizer.clip_norm).filter(|limit| *limit > 0.0);
         let sums = &mut self.progress.sums;
         for (name, value) in logged {
             let (sum, count) = sums.figures.entry(name.to_owned()).or_default();
             *sum += value;
             *count += 1;
         }
-        sums.norms += outcome.encoder_norm;
-        sums.largest_norm = sums.largest_norm.max(outcome.encoder_norm);
-        sums.clipped += usize::from(outcome.clipped);
+        sums.norms += gradient_norm;
+        sums.largest_norm = sums.largest_norm.max(gradient_norm);
+        sums.clipped += usize::from(clip_factor(gradient_norm, limit) < 1.0);
         Ok(())
     }
 
@@ -602,40 +694,91 @@ impl<'a> Trainer<'a> {
         (pairs, sampler.epoch_of(number, size))
     }
 
-    /// The batch of that number, counted over all epochs.
-    fn batch(&self, number: usize, mode: &mut Mode<'_>) -> Result<Batch> {
+    /// Which items the batch of that number has, counted over all epochs.
+    fn rows_of(&self, number: usize) -> BatchRows {
         let number = number as u64;
         let mut pairs = self.source.batch(number, self.config.batch_size);
         let epoch = self.source.epoch_of(number, self.config.batch_size);
         // One random sentence an image and epoch.
         let mut sentences = self.sentences_for(&pairs, &self.source, epoch);
-        let labelled = match &self.labelled {
-            Some(sampler) => {
-                let (more, epoch) = self.labelled_batch(sampler, number);
-                sentences.extend(self.sentences_for(&more, sampler, epoch));
-                let count = more.len();
-                pairs.extend(more);
-                count
-            }
-            None => 0,
-        };
-        let target = match (&self.target, &self.data.target) {
-            (Some((images, sentences)), Some(features)) => {
-                let size = self.config.target_batch_size;
-                let rows = self.stepper.method().target_rows(number, size);
-                let (of_images, of_sentences) = match &rows {
-                    Some(rows) => (rows.images.clone(), rows.sentences.clone()),
-                    None => (images.batch(number, size), sentences.batch(number, size)),
-                };
-                Some(TargetBatch {
-                    images: features.images.select_in(&of_images, mode)?,
-                    sentences: features.sentences.select_in(&of_sentences, mode)?,
-                    rows,
-                })
-            }
+        let mut labelled = 0;
+        if let Some(sampler) = &self.labelled {
+            let (more, epoch) = self.labelled_batch(sampler, number);
+            sentences.extend(self.sentences_for(&more, sampler, epoch));
+            labelled = more.len();
+            pairs.extend(more);
+        }
+        let target = self.target.as_ref().map(|(images, sentences)| {
+            let size = self.config.target_batch_size;
+            let chosen = self.stepper.method().target_rows(number, size);
+            let [of_images, of_sentences] = match &chosen {
+                Some(rows) => [rows.images.clone(), rows.sentences.clone()],
+                None => [images.batch(number, size), sentences.batch(number, size)],
+            };
+            TargetChoice { images: of_images, sentences: of_sentences, chosen }
+        });
+        BatchRows { pairs, sentences, labelled, target }
+    }
+
+    /// The batch of that number, counted over all epochs.
+    #[cfg(test)]
+    fn batch(&self, number: usize, mode: &mut Mode<'_>) -> Result<Batch> {
+        self.rows_of(number).load(&self.data, self.anchors.as_ref(), mode)
+    }
+
+    /// The batches of a step: those that were loaded ahead, or loaded now.
+    fn batches(&mut self, step: usize, mode: &mut Mode<'_>) -> Result<Vec<Batch>> {
+        match self.ahead.take() {
+            Some((ahead, batches)) if ahead == step => Ok(batches),
+            _ => load(&self.rows_of_step(step), &self.data, self.anchors.as_ref(), mode),
+        }
+    }
+
+    fn rows_of_step(&self, step: usize) -> Vec<BatchRows> {
+        self.length.batches_of(step).map(|number| self.rows_of(number)).collect()
+    }
+
+    /// The items of the step after `step`, where they can be loaded while a device computes this one: not past an epoch, before which
+    /// a method may choose others, and not where loading is a part of the graph. The CPU has its hands full with the step itself.
+    fn rows_ahead(&self, step: usize) -> Option<(usize, Vec<BatchRows>)> {
+        let next = step + 1;
+        let begins = next.is_multiple_of(self.length.steps_per_epoch());
+        let ahead = stays(&self.device) && !begins && !self.data.is_tuned();
+        ahead.then(|| (next, self.rows_of_step(next)))
+    }
+}
+
+/// The items of a batch, by their rows.
+struct BatchRows {
+    pairs: Vec<usize>,
+    sentences: Vec<usize>,
+    labelled: usize,
+    target: Option<TargetChoice>,
+}
+
+struct TargetChoice {
+    images: Vec<usize>,
+    sentences: Vec<usize>,
+    /// Where the method chose them.
+    chosen: Option<TargetRows>,
+}
+
+/// The batches of a step.
+type Loaded = (usize, Vec<Batch>);
+
+/// Rows of images and of their sentences.
+type Anchors = (Vec<usize>, Vec<usize>);
+
+impl BatchRows {
+    fn load(&self, data: &PreparedData, anchors: Option<&Anchors>, mode: &mut Mode<'_>) -> Result<Batch> {
+        let target = match (&self.target, &data.target) {
+            (Some(rows), Some(features)) => Some(TargetBatch {
+                images: features.images.select_in(&rows.images, mode)?,
+                sentences: features.sentences.select_in(&rows.sentences, mode)?,
+                rows: rows.chosen.clone(),
+            }),
             _ => None,
         };
-        let Self { data, anchors, .. } = self;
         let anchors = match anchors {
             Some((images, sentences)) => {
                 Some((data.images.select_in(images, mode)?, data.sentences.select_in(sentences, mode)?))
@@ -643,13 +786,75 @@ impl<'a> Trainer<'a> {
             None => None,
         };
         Ok(Batch {
-            source_images: data.images.select_in(&pairs, mode)?,
-            source_sentences: data.sentences.select_in(&sentences, mode)?,
-            labelled,
+            source_images: data.images.select_in(&self.pairs, mode)?,
+            source_sentences: data.sentences.select_in(&self.sentences, mode)?,
+            labelled: self.labelled,
             target,
             anchors,
         })
     }
+}
+
+fn load(
+    rows: &[BatchRows],
+    data: &PreparedData,
+    anchors: Option<&Anchors>,
+    mode: &mut Mode<'_>,
+) -> Result<Vec<Batch>> {
+    rows.iter().map(|rows| rows.load(data, anchors, mode)).collect()
+}
+
+/// Does `work` while the next batches, where there are some, are loaded on another thread.
+fn with_loading<T>(
+    next: Option<(usize, Vec<BatchRows>)>,
+    data: &PreparedData,
+    anchors: Option<&Anchors>,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, Option<Loaded>)> {
+    let Some((step, rows)) = next else { return Ok((work()?, None)) };
+    std::thread::scope(|scope| {
+        let loading = std::thread::Builder::new()
+            .name("batch".into())
+            .spawn_scoped(scope, || load(&rows, data, anchors, &mut Mode::Evaluation))
+            .map_err(|error| TrainError::Thread { message: error.to_string() })?;
+        let done = work();
+        let loaded = loading.join().map_err(|_| TrainError::Thread { message: "loading panicked".into() })?;
+        Ok((done?, Some((step, loaded?))))
+    })
+}
+
+/// What the memory budget has beside everything that a training takes.
+fn budget_left(
+    config: &TrainConfig,
+    data: &PreparedData,
+    memory: Memory,
+    encoder: &DualEncoderConfig,
+    device: &Device,
+) -> Result<u64> {
+    if data.is_tuned() {
+        return Err(TrainError::Setting {
+            key: "memory_budget",
+            expected:
+                "unset where an encoder is trained with the towers: what its graph takes is not estimated"
+                    .into(),
+            got: "a budget".into(),
+        });
+    }
+    let pairs = [data.source_pairs(), data.labelled_pairs()];
+    let words = data.sentence_length(stays(device));
+    let adapts = config.method.adapts() && data.target.is_some();
+    let at = |share: f64| {
+        let scaled = |size: usize| ((share * size as f64).floor() as usize).max(1);
+        let smaller = TrainConfig {
+            batch_size: scaled(config.batch_size),
+            target_batch_size: scaled(config.target_batch_size),
+            ..config.clone()
+        };
+        step_bytes(encoder, step_sizes(&smaller, pairs, adapts, words), stays(device))
+    };
+    budget::check(config, &memory, at)?;
+    let budget = config.memory_budget.map_or(u64::MAX, |budget| budget.0);
+    Ok(budget.saturating_sub(memory.lasting() as u64 + at(1.0)))
 }
 
 /// How much of itself the average keeps after step `step`, from 0: `min(decay, (1 + t) / (10 + t))`, t the steps done, so that
@@ -1230,6 +1435,215 @@ mod tests {
             // Everything that is kept is single precision.
             assert!(rounded.parameters.values().all(|value| value.dtype() == candle_core::DType::F32));
         }
+    }
+
+    /// Hears how often figures were fetched, and what they were.
+    #[derive(Default)]
+    struct Counting {
+        fetches: Vec<usize>,
+        steps: Vec<(usize, f64)>,
+    }
+
+    impl Observer for Counting {
+        fn measured(&mut self, record: &StepRecord<'_>) {
+            self.steps.push((record.step, record.gradient_norm));
+        }
+
+        fn stepped(&mut self, _step: usize) {
+            self.fetches.push(crate::figure::forced::fetches());
+        }
+    }
+
+    /// Trains on this thread, the CPU being another device where `forced`.
+    fn train_counting(config: &TrainConfig, data: &TrainingData, forced: bool) -> (Trained, Counting) {
+        let _forced = forced.then(crate::figure::forced::Forced::new);
+        let config = config.resolved().unwrap();
+        let mut counting = Counting::default();
+        let trainer = Trainer::new(&config, data, None, &Device::Cpu, &mut counting).unwrap();
+        (trainer.run().unwrap(), counting)
+    }
+
+    #[test]
+    fn no_step_on_a_device_waits_for_it() {
+        let data = toy(40, 17, 23);
+        let mut methods: Vec<TrainConfig> = [
+            MethodName::SourceOnly,
+            MethodName::Aeir,
+            MethodName::Adapt,
+            MethodName::Dann,
+            MethodName::Adda,
+            MethodName::Mmd,
+            MethodName::Coral,
+            MethodName::Cdan,
+        ]
+        .map(small)
+        .into();
+        let mut triplet = small(MethodName::Aeir);
+        triplet.source_loss.kind = Some(crate::config::SourceLossKind::TripletHardest);
+        triplet.optimizer.accumulate = 2;
+        triplet.aeir.adversary = crate::config::Adversary::GradientReversal;
+        methods.push(triplet);
+        for mut config in methods {
+            config.epochs = 3;
+            // What a device rounds differently must not grow.
+            config.optimizer.learning_rate = 1e-4;
+            let (known, at_once) = train_counting(&config, &data, false);
+            let (fetched, counting) = train_counting(&config, &data, true);
+            let per_epoch = counting.fetches.len() / config.epochs;
+            assert!(per_epoch > 1 && per_epoch < FETCH_EVERY);
+            for epoch in counting.fetches.chunks(per_epoch) {
+                assert!(epoch.iter().all(|count| *count == epoch[0]), "{:?}: {epoch:?}", config.method);
+            }
+            // After the steps of an epoch once.
+            assert!(counting.fetches[per_epoch] > counting.fetches[per_epoch - 1], "{:?}", config.method);
+            assert_eq!(counting.steps.len(), at_once.steps.len());
+            for ((step, norm), (same, expected)) in counting.steps.iter().zip(&at_once.steps) {
+                assert_eq!(step, same);
+                assert!(
+                    (norm - expected).abs() <= 2e-3 * expected,
+                    "{:?} {step}: {norm}, {expected}",
+                    config.method
+                );
+            }
+            for (record, expected) in fetched.history.iter().zip(&known.history) {
+                assert_eq!(record.clipped_share, expected.clipped_share, "{:?}", config.method);
+                for (name, value) in &record.means {
+                    let of = expected.means[name];
+                    assert!(
+                        (value - of).abs() < 2e-3 * of.abs().max(1.0),
+                        "{:?} {name}: {value}, {of}",
+                        config.method
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn batches_loaded_ahead_are_those_that_would_be_loaded_now() {
+        let mut adapt = small(MethodName::Adapt);
+        adapt.optimizer.accumulate = 2;
+        for config in [small(MethodName::Aeir), adapt] {
+            let config = TrainConfig { epochs: 2, ..config }.resolved().unwrap();
+            let data = toy(40, 17, 23);
+            let mut silent = Silent;
+            let _forced = crate::figure::forced::Forced::new();
+            let mut trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+            let per_epoch = trainer.length.steps_per_epoch();
+            let pixels = |batch: &Batch| {
+                let Items::Pooled(features) = &batch.target.as_ref().unwrap().images else { panic!() };
+                features.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            };
+            for step in 0..2 * per_epoch {
+                trainer.step().unwrap();
+                let Some((next, batches)) = &trainer.ahead else {
+                    assert_eq!((step + 1) % per_epoch, 0, "only the last step of an epoch loads nothing");
+                    continue;
+                };
+                assert_eq!(*next, step + 1);
+                let now: Vec<Batch> = trainer
+                    .length
+                    .batches_of(step + 1)
+                    .map(|number| trainer.batch(number, &mut Mode::Evaluation).unwrap())
+                    .collect();
+                let both = batches.iter().map(pixels).zip(now.iter().map(pixels));
+                assert!(batches.len() == now.len() && both.into_iter().all(|(ahead, now)| ahead == now));
+            }
+        }
+    }
+
+    #[test]
+    fn figures_of_a_device_are_fetched_after_so_many_steps_and_before_a_checkpoint() {
+        let data = toy(420, 17, 23);
+        let config = TrainConfig { epochs: 1, ..small(MethodName::SourceOnly) };
+        let (_, counting) = train_counting(&config, &data, true);
+        assert!(counting.fetches.len() > FETCH_EVERY, "{}", counting.fetches.len());
+        assert_eq!(counting.fetches[FETCH_EVERY - 2..=FETCH_EVERY], [0, 1, 1]);
+        let folder = tempfile::tempdir().unwrap();
+        let run = open(&folder.path().join("run"), Existing::Refuse);
+        let config = TrainConfig { checkpoint_steps: 3, ..config }.resolved().unwrap();
+        let _forced = crate::figure::forced::Forced::new();
+        let mut counting = Counting::default();
+        Trainer::new(&config, &data, Some(&run), &Device::Cpu, &mut counting).unwrap().run().unwrap();
+        assert_eq!(counting.fetches[..5], [0, 0, 0, 1, 1]);
+    }
+
+    #[test]
+    fn what_is_not_finite_on_a_device_is_named_when_it_is_fetched() {
+        let mut config = small(MethodName::SourceOnly);
+        config.optimizer.learning_rate = 1e30;
+        let config = config.resolved().unwrap();
+        let _forced = crate::figure::forced::Forced::new();
+        let mut silent = Silent;
+        let data = toy(40, 17, 23);
+        let trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+        let error = trainer.run().unwrap_err();
+        assert!(matches!(&error, TrainError::NotFinite { tensor, .. } if tensor == "source_loss"), "{error}");
+    }
+
+    #[test]
+    fn a_batch_past_the_budget_is_refused_with_one_that_fits() {
+        use crate::budget::Bytes;
+        let data = toy_fragments(40, 17, 23);
+        let mut config = small(MethodName::Aeir);
+        (config.batch_size, config.target_batch_size) = (32, 16);
+        let with = |budget: Option<u64>, config: &TrainConfig| {
+            let config = TrainConfig { memory_budget: budget.map(Bytes), epochs: 1, ..config.clone() };
+            train_silently(&config, &data, None)
+        };
+        let unbounded = with(None, &config).unwrap();
+        assert_eq!(
+            bytes(&with(Some(1 << 30), &config).unwrap()),
+            bytes(&unbounded),
+            "a budget changes nothing"
+        );
+        let error = with(Some(10), &config).unwrap_err();
+        assert!(
+            matches!(&error, TrainError::Budget { hint, .. } if hint.starts_with("no batch fits")),
+            "{error}"
+        );
+        // Just below what it takes: a smaller batch is named, and fits.
+        let TrainError::Budget { needed, .. } = error else { panic!("{error}") };
+        let needed = needed.parse::<Bytes>().unwrap().0;
+        let budget = needed - needed / 10;
+        let error = with(Some(budget), &config).unwrap_err();
+        let TrainError::Budget { hint, .. } = &error else { panic!("{error}") };
+        let sizes: Vec<usize> =
+            hint.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect();
+        let [batch_size, target_batch_size] = sizes[..] else { panic!("{hint}") };
+        assert!((2..32).contains(&batch_size) && target_batch_size < 16, "{hint}");
+        (config.batch_size, config.target_batch_size) = (batch_size, target_batch_size);
+        with(Some(budget), &config).unwrap();
+    }
+
+    #[test]
+    fn a_run_is_taken_up_under_another_budget() {
+        let data = toy(40, 17, 23);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let config = small(MethodName::SourceOnly);
+        let whole = train_silently(&config, &data, Some(&open(&path, Existing::Refuse))).unwrap();
+        let config = TrainConfig { memory_budget: Some(crate::budget::Bytes(1 << 30)), ..config };
+        let again = train_silently(&config, &data, Some(&open(&path, Existing::Resume))).unwrap();
+        assert_eq!(bytes(&again), bytes(&whole));
+    }
+
+    #[test]
+    fn fragments_that_lie_on_the_device_train_as_those_of_the_host() {
+        let data = toy_fragments(40, 17, 23);
+        let mut config = TrainConfig { epochs: 2, ..small(MethodName::Aeir) };
+        config.optimizer.learning_rate = 1e-4;
+        let (of_host, _) = train_counting(&config, &data, true);
+        config.memory_budget = Some(crate::budget::Bytes(1 << 30));
+        let resolved = config.resolved().unwrap();
+        {
+            let _forced = crate::figure::forced::Forced::new();
+            let mut silent = Silent;
+            let trainer = Trainer::new(&resolved, &data, None, &Device::Cpu, &mut silent).unwrap();
+            assert!(trainer.data.images.is_resident());
+        }
+        let (of_device, _) = train_counting(&config, &data, true);
+        assert_eq!(bytes(&of_device), bytes(&of_host));
     }
 
     #[test]

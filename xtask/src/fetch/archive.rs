@@ -17,7 +17,7 @@ use super::manifest::{Unpack, inside};
 const FOREIGN: &str = "__MACOSX/";
 
 /// Unpacks the members, or those called `members` wherever they lie; the number of files.
-pub(super) fn unpack(archive: &Path, how: Unpack, into: &Path, members: &[String]) -> Result<usize, Failure> {
+pub(crate) fn unpack(archive: &Path, how: Unpack, into: &Path, members: &[String]) -> Result<usize, Failure> {
     let job = Job { archive, into, members };
     let files = match how {
         Unpack::Zip => job.zip()?,

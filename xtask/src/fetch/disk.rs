@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// Bytes that may be written below `folder`, which need not exist yet; none where the system does not say.
 #[cfg(unix)]
-pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
     use std::ffi::CString;
     use std::os::unix::ffi::OsStrExt;
 
@@ -26,7 +26,7 @@ pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
 
 /// Bytes that may be written below `folder`; here the system is not asked.
 #[cfg(not(unix))]
-pub(super) fn free_bytes(_folder: &Path) -> Option<u64> {
+pub(crate) fn free_bytes(_folder: &Path) -> Option<u64> {
     None
 }
 

@@ -48,8 +48,8 @@ pub(super) struct Fetched {
 
 /// Why a file is not there.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) message: String,
+pub(crate) struct Failure {
+    pub(crate) message: String,
     pub(super) again: Again,
 }
 

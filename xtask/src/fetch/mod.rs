@@ -23,8 +23,9 @@ use clap::builder::FalseyValueParser;
 
 use crate::tree::workspace_root;
 use crate::{complain, say};
+pub(crate) use archive::unpack;
 use client::{Client, HubVariables};
-pub(crate) use disk::readable;
+pub(crate) use disk::{free_bytes, readable};
 use download::Patience;
 use manifest::{Asset, Kind, Manifest, Trust};
 use plan::Plan;

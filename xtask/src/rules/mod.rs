@@ -6,6 +6,7 @@ mod device_features;
 mod documents;
 mod fixture_folders;
 mod fixture_manifest;
+mod host_reads;
 mod inherited_lints;
 mod machine_paths;
 mod modules;
@@ -15,13 +16,14 @@ use crate::tree::Tree;
 use crate::violation::Violation;
 
 /// Every rule.
-pub(crate) const ALL: [fn(&Tree) -> Vec<Violation>; 10] = [
+pub(crate) const ALL: [fn(&Tree) -> Vec<Violation>; 11] = [
     banned_calls::check,
     crate_graph::check,
     device_features::check,
     documents::check,
     fixture_folders::check,
     fixture_manifest::check,
+    host_reads::check,
     inherited_lints::check,
     machine_paths::check,
     modules::check,

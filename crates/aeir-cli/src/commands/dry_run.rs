@@ -58,7 +58,7 @@ fn describe(plan: &Plan, peak: Option<usize>) -> String {
         times.join(", "),
         duration(plan.training_seconds())
     );
-    let Memory { parameters, optimizer, copies, features } = plan.memory;
+    let Memory { parameters, optimizer, copies, features, step } = plan.memory;
     let _ = write!(
         text,
         "memory  parameters {}, gradients and moments {}, copies of the weights {}, features {}",
@@ -67,6 +67,9 @@ fn describe(plan: &Plan, peak: Option<usize>) -> String {
         bytes(copies),
         bytes(features)
     );
+    if let Some(step) = step {
+        let _ = write!(text, ", a step's graph about {}", bytes(usize::try_from(step).unwrap_or(usize::MAX)));
+    }
     if let Some(peak) = peak {
         // The sample's own features are in the peak, and too small to matter.
         let _ = write!(

@@ -142,7 +142,7 @@ fn configurations() {
       |
     1 | epoch = 3
       | ^^^^^
-    unknown field `epoch`, expected one of `version`, `method`, `standardise`, `seed`, `epochs`, `epoch_length`, `batch_size`, `target_batch_size`, `labelled_share`, `precision`, `model`, `source_loss`, `adaptation`, `aeir`, `adapt`, `cca`, `optimizer`, `selection`, `patience`, `target_held_out`, `checkpoint_every`, `checkpoint_steps`, `keep_checkpoints`
+    unknown field `epoch`, expected one of `version`, `method`, `standardise`, `seed`, `epochs`, `epoch_length`, `batch_size`, `target_batch_size`, `labelled_share`, `precision`, `memory_budget`, `model`, `source_loss`, `adaptation`, `aeir`, `adapt`, `cca`, `optimizer`, `selection`, `patience`, `target_held_out`, `checkpoint_every`, `checkpoint_steps`, `keep_checkpoints`
       did you mean `epochs`?
     ");
     insta::assert_snapshot!(train("[optimizer]\nlearning_rte = 0.1\n"), @"

@@ -250,6 +250,26 @@ fn train() {
 
               [env: AEIR_BATCH_SIZE=]
 
+          --accumulate <N>
+              Batches whose gradients make one step [default: 1]
+
+              [env: AEIR_ACCUMULATE=]
+
+          --precision <PRECISION>
+              In which precision the towers' products are computed [default: fp32]
+
+              Possible values:
+              - fp32: Single
+              - bf16: bfloat16; norms, softmax, heads, losses and the optimiser stay single
+
+              [env: AEIR_PRECISION=]
+
+          --memory-budget <SIZE>
+              Memory that the training may take, such as 8GiB: a batch that takes more is refused before
+              the first step, with one that doesn't [default: unbounded]
+
+              [env: AEIR_MEMORY_BUDGET=]
+
           --lr <RATE>
               Peak learning rate [default: 0.002]
 

@@ -157,3 +157,22 @@ fn neighbours_beyond_the_batch_on_pooled_vectors() {
     scene.run(&format!("train {BOTH} --config config.toml --epochs 4 --batch-size 2 --output run")).ok();
     scene.run("eval --model run --data test.jsonl").ok();
 }
+
+#[test]
+fn a_batch_past_the_memory_budget_is_refused_before_the_first_step() {
+    let scene = Scene::new();
+    let train = "train --method source-only --source source.jsonl --epochs 1 --output run";
+    let told = scene.run(&format!("{train} --memory-budget 1MiB")).failure();
+    assert!(told.starts_with("exit 2\nerror: this training takes about "), "{told}");
+    assert!(told.contains("`memory_budget` allows 1MiB") && told.contains("hint: no batch fits"), "{told}");
+    let told = scene.run(&format!("{train} --memory-budget lots")).failure();
+    assert!(told.contains("expected an amount such as 8GiB or 500MB, got `lots`"), "{told}");
+    let flags = "--overwrite --memory-budget 2GiB --precision bf16 --accumulate 2";
+    scene.run(&format!("{train} {flags}")).ok();
+    let settings = String::from_utf8(scene.read("run/config.toml")).unwrap();
+    for line in ["memory_budget = \"2GiB\"", "precision = \"bf16\"", "accumulate = 2"] {
+        assert!(settings.contains(line), "{settings}");
+    }
+    let planned = scene.run(&format!("{train} --overwrite --dry-run")).ok().stdout;
+    assert!(planned.contains(", a step's graph about "), "{planned}");
+}

@@ -12,7 +12,8 @@ const SMALLEST: f64 = 1e-30;
 
 /// The fragments with zeros in the rows of padding, which then get no gradient.
 pub(super) fn zeroed(fragments: &Fragments) -> Result<Fragments> {
-    if !fragments.has_padding()? {
+    // Another device is not asked: it would have to be waited for.
+    if fragments.mask().device().is_cpu() && !fragments.has_padding()? {
         return Ok(fragments.clone());
     }
     let mask = fragments.mask().to_dtype(fragments.features().dtype())?.unsqueeze(2)?;

@@ -6,10 +6,10 @@ use super::alignment::{Aligned, SourceAlignment};
 use super::critics::{Critics, Sides, confusion_loss, critic_loss};
 use super::{
     Adaptation, Batch, Embeddings, Group, Method, Moment, PhaseOutcome, TargetEmbeddings, embed, no_target,
-    value,
 };
 use crate::config::{AdaptationConfig, TrainConfig};
 use crate::error::Result;
+use crate::figure::Figure;
 use crate::parameters::ParameterStore;
 
 /// Prefix of the fixed source encoder's parameters.
@@ -130,7 +130,7 @@ impl Method for Adda {
         }
         // The source's part of it is a constant: its embeddings have no graph.
         let loss = confusion_loss(&self.critics.logits(&[images, sentences])?)?;
-        let logged = vec![("confusion_loss", value(&loss)?)];
+        let logged = vec![("confusion_loss", Figure::of(&loss)?)];
         Ok(PhaseOutcome::encoder((loss * self.config.weight)?, logged))
     }
 }

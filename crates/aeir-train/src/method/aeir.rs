@@ -9,11 +9,10 @@ use candle_core::{Device, Tensor};
 
 use super::alignment::{Aligned, SourceAlignment};
 use super::critics::{Critics, Logits, Sides, confusion_loss, critic_loss, logged_sum};
-use super::{
-    Adaptation, Embeddings, Group, Method, Moment, Objective, PhaseOutcome, TargetEmbeddings, value,
-};
+use super::{Adaptation, Embeddings, Group, Method, Moment, Objective, PhaseOutcome, TargetEmbeddings};
 use crate::config::{AdaptationConfig, Adversary, AeirConfig, DivergenceName, Fidelity, TrainConfig};
 use crate::error::Result;
+use crate::figure::Figure;
 use crate::parameters::ParameterStore;
 
 /// The method of the paper.
@@ -153,13 +152,13 @@ impl Aeir {
         &self,
         embeddings: &Embeddings,
         target: &TargetEmbeddings,
-        logged: &mut Vec<(&'static str, f64)>,
+        logged: &mut Vec<(&'static str, Figure)>,
     ) -> Result<Option<Tensor>> {
         if self.config.structure_weight == 0.0 {
             return Ok(None);
         }
         let structure = self.structure_loss(embeddings, target)?;
-        logged.push(("structure_loss", value(&structure)?));
+        logged.push(("structure_loss", Figure::of(&structure)?));
         Ok(Some((structure * self.config.structure_weight)?))
     }
 
@@ -179,7 +178,7 @@ impl Aeir {
         &self,
         sides: &[Sides; 2],
         logits: &Logits,
-    ) -> Result<(Tensor, Vec<(&'static str, f64)>)> {
+    ) -> Result<(Tensor, Vec<(&'static str, Figure)>)> {
         let [image_critic, sentence_critic] = self.critics.each();
         let [images, sentences] = sides;
         let [image_logits, sentence_logits] = logits;
@@ -220,7 +219,7 @@ impl Aeir {
         }
         if self.config.semantic_weight > 0.0 {
             let confusion = self.confusion(&self.critics.logits(&self.sides(embeddings, target)?)?)?;
-            logged.push(("confusion_loss", value(&confusion)?));
+            logged.push(("confusion_loss", Figure::of(&confusion)?));
             loss = (loss + (confusion * self.semantic_weight(adaptation))?)?;
         }
         Ok(PhaseOutcome::encoder(loss, logged))

@@ -5,9 +5,10 @@ use aeir_encoders::{DualEncoder, Encoded, Mode};
 use aeir_losses::{InfoNceLoss, Negatives, Reduction, TripletRankingLoss};
 use candle_core::Tensor;
 
-use super::{Embeddings, Moment, value};
+use super::{Embeddings, Moment};
 use crate::config::{SourceLossKind, TrainConfig};
 use crate::error::Result;
+use crate::figure::Figure;
 use crate::ranking_watch::RANKING_LOSS;
 
 /// The source loss that the configuration names, on the head's scores, and beside a cross-attentive head InfoNCE on the
@@ -22,7 +23,7 @@ pub(super) struct SourceAlignment {
 /// The loss of a batch, and its lines for the log.
 pub(super) struct Aligned {
     pub(super) loss: Tensor,
-    pub(super) logged: Vec<(&'static str, f64)>,
+    pub(super) logged: Vec<(&'static str, Figure)>,
 }
 
 enum SourceLoss {
@@ -69,12 +70,12 @@ impl SourceAlignment {
             .collect::<Result<Vec<Tensor>>>()?;
         let mut loss = Tensor::stack(&losses, 0)?.sum_all()?;
         let pairs = scores.first().and_then(|scores| scores.dims().first()).copied().unwrap_or(0);
-        let ranking = value(&loss)? / losses.len() as f64 / self.terms(pairs, moment);
+        let ranking = Figure::of(&loss)?.divided(losses.len() as f64).divided(self.terms(pairs, moment));
         if self.pooled_weight > 0.0 && encoder.config().head.is_cross_attentive() {
             let pooled = pooled_loss(encoder, source_images, source_sentences)?;
             loss = (loss + (pooled * self.pooled_weight)?)?;
         }
-        let mut logged = vec![("source_loss", value(&loss)?)];
+        let mut logged = vec![("source_loss", Figure::of(&loss)?)];
         if matches!(self.loss, SourceLoss::Triplet(_)) {
             logged.push((RANKING_LOSS, ranking));
         }

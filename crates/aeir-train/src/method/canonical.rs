@@ -6,10 +6,11 @@ use aeir_encoders::{DualEncoder, ImageInput, Items, Mode, SentenceInput};
 use aeir_losses::{CanonicalCorrelation, DeepCcaLoss, Rows};
 use candle_core::{Device, Tensor};
 
-use super::{Embeddings, Method, Moment, PhaseOutcome, value};
+use super::{Embeddings, Method, Moment, PhaseOutcome};
 use crate::config::TrainConfig;
 use crate::data::PreparedData;
 use crate::error::{Result, TrainError};
+use crate::figure::Figure;
 use crate::parameters::ParameterStore;
 
 /// Pairs that a decomposition looks at: enough for stable covariances of some thousand features.
@@ -127,7 +128,7 @@ impl Method for Dcca {
     ) -> Result<PhaseOutcome> {
         let images = embeddings.source_images.pooled()?;
         let loss = self.loss.forward(&images, &embeddings.source_sentences.pooled()?)?;
-        let logged = vec![("source_loss", value(&loss)?)];
+        let logged = vec![("source_loss", Figure::of(&loss)?)];
         Ok(PhaseOutcome::encoder(loss, logged))
     }
 

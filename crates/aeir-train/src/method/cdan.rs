@@ -8,9 +8,10 @@ use candle_nn::Init;
 
 use super::alignment::{Aligned, SourceAlignment};
 use super::critics::{Critics, Sides, logged_sum};
-use super::{Adaptation, Embeddings, Method, Moment, PhaseOutcome, value};
+use super::{Adaptation, Embeddings, Method, Moment, PhaseOutcome};
 use crate::config::{AdaptationConfig, TrainConfig};
 use crate::error::{Result, TrainError};
+use crate::figure::Figure;
 use crate::parameters::ParameterStore;
 use aeir_losses::dann_schedule;
 
@@ -159,7 +160,7 @@ impl Method for Cdan {
         }
         let Aligned { loss, mut logged } = self.alignment.loss(&self.encoder, embeddings, moment, mode)?;
         let confusion = self.confusion(modalities)?;
-        logged.push(("confusion_loss", value(&confusion)?));
+        logged.push(("confusion_loss", Figure::of(&confusion)?));
         let schedule = if self.config.warm_up { dann_schedule(adaptation) } else { 1.0 };
         let loss = (loss + (confusion * (self.config.weight * schedule))?)?;
         Ok(PhaseOutcome::encoder(loss, logged))

@@ -3,8 +3,8 @@
 use aeir_losses::{DomainAdversarialLoss, DomainCritic};
 use candle_core::Tensor;
 
-use super::value;
 use crate::error::Result;
+use crate::figure::{Figure, stays};
 use crate::parameters::ParameterStore;
 
 /// What a log line about critics and modality is called.
@@ -64,7 +64,7 @@ impl Critics {
 }
 
 /// The critics' own loss, both modalities added, with its log lines.
-pub(super) fn critic_loss(logits: &Logits) -> Result<(Tensor, Vec<(&'static str, f64)>)> {
+pub(super) fn critic_loss(logits: &Logits) -> Result<(Tensor, Vec<(&'static str, Figure)>)> {
     let losses = each(logits, |source, target| Ok(DomainAdversarialLoss.critic_loss(source, target)?))?;
     logged_sum(losses, logits)
 }
@@ -77,13 +77,20 @@ pub(super) fn confusion_loss(logits: &Logits) -> Result<Tensor> {
 }
 
 /// The sum of both modalities' losses, with loss and accuracy of each for the log.
-pub(super) fn logged_sum(losses: [Tensor; 2], logits: &Logits) -> Result<(Tensor, Vec<(&'static str, f64)>)> {
+pub(super) fn logged_sum(
+    losses: [Tensor; 2],
+    logits: &Logits,
+) -> Result<(Tensor, Vec<(&'static str, Figure)>)> {
     let mut logged = Vec::with_capacity(4);
     for (name, loss) in LOSSES.into_iter().zip(&losses) {
-        logged.push((name, value(loss)?));
+        logged.push((name, Figure::of(loss)?));
     }
     for (name, (source, target)) in ACCURACIES.into_iter().zip(logits) {
-        logged.push((name, DomainCritic::accuracy(source, target)?));
+        let accuracy = match stays(source.device()) {
+            true => Figure::of(&DomainCritic::accuracy_on_device(source, target)?)?,
+            false => Figure::known(DomainCritic::accuracy(source, target)?),
+        };
+        logged.push((name, accuracy));
     }
     let [images, sentences] = losses;
     Ok(((images + sentences)?, logged))

@@ -5,9 +5,10 @@ use aeir_losses::{CoralLoss, MaximumMeanDiscrepancy};
 use candle_core::Tensor;
 
 use super::alignment::{Aligned, SourceAlignment};
-use super::{Adaptation, Embeddings, Method, Moment, PhaseOutcome, value};
+use super::{Adaptation, Embeddings, Method, Moment, PhaseOutcome};
 use crate::config::TrainConfig;
 use crate::error::Result;
+use crate::figure::Figure;
 
 /// Which distance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,8 +78,8 @@ impl Method for Discrepancy {
         let target = embeddings.target()?;
         let images = self.distance(&embeddings.source_images.mean()?, &target.images.mean()?)?;
         let sentences = self.distance(&embeddings.source_sentences.mean()?, &target.sentences.mean()?)?;
-        logged.push(("distance_images", value(&images)?));
-        logged.push(("distance_sentences", value(&sentences)?));
+        logged.push(("distance_images", Figure::of(&images)?));
+        logged.push(("distance_sentences", Figure::of(&sentences)?));
         let loss = (loss + ((images + sentences)? * self.weight)?)?;
         Ok(PhaseOutcome::encoder(loss, logged))
     }

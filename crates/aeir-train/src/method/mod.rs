@@ -25,6 +25,7 @@ use candle_core::Tensor;
 use crate::config::{MethodName, TowerStart, TrainConfig};
 use crate::data::PreparedData;
 use crate::error::{Result, TrainError};
+use crate::figure::Figure;
 use crate::parameters::ParameterStore;
 
 pub use adapt::Adapt;
@@ -118,17 +119,17 @@ pub struct PhaseOutcome {
     /// The losses; gradients of a parameter reached by several are added.
     pub objectives: Vec<Objective>,
     /// Figures for the log, by name.
-    pub logged: Vec<(&'static str, f64)>,
+    pub logged: Vec<(&'static str, Figure)>,
 }
 
 impl PhaseOutcome {
     /// One loss for the encoders.
-    fn encoder(loss: Tensor, logged: Vec<(&'static str, f64)>) -> Self {
+    fn encoder(loss: Tensor, logged: Vec<(&'static str, Figure)>) -> Self {
         Self { objectives: vec![Objective { loss, reaches: vec![Group::Encoder] }], logged }
     }
 
     /// One loss for the critics.
-    fn critic(loss: Tensor, logged: Vec<(&'static str, f64)>) -> Self {
+    fn critic(loss: Tensor, logged: Vec<(&'static str, Figure)>) -> Self {
         Self { objectives: vec![Objective { loss, reaches: vec![Group::Critic] }], logged }
     }
 }
@@ -502,9 +503,4 @@ impl Adaptation {
         let before = Moment { step: moment.step.wrapping_sub(1), ..moment };
         self.progress(moment).is_some() && (moment.step == 0 || self.progress(before).is_none())
     }
-}
-
-/// The value of a scalar, for the log.
-fn value(scalar: &Tensor) -> Result<f64> {
-    Ok(f64::from(scalar.to_scalar::<f32>()?))
 }

@@ -287,7 +287,8 @@ fn losses() {
         let mode = &mut Mode::Training(&mut generator);
         let embeddings = method.embed(&file.batch(), MOMENT, mode).unwrap();
         let outcome = method.phase(0, &embeddings, MOMENT, mode).unwrap();
-        let logged: HashMap<&str, f64> = outcome.logged.into_iter().collect();
+        let logged: HashMap<&str, f64> =
+            outcome.logged.into_iter().map(|(name, figure)| (name, figure.value().unwrap())).collect();
         let critic = logged["critic_loss_images"] + logged["critic_loss_sentences"];
         for (key, found) in [
             ("triplet", logged["source_loss"]),

@@ -26,11 +26,12 @@ use super::alignment::{Aligned, SourceAlignment};
 use super::critics::{Critics, Sides, confusion_loss, critic_loss};
 use super::{
     Adaptation, Batch, Embeddings, Group, Method, Moment, PhaseOutcome, TargetEmbeddings, TargetRows, embed,
-    no_target, value,
+    no_target,
 };
 use crate::config::{AdaptConfig, TrainConfig};
 use crate::data::{PreparedData, PreparedTarget};
 use crate::error::Result;
+use crate::figure::Figure;
 use crate::items::PreparedItems;
 use crate::mining::{Match, Matches, MiningOptions, match_sets};
 use crate::parameters::ParameterStore;
@@ -213,7 +214,7 @@ impl Adapt {
         let dimension = self.encoder.config().trained_dimension();
         let scores =
             similarity(&unit_columns(images, 0..dimension)?, &unit_columns(sentences, 0..dimension)?)?;
-        let scale = value(&self.encoder.log_scale().exp()?)?;
+        let scale = Figure::of(&self.encoder.log_scale().exp()?)?.value()?;
         let loss = |found: &Match| {
             let row = scores.row(found.image).unwrap_or_default();
             let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -289,7 +290,7 @@ impl Adapt {
         let Aligned { loss: mut total, mut logged } = alignment;
         let mut add = |name: &'static str, loss: Option<Tensor>, weight: f64| {
             if let Some(loss) = loss {
-                logged.push((name, value(&loss)?));
+                logged.push((name, Figure::of(&loss)?));
                 total = (&total + (loss * weight)?)?;
             }
             Ok::<_, crate::TrainError>(())
@@ -858,7 +859,9 @@ mod tests {
         let turned =
             Tensor::new(&[[0.0f32, 1.0], [1.0, 0.0], [0.9, 0.436], [-1.0, 0.0]], &Device::Cpu).unwrap();
         let scale = Tensor::new(3.0f32, &Device::Cpu).unwrap();
-        let of = |embeddings: &Tensor| value(&neighbourhood_loss(&x, embeddings, &scale).unwrap()).unwrap();
+        let of = |embeddings: &Tensor| {
+            neighbourhood_loss(&x, embeddings, &scale).unwrap().to_scalar::<f32>().unwrap()
+        };
         assert!(of(&x) < of(&turned), "{} {}", of(&x), of(&turned));
         assert!(of(&x) >= -1e-5, "a divergence is not negative: {}", of(&x));
     }
