@@ -152,7 +152,7 @@ fn outcome(
         dtype: dtype.as_str(),
         verdict: Verdict::Failed,
         largest: None,
-        tolerance: tolerance(check.kind, dtype),
+        tolerance: check.tolerance.unwrap_or_else(|| tolerance(check.kind, dtype)),
         repeats: None,
         products: None,
         seconds: None,

@@ -4,6 +4,7 @@ use candle_core::{D, Device, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
 
 use crate::error::{EncoderError, Result};
+use crate::rehearsal::is_at_hand;
 
 /// How much of a batch's statistics enters the running value.
 pub const MOMENTUM: f64 = 0.1;
@@ -168,7 +169,7 @@ impl BatchNorm {
         let mean = (x * mask)?.sum_keepdim(D::Minus1)?.broadcast_div(&divisor)?;
         let centred = (x.broadcast_sub(&mean)? * mask)?;
         let variance = centred.sqr()?.sum_keepdim(D::Minus1)?.broadcast_div(&divisor)?;
-        if x.device().is_cpu() {
+        if is_at_hand(x) {
             self.update(&BatchStatistics {
                 mean: host(&mean)?,
                 variance: host(&variance)?,

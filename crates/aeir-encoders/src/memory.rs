@@ -5,7 +5,7 @@ use candle_nn::{Init, VarBuilder};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::rehearsal::Product;
+use crate::rehearsal::{Product, is_at_hand};
 use crate::{EncoderError, Items, l2_normalise};
 
 /// Steps in which a row's sharpness is sought, Newton's or halvings: halvings alone end within what an `f32` can tell apart.
@@ -284,7 +284,7 @@ pub fn frozen_features(items: &Items) -> Result<Tensor, EncoderError> {
 /// [`EncoderError::Tensor`] when the values can't be read or written.
 pub fn calibrated_softmax(similarities: &Tensor, perplexity: f64) -> Result<Tensor, EncoderError> {
     let (rows, columns) = similarities.dims2()?;
-    if !similarities.device().is_cpu() {
+    if !is_at_hand(similarities) {
         return calibrated_on_device(similarities, perplexity);
     }
     let mut values = similarities.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;

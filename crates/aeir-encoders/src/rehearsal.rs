@@ -40,6 +40,11 @@ pub(crate) fn is_fused(tensors: &[&Tensor]) -> bool {
         && INSPECT.get().is_none()
 }
 
+/// Whether the values of `x` are at hand: on the CPU, where no other device is rehearsed, which would have to be waited for.
+pub(crate) fn is_at_hand(x: &Tensor) -> bool {
+    x.device().is_cpu() && INSPECT.get().is_none()
+}
+
 /// Matrix products that a rehearsal sees. Our crates multiply tensors by nothing else.
 pub trait Product {
     /// The matrix product, as [`Tensor::matmul`].

@@ -4,7 +4,7 @@ use candle_core::{D, Tensor};
 
 use crate::error::{Check, LossError, Within};
 use crate::matched_rows::MatchedRows;
-use crate::rehearsal::Product;
+use crate::rehearsal::{Product, is_at_hand};
 use crate::stable::{negative_infinity, normalise_rows};
 
 const LOSS: &str = "fragment_similarity";
@@ -329,7 +329,7 @@ fn check_mask(
 /// Padding replaced by zeros, so that nothing it holds can spread, forwards or backwards.
 fn without_padding(x: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
     // Another device is not asked: it would have to be waited for.
-    if mask.device().is_cpu() && !mask.flatten_all()?.to_vec1::<u8>()?.contains(&0) {
+    if is_at_hand(mask) && !mask.flatten_all()?.to_vec1::<u8>()?.contains(&0) {
         return Ok(x.clone());
     }
     mask.unsqueeze(D::Minus1)?.broadcast_as(x.dims())?.where_cond(x, &x.zeros_like()?)

@@ -73,7 +73,7 @@ pub(crate) fn stays(device: &Device) -> bool {
     if forced::is_on() {
         return true;
     }
-    !device.is_cpu()
+    !device.is_cpu() || aeir_encoders::rehearsal::current().is_some()
 }
 
 /// The numbers, in order: all that are on the device in one transfer.

@@ -94,6 +94,8 @@ pub(super) struct Check {
     pub(super) single_only: Option<&'static str>,
     /// The same, of the CPU alone.
     pub(super) single_on_the_cpu: Option<&'static str>,
+    /// What the error may be, where it is not that of its kind.
+    pub(super) tolerance: Option<f64>,
     work: Work,
 }
 
@@ -103,12 +105,24 @@ impl Check {
         name: impl Into<String>,
         work: impl Fn(&Place) -> anyhow::Result<Values> + Send + 'static,
     ) -> Self {
-        Self { name: name.into(), kind, single_only: None, single_on_the_cpu: None, work: Box::new(work) }
+        Self {
+            name: name.into(),
+            kind,
+            single_only: None,
+            single_on_the_cpu: None,
+            tolerance: None,
+            work: Box::new(work),
+        }
     }
 
     /// The same, in f32 alone.
     pub(super) fn single_only(self, why: &'static str) -> Self {
         Self { single_only: Some(why), ..self }
+    }
+
+    /// The same, with another tolerance.
+    pub(super) fn within(self, tolerance: f64) -> Self {
+        Self { tolerance: Some(tolerance), ..self }
     }
 
     /// The same, but in bfloat16 not where the device is the CPU.

@@ -178,7 +178,9 @@ fn rows() -> Vec<Check> {
             let x = Numbers::new(27).tensor(&[6, 20])?.to_device(&place.device)?;
             Values::of(&calibrated_softmax(&x, 5.0)?)
         })
-        .single_only("it is computed on the host"),
+        // The CPU ends its search for the sharpness at an entropy that is right to 1e-4.
+        .within(2e-3)
+        .single_only("features are f32"),
         operation("regression-kernel", 28, &[("cosines", &[6, 20])], |inputs| {
             Ok(regression_kernel(one(inputs)?, 3.0)?)
         }),

@@ -102,7 +102,9 @@ fn fragments(name: &str, config: TrainConfig, sentences: SentenceKind) -> Check 
             // Late in the training: warm-ups are over, and methods adapt.
             let moment = Moment { step: 8 + step, steps: 10 };
             let outcome = stepper.step(&batch, moment, rates, &mut Mode::Training(&mut random))?;
-            values.results.extend(figures(step + 1, &outcome.logged, outcome.encoder_norm));
+            let logged = outcome.logged.iter().map(|(name, figure)| Ok((*name, figure.value()?)));
+            let logged = logged.collect::<anyhow::Result<Vec<_>>>()?;
+            values.results.extend(figures(step + 1, &logged, outcome.encoder_norm.value()?));
         }
         for (name, value) in store.snapshot("")? {
             values.results.push(Named { name, values: host(&value)? });

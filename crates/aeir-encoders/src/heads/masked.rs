@@ -4,6 +4,7 @@ use candle_core::{D, Tensor};
 
 use crate::error::Result;
 use crate::fragments::Fragments;
+use crate::rehearsal::is_at_hand;
 
 /// Stands for minus infinity where a maximum is taken: infinities would make NaN in a row without entries.
 const LOWEST: f64 = -1e30;
@@ -13,7 +14,7 @@ const SMALLEST: f64 = 1e-30;
 /// The fragments with zeros in the rows of padding, which then get no gradient.
 pub(super) fn zeroed(fragments: &Fragments) -> Result<Fragments> {
     // Another device is not asked: it would have to be waited for.
-    if fragments.mask().device().is_cpu() && !fragments.has_padding()? {
+    if is_at_hand(fragments.mask()) && !fragments.has_padding()? {
         return Ok(fragments.clone());
     }
     let mask = fragments.mask().to_dtype(fragments.features().dtype())?.unsqueeze(2)?;

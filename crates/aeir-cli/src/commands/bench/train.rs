@@ -183,6 +183,7 @@ struct Training {
     batch: Batch,
     learning_rate: f64,
     random: ChaCha8Rng,
+    device: Device,
 }
 
 impl Training {
@@ -191,15 +192,18 @@ impl Training {
         let store = ParameterStore::new(config.seed, device);
         let stepper = Stepper::new(build(&config, inputs, &store)?, &store, &config)?;
         let learning_rate = config.optimizer.learning_rate;
-        Ok(Self { stepper, batch, learning_rate, random: ChaCha8Rng::seed_from_u64(config.seed) })
+        let random = ChaCha8Rng::seed_from_u64(config.seed);
+        Ok(Self { stepper, batch, learning_rate, random, device: device.clone() })
     }
 
     fn step(&mut self) -> anyhow::Result<()> {
         let rates = Rates { encoder: self.learning_rate, critic: self.learning_rate };
         let mode = &mut Mode::Training(&mut self.random);
         // Late in the training: no warm-up is left.
-        self.stepper.step(&self.batch, Moment { step: 9, steps: 10 }, rates, mode)?;
-        Ok(())
+        let outcome = self.stepper.step(&self.batch, Moment { step: 9, steps: 10 }, rates, mode)?;
+        // A GPU answers before it has computed.
+        outcome.encoder_norm.value()?;
+        Ok(self.device.synchronize()?)
     }
 
     /// The median of `repeats` steps, after one that is not counted.
