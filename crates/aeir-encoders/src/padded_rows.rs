@@ -4,11 +4,12 @@
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::normalise::{UnitNorm, UnitRows};
 use crate::product::{held_values, values};
+use crate::rehearsal::is_fused;
 use crate::vector::vectorised;
 
 /// Which words a batch of sentences has.
@@ -30,8 +31,7 @@ pub(crate) fn padded_unit_mean(
 ) -> Result<Tensor> {
     let Placed { rows, positions, padded: (batch, longest) } = placed;
     let (_, dimension) = forward.dims2()?;
-    let fused = [forward, backward].iter().all(|x| x.device().is_cpu() && x.dtype() == DType::F32);
-    if fused && dimension > 0 {
+    if is_fused(&[forward, backward]) && dimension > 0 {
         let operation = PaddedUnitMean {
             rows: rows.clone(),
             positions: positions.to_vec(),
@@ -156,7 +156,7 @@ impl CustomOp2 for PaddedUnitMean {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     use super::*;
 
