@@ -4,7 +4,7 @@ use candle_core::{D, Device, Tensor, Var};
 use candle_nn::{Init, VarBuilder};
 
 use crate::error::{EncoderError, Result};
-use crate::rehearsal::is_at_hand;
+use crate::rehearsal::{Product, is_at_hand};
 
 /// How much of a batch's statistics enters the running value.
 pub const MOMENTUM: f64 = 0.1;
