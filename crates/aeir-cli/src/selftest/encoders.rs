@@ -33,7 +33,7 @@ pub(super) fn all() -> Vec<Check> {
         check("static-embedding", static_embedding),
     ];
     for name in ["clip", "siglip"] {
-        checks.push(check(name, move |place| contrastive(place, name)));
+        checks.push(check(&format!("{name}-encoders"), move |place| contrastive(place, name)));
     }
     checks
 }
