@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::host::Host;
+use super::wheels::link;
 
 /// What the real library calls itself, and so what the binary asks for.
 const NAME: &str = "libcuda.so.1";
@@ -14,22 +14,24 @@ const NO_DEVICE: u32 = 100;
 /// What it says of its errors, should the real library be hidden by it.
 const EXPLAINED: &str = "this is the stand-in for the driver's library, which has no device: take its folder out of LD_LIBRARY_PATH";
 
-/// Compiles `lib64/stubs/libcuda.so` of a toolkit, unless it is there.
+/// Compiles `lib64/stubs/libcuda.so` of a toolkit with these functions, unless it is there.
 ///
 /// # Errors
-/// When there is no C compiler, or the functions to stand in for are not found.
-pub(super) fn write(toolkit: &Path, host: &Host, offline: bool) -> anyhow::Result<()> {
+/// When there is no C compiler, or a file can't be written.
+pub(super) fn write(toolkit: &Path, compiler: &Path, functions: &[String]) -> anyhow::Result<()> {
     let folder = toolkit.join("lib64").join("stubs");
     let library = folder.join("libcuda.so");
-    let code = source(&host.cudarc(offline)?.driver_functions()?);
+    let code = source(functions);
     let file = folder.join("libcuda.c");
     if library.exists() && std::fs::read_to_string(&file).is_ok_and(|earlier| earlier == code) {
         return Ok(());
     }
+    // Should this be interrupted, nothing half done is taken for the library.
+    let _ = std::fs::remove_file(&library);
     std::fs::write(&file, code).with_context(|| format!("could not write `{}`", file.display()))?;
-    let mut command = Command::new(&host.compiler);
+    let mut command = Command::new(compiler);
     command.args(["-shared", "-fPIC", &format!("-Wl,-soname,{NAME}"), "-o"]).arg(&library).arg(&file);
-    let compiler = host.compiler.display();
+    let compiler = compiler.display();
     let output = command.output().with_context(|| {
         format!(
             "could not run `{compiler}`, to stand in for the driver's library\nhint: install a C and C++ compiler (on Debian and Ubuntu \
@@ -40,9 +42,7 @@ pub(super) fn write(toolkit: &Path, host: &Host, offline: bool) -> anyhow::Resul
         bail!("`{compiler}` failed:\n{}", String::from_utf8_lossy(&output.stderr).trim_end());
     }
     // By this name the binary finds it, should one want to see it start.
-    let named = folder.join(NAME);
-    std::fs::copy(&library, &named).with_context(|| format!("could not write `{}`", named.display()))?;
-    Ok(())
+    link(Path::new("libcuda.so"), &folder.join(NAME))
 }
 
 /// C code of a library that has these functions and no device.
@@ -62,6 +62,30 @@ fn source(functions: &[String]) -> String {
 mod tests {
     use super::*;
     use crate::cuda::shared_objects::needed;
+
+    #[test]
+    fn it_is_compiled_once_and_again_when_the_functions_change() {
+        let toolkit = tempfile::tempdir().unwrap();
+        let stubs = toolkit.path().join("lib64").join("stubs");
+        std::fs::create_dir_all(&stubs).unwrap();
+        let functions = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let (few, more) = (functions(&["cuInit"]), functions(&["cuInit", "cuCtxCreate"]));
+        let (compiler, none) = (Path::new("cc"), Path::new("no-such-compiler"));
+        let error = write(toolkit.path(), none, &few).unwrap_err().to_string();
+        assert!(error.contains("no-such-compiler") && error.contains("hint: install a C"), "{error}");
+        write(toolkit.path(), compiler, &few).unwrap();
+        let small = std::fs::read(stubs.join("libcuda.so")).unwrap();
+        assert!(small.starts_with(b"\x7fELF"));
+        write(toolkit.path(), none, &few).unwrap();
+        write(toolkit.path(), none, &more).unwrap_err();
+        assert!(!stubs.join("libcuda.so").exists(), "what is not whole is not there");
+        write(toolkit.path(), compiler, &more).unwrap();
+        assert_ne!(std::fs::read(stubs.join(NAME)).unwrap(), small);
+        assert_eq!(
+            std::fs::read(stubs.join(NAME)).unwrap(),
+            std::fs::read(stubs.join("libcuda.so")).unwrap()
+        );
+    }
 
     #[test]
     fn a_program_links_against_it_and_asks_for_the_real_one() {

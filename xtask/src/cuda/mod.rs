@@ -90,7 +90,8 @@ impl Build {
         check_space(&target)?;
         if let Toolkit::Wheels(wheels) = &toolkit {
             wheels.unpack(&host, self.offline, &mut |line| complain(line))?;
-            driver_stub::write(wheels.folder(), &host, self.offline)?;
+            let functions = host.cudarc(self.offline)?.driver_functions()?;
+            driver_stub::write(wheels.folder(), &host.compiler, &functions)?;
         }
         toolkit.check_version(&host, self.offline)?;
         match toolkit.compiles(&host, capability, &target)? {

@@ -208,8 +208,9 @@ fn newest(folder: &Path, start: &str, end: &str) -> Option<PathBuf> {
     entries.filter(fits).max()
 }
 
+/// Makes `from` lead to `to`, whatever is there now.
 #[cfg(unix)]
-fn link(to: &Path, from: &Path) -> anyhow::Result<()> {
+pub(super) fn link(to: &Path, from: &Path) -> anyhow::Result<()> {
     if fs::read_link(from).is_ok_and(|already| already == to) {
         return Ok(());
     }
@@ -219,7 +220,7 @@ fn link(to: &Path, from: &Path) -> anyhow::Result<()> {
 }
 
 #[cfg(not(unix))]
-fn link(_to: &Path, from: &Path) -> anyhow::Result<()> {
+pub(super) fn link(_to: &Path, from: &Path) -> anyhow::Result<()> {
     bail!("could not link `{}`: this system has no such links", from.display())
 }
 
