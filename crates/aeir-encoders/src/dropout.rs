@@ -27,7 +27,7 @@ const CHUNK: usize = 1 << 14;
 /// # Example
 /// ```
 /// use aeir_encoders::{Mode, dropout};
-/// use candle_core::{Device, Tensor};
+/// use candle_core::{DType, Device, Tensor};
 /// use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 ///
 /// let x = Tensor::ones((4, 8), DType::F32, &Device::Cpu)?;

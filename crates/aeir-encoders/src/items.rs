@@ -102,20 +102,16 @@ impl Encoded {
     /// # Errors
     /// [`EncoderError::Tensor`] from candle, such as for a row that isn't there.
     pub fn select(&self, rows: &Tensor) -> Result<Self, EncoderError> {
+        let of = |tensor: &Tensor| tensor.index_select(&rows.to_device(tensor.device())?, 0);
         let members = self
             .members
             .iter()
             .map(|member| {
-                let fragments = member.fragments.as_ref().map(|fragments| {
-                    Fragments::new(
-                        fragments.features().index_select(rows, 0)?,
-                        fragments.mask().index_select(rows, 0)?,
-                    )
-                });
-                Ok(Embedded {
-                    fragments: fragments.transpose()?,
-                    pooled: member.pooled.index_select(rows, 0)?,
-                })
+                let fragments = member
+                    .fragments
+                    .as_ref()
+                    .map(|fragments| Fragments::new(of(fragments.features())?, of(fragments.mask())?));
+                Ok(Embedded { fragments: fragments.transpose()?, pooled: of(&member.pooled)? })
             })
             .collect::<Result<Vec<_>, EncoderError>>()?;
         Ok(Self { members })

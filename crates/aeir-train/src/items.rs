@@ -560,8 +560,10 @@ impl PreparedItems {
         let Parts::Fragments(parts) = &self.parts else { return Ok(0) };
         let count: usize = parts.iter().map(|part| part.table.len()).sum();
         let (longest, dimension) = (self.longest(), self.dimension()?);
-        let bytes = (count * longest * (dimension + 1) * size_of::<f32>()) as u64;
-        if count == 0 || bytes > room {
+        let values = count * longest * (dimension + 1);
+        let bytes = (values * size_of::<f32>()) as u64;
+        // candle's kernels count the values of a table in 32 bits.
+        if count == 0 || bytes > room || u32::try_from(values).is_err() {
             return Ok(0);
         }
         let features = Tensor::zeros((count, longest, dimension), DType::F32, &self.device)?;

@@ -87,7 +87,13 @@ pub fn train(
     device: &Device,
     observer: &mut (dyn Observer + Send),
 ) -> Result<Trained> {
-    on_large_stack(|| Trainer::new(&config.resolved()?, data, run, device, observer)?.run())
+    // Each thread has an order of its own of what it asks of a GPU: nothing may be left to do when another one goes on with it.
+    device.synchronize()?;
+    on_large_stack(|| {
+        let trained = Trainer::new(&config.resolved()?, data, run, device, observer)?.run()?;
+        device.synchronize()?;
+        Ok(trained)
+    })
 }
 
 /// Runs `work` on a thread of its own with a stack that backward passes fit on.
@@ -260,6 +266,8 @@ impl<'a> Trainer<'a> {
             0 => None,
             count => Some(Self::first_pairs(&prepared, &source, count)?),
         };
+        // What was put there is read by the thread that loads ahead.
+        device.synchronize()?;
         Ok(Self {
             critics: CriticWatch::default(),
             ranking: RankingWatch::new(config),
@@ -613,9 +621,10 @@ impl<'a> Trainer<'a> {
         let next = self.rows_ahead(step);
         let rates =
             Rates { encoder: self.learning_rate(step), critic: self.config.adaptation.critic_learning_rate };
-        let Self { data, anchors, stepper, .. } = self;
-        let (outcome, ahead) =
-            with_loading(next, data, anchors.as_ref(), || stepper.step_all(&batches, moment, rates, mode))?;
+        let Self { data, anchors, stepper, device, .. } = self;
+        let (outcome, ahead) = with_loading(next, data, anchors.as_ref(), device, || {
+            stepper.step_all(&batches, moment, rates, mode)
+        })?;
         self.ahead = ahead;
         self.progress.step += 1;
         let decay = self.config.optimizer.ema_decay;
@@ -809,13 +818,20 @@ fn with_loading<T>(
     next: Option<(usize, Vec<BatchRows>)>,
     data: &PreparedData,
     anchors: Option<&Anchors>,
+    device: &Device,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<(T, Option<Loaded>)> {
     let Some((step, rows)) = next else { return Ok((work()?, None)) };
+    // This thread waits for what it asked of the device alone, not for the step.
+    let load = || {
+        let batches = load(&rows, data, anchors, &mut Mode::Evaluation)?;
+        device.synchronize()?;
+        Ok::<_, TrainError>(batches)
+    };
     std::thread::scope(|scope| {
         let loading = std::thread::Builder::new()
             .name("batch".into())
-            .spawn_scoped(scope, || load(&rows, data, anchors, &mut Mode::Evaluation))
+            .spawn_scoped(scope, load)
             .map_err(|error| TrainError::Thread { message: error.to_string() })?;
         let done = work();
         let loaded = loading.join().map_err(|_| TrainError::Thread { message: "loading panicked".into() })?;

@@ -90,6 +90,8 @@ static SHARED: LazyLock<Shared> = LazyLock::new(|| {
     let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("aeir-cli-it");
     let folder = place.join(build());
     fs::create_dir_all(&folder).unwrap();
+    // It is in use: whoever cleans up leaves it.
+    let _ = fs::File::open(&folder).and_then(|opened| opened.set_modified(SystemTime::now()));
     // A static is never dropped: what earlier builds left behind goes now.
     for entry in fs::read_dir(&place).unwrap().flatten().filter(|entry| entry.path() != folder) {
         let age = entry.metadata().and_then(|data| data.modified()).ok();
@@ -114,17 +116,20 @@ fn build() -> String {
 }
 
 /// A standardised AEIR model and an index of the target's images, never to be changed. Made once a build: a runner that gives
-/// each test a process of its own has them all wait for the first.
+/// each test a process of its own has them all wait for the first. They are made in another place: who is killed leaves nothing here.
 static MODEL_AND_INDEX: LazyLock<(PathBuf, PathBuf)> = LazyLock::new(|| {
     let (model, index) = (SHARED.folder.join("model"), SHARED.folder.join("index"));
     let lock = fs::File::create(SHARED.folder.join("lock")).unwrap();
     lock.lock().unwrap();
     let whole = SHARED.folder.join("whole");
     if !whole.exists() {
-        let scene = Scene::new();
-        let (model, index) = (model.display(), index.display());
-        scene.run(&format!("train {BOTH} --standardise --epochs 6 --overwrite --output {model}")).ok();
-        scene.run(&format!("index --model {model} --images images.txt --output {index}")).ok();
+        let scene = Scene::within(TempDir::new_in(&SHARED.folder).unwrap());
+        scene.run(&format!("train {BOTH} --standardise --epochs 6 --output model")).ok();
+        scene.run("index --model model --images images.txt --output index").ok();
+        for (name, place) in [("model", &model), ("index", &index)] {
+            let _ = fs::remove_dir_all(place);
+            fs::rename(scene.path(name), place).unwrap();
+        }
         fs::write(whole, "").unwrap();
     }
     (model, index)
@@ -157,7 +162,11 @@ fn absolute_record(folder: &Path, line: &str) -> String {
 
 impl Scene {
     fn new() -> Self {
-        let scene = Self { folder: tempfile::tempdir().unwrap() };
+        Self::within(tempfile::tempdir().unwrap())
+    }
+
+    fn within(folder: TempDir) -> Self {
+        let scene = Self { folder };
         let (source, target) = (fixtures("datasets/noto-cldr"), fixtures("datasets/openclipart"));
         let captions = source.join("captions.jsonl");
         let mut records = lines(&captions, 50, |line| line.contains(r#""split": "train""#));
@@ -176,13 +185,13 @@ impl Scene {
         scene
     }
 
-    /// With the shared model as `model` and the shared index as `index`, to be read only.
+    /// With the shared model as `model` and the shared index as `index`, to be read only: what a command adds to them is the scene's own.
     fn with_model() -> Self {
         let scene = Self::new();
         let (model, index) = &*MODEL_AND_INDEX;
         for (shared, name) in [(model, "model"), (index, "index")] {
             #[cfg(unix)]
-            std::os::unix::fs::symlink(shared, scene.path(name)).unwrap();
+            link_entries(shared, &scene.path(name));
             #[cfg(not(unix))]
             copy_folder(shared, &scene.path(name));
         }
@@ -259,12 +268,21 @@ impl Scene {
     }
 }
 
+/// A folder of its own whose entries are those of another.
+#[cfg(unix)]
+fn link_entries(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().flatten() {
+        std::os::unix::fs::symlink(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
 fn copy_folder(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
+        if entry.path().is_dir() {
             copy_folder(&entry.path(), &target);
         } else {
             fs::copy(entry.path(), target).unwrap();

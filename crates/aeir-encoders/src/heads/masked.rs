@@ -7,7 +7,7 @@ use crate::fragments::Fragments;
 use crate::rehearsal::is_at_hand;
 
 /// Stands for minus infinity where a maximum is taken: infinities would make NaN in a row without entries.
-const LOWEST: f64 = -1e30;
+const LOWEST: f32 = -1e30;
 /// Keeps the sum of a row without entries from being divided by.
 const SMALLEST: f64 = 1e-30;
 

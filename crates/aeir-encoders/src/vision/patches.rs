@@ -1,6 +1,6 @@
 //! Patches of a picture as tokens, and their positions.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 use super::network::{channels_last, check_colours};
 use crate::checkpoint::Source;
@@ -151,8 +151,8 @@ pub(crate) fn interpolate(
             Interpolation::Bicubic => cubic_weights(index, side, to),
             Interpolation::Antialiased => antialiased_weights(index, side, to),
         });
-        let weights = Tensor::from_vec(rows.collect::<Vec<f64>>(), (to, side), positions.device())?;
-        Ok(weights.to_dtype(positions.dtype())?)
+        let weights = Tensor::from_vec(rows.collect::<Vec<f64>>(), (to, side), &Device::Cpu)?;
+        Ok(weights.to_dtype(positions.dtype())?.to_device(positions.device())?)
     };
     // [height, side] by [side, side D], then [width, side] by [side, D] for each row.
     let tall = weights(height)?.product(&positions.reshape((side, side * dimension))?)?;

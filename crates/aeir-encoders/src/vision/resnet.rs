@@ -1,6 +1,6 @@
 //! ResNet in Hugging Face's layout.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::network::{ImageNetwork, channels_last, check_colours, stages};
 use crate::batch_norm::VARIANCE_EPSILON;
@@ -213,13 +213,14 @@ impl Unit {
         if let Some(value) = variance.to_vec1::<f32>()?.into_iter().find(|value| *value < 0.0) {
             return Err(norm.bad_value("running_var", "values of 0 and more", value));
         }
-        let inverse = (variance.to_dtype(DType::F64)? + VARIANCE_EPSILON)?.sqrt()?.recip()?;
+        let exact = variance.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+        let inverse = (exact + VARIANCE_EPSILON)?.sqrt()?.recip()?.to_dtype(DType::F32)?;
         let parts = Parts {
             weight: source.tensor("convolution.weight", &shape)?,
             gain: norm.tensor("weight", &[outputs])?,
             shift: norm.tensor("bias", &[outputs])?,
             mean: norm.constant("running_mean", &[outputs])?,
-            inverse: inverse.to_dtype(DType::F32)?,
+            inverse: inverse.to_device(variance.device())?,
             stride,
             activation,
         };
