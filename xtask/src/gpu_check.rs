@@ -1,8 +1,9 @@
 //! `cargo xtask gpu-check`: proof on a machine with a card, in one command.
 //!
 //! Runs `aeir doctor` and `aeir selftest` on the device, then the benchmarks beside PyTorch, and writes one report with the card and
-//! its driver.
+//! its driver. Time on a card is dear: what one part has found is kept when another fails.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +12,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
 use crate::tree::workspace_root;
-use crate::{binary, say};
+use crate::{binary, complain, cuda, say};
 
 pub(crate) const HELP: &str = "\
 cargo xtask gpu-check [OPTIONS]
@@ -19,7 +20,7 @@ cargo xtask gpu-check [OPTIONS]
 Checks a device and times our work on it beside PyTorch's. Needs a card; without one it says what is missing and fails.
 
   --device NAME        cuda, cuda:N or metal [default: cuda]
-  --binary FILE        An `aeir` that is built already [default: builds target/release/aeir with the device's feature]
+  --binary FILE        An `aeir` that is built already [default: builds one; for CUDA as `cargo xtask cuda build` does]
   --output FILE        The report as JSON [default: target/gpu-check.json]
   --python FILE        A Python with PyTorch for that device [default: python3]; without one our figures stand alone
   --text-encoder DIR   A BERT such as MiniLM, to time encoding
@@ -85,32 +86,58 @@ impl Options {
     }
 }
 
-/// Runs everything and writes the report; fails where the selftest did.
+/// Runs everything and writes the report; fails at the end where the selftest or a benchmark did.
 pub(crate) fn run(words: &[&str]) -> anyhow::Result<()> {
     let Some(options) = Options::parse(words)? else { return say(HELP) };
     let root = workspace_root()?;
-    let program = match &options.binary {
-        Some(program) => std::path::absolute(program)?,
-        None => {
-            check_driver(&options)?;
-            binary::release_with(&root, &[options.feature()])?
-        }
-    };
-    let aeir = Aeir { program, options: &options };
+    let file = options.output.clone().unwrap_or_else(|| root.join("target").join("gpu-check.json"));
+    let aeir = Aeir::of(&options, &root)?;
     let doctor = aeir.json(&["doctor", "--json"], Exit::Any)?;
     check_device(&options, &doctor)?;
     say("selftest\n")?;
-    let selftest = aeir.json(&["selftest", "--json", "--device", &options.device], Exit::Any)?;
-    let benches = benches(&aeir)?;
-    let peers = peers(&options, &root);
-    let report = json!({ "doctor": doctor, "selftest": selftest, "aeir": benches, "pytorch": peers });
-    let file = options.output.clone().unwrap_or_else(|| root.join("target").join("gpu-check.json"));
-    std::fs::write(&file, serde_json::to_string_pretty(&report)? + "\n")
-        .with_context(|| format!("could not write `{}`", file.display()))?;
+    let selftest = or_failed(aeir.json(&["selftest", "--json", "--device", &options.device], Exit::Any));
+    let mut report = json!({ "doctor": doctor, "selftest": selftest });
+    // The benchmarks take long, and may not end.
+    write(&file, &report)?;
+    say(&card(&report))?;
+    report["aeir"] = benches(&aeir)?;
+    report["pytorch"] = peers(&options, &root);
+    write(&file, &report)?;
     say(&table(&report))?;
     say(&format!("report  {}\n", file.display()))?;
+    passed(&options, &report)
+}
+
+fn write(file: &Path, report: &Value) -> anyhow::Result<()> {
+    std::fs::write(file, serde_json::to_string_pretty(report)? + "\n")
+        .with_context(|| format!("could not write `{}`", file.display()))
+}
+
+/// What was found, or why nothing was.
+fn or_failed(found: anyhow::Result<Value>) -> Value {
+    found.unwrap_or_else(|error| json!({ "failed": format!("{error:#}").trim() }))
+}
+
+/// The parts that failed, each with why.
+fn failures(report: &Value) -> Vec<(&str, &str)> {
+    let benches = report.get("aeir").and_then(Value::as_object).into_iter().flatten();
+    let parts = report.get("selftest").map(|selftest| ("selftest", selftest));
+    parts
+        .into_iter()
+        .chain(benches.map(|(name, part)| (name.as_str(), part)))
+        // The selftest's own `failed` is a number.
+        .filter_map(|(name, part)| Some((name, part.get("failed")?.as_str()?)))
+        .collect()
+}
+
+/// Whether all is well, once everything is told.
+fn passed(options: &Options, report: &Value) -> anyhow::Result<()> {
     if report.pointer("/selftest/passed") != Some(&Value::Bool(true)) {
         bail!("the selftest did not pass: `aeir selftest --device {}` shows what differs", options.device);
+    }
+    let failed: Vec<&str> = failures(report).into_iter().map(|(name, _)| name).collect();
+    if !failed.is_empty() {
+        bail!("benchmarks failed: {}; the report says why", failed.join(", "));
     }
     Ok(())
 }
@@ -146,13 +173,34 @@ enum Exit {
 
 struct Aeir<'a> {
     program: PathBuf,
+    /// Where its libraries lie, where they come from its build.
+    libraries: Vec<PathBuf>,
     options: &'a Options,
 }
 
-impl Aeir<'_> {
+impl<'a> Aeir<'a> {
+    /// The program that is named, or one that is built now.
+    fn of(options: &'a Options, root: &Path) -> anyhow::Result<Self> {
+        if let Some(program) = &options.binary {
+            return Ok(Self { program: std::path::absolute(program)?, libraries: Vec::new(), options });
+        }
+        check_driver(options)?;
+        if options.feature() == "cuda" {
+            // A plain build needs an installed toolkit: a machine with a card may have none.
+            let cuda::Built { binary, libraries } = cuda::built()?;
+            return Ok(Self { program: binary, libraries, options });
+        }
+        let program = binary::release_with(root, &[options.feature()])?;
+        Ok(Self { program, libraries: Vec::new(), options })
+    }
+
     /// The JSON that it prints.
     fn json(&self, arguments: &[&str], exit: Exit) -> anyhow::Result<Value> {
         let mut command = Command::new(&self.program);
+        if !self.libraries.is_empty() {
+            let given = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+            command.env("LD_LIBRARY_PATH", library_path(&self.libraries, &given)?);
+        }
         let output = command.args(arguments).output().with_context(|| {
             format!(
                 "could not run `{}`: a program for CUDA needs libcuda.so.1 and CUDA's libraries to start (docs/cuda.md)",
@@ -167,6 +215,7 @@ impl Aeir<'_> {
             .with_context(|| format!("`aeir {}` printed no report:\n{complaint}", arguments.join(" ")))
     }
 
+    /// What a benchmark found, or why it failed.
     fn bench(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         say(&format!("aeir bench {}\n", arguments.join(" ")))?;
         let all: Vec<&str> = ["bench"]
@@ -175,8 +224,24 @@ impl Aeir<'_> {
             .chain(&["--json", "--device", &self.options.device])
             .copied()
             .collect();
-        self.json(&all, Exit::Success)
+        self.told(&all)
     }
+
+    /// The JSON of a benchmark; its failure is told at once, and does not end the others.
+    fn told(&self, arguments: &[&str]) -> anyhow::Result<Value> {
+        let found = self.json(arguments, Exit::Success);
+        if let Err(error) = &found {
+            complain(&format!("{error:#}\n"))?;
+        }
+        Ok(or_failed(found))
+    }
+}
+
+/// These folders, then what was given, without folders that hold a stand-in for the driver: it would hide the real one.
+fn library_path(libraries: &[PathBuf], given: &OsString) -> anyhow::Result<OsString> {
+    let given = std::env::split_paths(given)
+        .filter(|folder| !folder.as_os_str().is_empty() && !folder.ends_with("stubs"));
+    Ok(std::env::join_paths(libraries.iter().cloned().chain(given))?)
 }
 
 /// Refuses to go on without the device, and says what is missing.
@@ -242,7 +307,7 @@ fn benches(aeir: &Aeir<'_>) -> anyhow::Result<Value> {
         "f32",
     ];
     say("aeir bench search, on the processor\n")?;
-    found["search_on_the_processor"] = aeir.json(&search, Exit::Success)?;
+    found["search_on_the_processor"] = aeir.told(&search)?;
     Ok(found)
 }
 
@@ -274,23 +339,26 @@ fn peers(options: &Options, root: &Path) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| missing(error.to_string()))
 }
 
-/// For people.
-fn table(report: &Value) -> String {
-    let text = |pointer: &str| report.pointer(pointer).and_then(Value::as_str).unwrap_or("-").to_owned();
-    let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64);
-    let mut table = format!(
-        "\ncard    {}, compute capability {}, driver for CUDA {}\nselftest  {} agree, {} differ, {} failed\n\n{:34} {:>12} {:>12} {:>14}\n",
+/// The card and its selftest, for people.
+fn card(report: &Value) -> String {
+    let text = |pointer: &str| report.pointer(pointer).and_then(Value::as_str).unwrap_or("-");
+    let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0);
+    format!(
+        "card    {}, compute capability {}, driver for CUDA {}\nselftest  {} agree, {} differ, {} failed\n",
         text("/selftest/device/name"),
         text("/selftest/device/compute_capability"),
         text("/selftest/device/driver"),
-        number("/selftest/agree").unwrap_or(0.0),
-        number("/selftest/differ").unwrap_or(0.0),
-        number("/selftest/failed").unwrap_or(0.0),
-        "",
-        "aeir",
-        "PyTorch",
-        "torch.compile",
-    );
+        number("/selftest/agree"),
+        number("/selftest/differ"),
+        number("/selftest/failed"),
+    )
+}
+
+/// All of it, for people.
+fn table(report: &Value) -> String {
+    let number = |pointer: &str| report.pointer(pointer).and_then(Value::as_f64);
+    let mut table =
+        format!("\n{}\n{:34} {:>12} {:>12} {:>14}\n", card(report), "", "aeir", "PyTorch", "torch.compile");
     let milliseconds = |pointer: &str| number(pointer).map(|seconds| 1e3 * seconds);
     let rows = [
         (
@@ -329,6 +397,9 @@ fn table(report: &Value) -> String {
         if let Some(why) = report.pointer(pointer).and_then(Value::as_str) {
             let _ = writeln!(table, "missing: {why}");
         }
+    }
+    for (name, why) in failures(report) {
+        let _ = writeln!(table, "FAILED: {name}: {why}");
     }
     table
 }
@@ -383,5 +454,53 @@ mod tests {
         let table = table(&report);
         assert!(table.contains("A card") && table.contains("12.5") && table.contains("25.0"), "{table}");
         assert!(table.contains("missing: name an encoder"), "{table}");
+    }
+
+    #[test]
+    fn the_stand_in_for_the_driver_is_not_where_libraries_are_looked_for() {
+        let given = std::env::join_paths(["kit/lib64/stubs", "", "usual"]).unwrap();
+        let path = library_path(&["kit/lib64".into()], &given).unwrap();
+        let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+        assert_eq!(folders, [PathBuf::from("kit/lib64"), PathBuf::from("usual")]);
+    }
+
+    /// What comes of a program that answers so, in words of the shell, and of all the rest as `aeir` does.
+    #[cfg(unix)]
+    fn checked(selftest: &str, train: &str) -> (anyhow::Result<()>, Value) {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (program, file) = (folder.path().join("aeir"), folder.path().join("report.json"));
+        let script = format!(
+            "#!/bin/sh\ncase \"$1 $2\" in\n'doctor --json') echo '{{\"devices\":[{{\"kind\":\"cuda\"}}]}}' ;;\n\
+             'selftest --json') {selftest} ;;\n'bench train') {train} ;;\n*) echo '{{\"seconds\":1}}' ;;\nesac\n"
+        );
+        std::fs::write(&program, script).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let (program, output) = (program.to_str().unwrap(), file.to_str().unwrap());
+        let outcome =
+            run(&["--quick", "--binary", program, "--output", output, "--python", "no-such-python"]);
+        (outcome, serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_failed_benchmark_takes_nothing_along_and_fails_at_the_end() {
+        let (outcome, report) = checked("echo '{\"passed\":true}'", "echo no memory left >&2; exit 1");
+        assert!(outcome.unwrap_err().to_string().contains("benchmarks failed: train"));
+        assert_eq!(report["selftest"]["passed"], true);
+        assert!(report["aeir"]["train"]["failed"].as_str().unwrap().contains("no memory left"), "{report}");
+        assert_eq!(report["aeir"]["search_on_the_processor"]["seconds"], 1);
+        assert!(table(&report).contains("FAILED: train"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_selftest_that_ends_early_leaves_the_benchmarks() {
+        let (outcome, report) = checked("echo a crash >&2; exit 134", "echo '{\"step_seconds\":1}'");
+        assert!(outcome.unwrap_err().to_string().contains("the selftest did not pass"));
+        assert!(report["selftest"]["failed"].as_str().unwrap().contains("a crash"), "{report}");
+        assert_eq!(report["aeir"]["train"]["step_seconds"], 1);
+        let (outcome, _) = checked("echo '{\"passed\":true}'", "echo '{\"step_seconds\":1}'");
+        assert!(outcome.is_ok());
     }
 }

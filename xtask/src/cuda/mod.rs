@@ -67,7 +67,7 @@ struct Build {
 pub(crate) fn run(words: &[&str]) -> anyhow::Result<ExitCode> {
     let words = std::iter::once("cargo xtask cuda").chain(words.iter().copied());
     match Flags::try_parse_from(words) {
-        Ok(Flags { command: Task::Build(build) }) => build.run().map(|()| ExitCode::SUCCESS),
+        Ok(Flags { command: Task::Build(build) }) => build.run().map(|_| ExitCode::SUCCESS),
         Err(error) => {
             // Help goes to stdout, a complaint to stderr.
             let _ = error.print();
@@ -76,8 +76,22 @@ pub(crate) fn run(words: &[&str]) -> anyhow::Result<ExitCode> {
     }
 }
 
+/// What a build has made.
+pub(crate) struct Built {
+    pub(crate) binary: PathBuf,
+    /// Where CUDA's libraries lie that it needs; the driver's is not among them.
+    pub(crate) libraries: Vec<PathBuf>,
+}
+
+/// Builds as `cargo xtask cuda build` does without options.
+pub(crate) fn built() -> anyhow::Result<Built> {
+    let Flags { command: Task::Build(build) } = Flags::try_parse_from(["cargo xtask cuda", "build"])?;
+    build.run()?.context("a build without options builds")
+}
+
 impl Build {
-    fn run(&self) -> anyhow::Result<()> {
+    /// None where it was only asked what would be done.
+    fn run(&self) -> anyhow::Result<Option<Built>> {
         let capability = capability(&self.compute_cap)?;
         let root = workspace_root()?;
         let host = Host::of_this_machine(&root);
@@ -85,7 +99,8 @@ impl Build {
             std::path::absolute(self.target_dir.clone().unwrap_or_else(|| host.target.join("cuda")))?;
         let toolkit = Toolkit::find(self.toolkit.as_deref(), &host, &target)?;
         if self.dry_run {
-            return say(&self.plan(&toolkit, &host, &target)?);
+            say(&self.plan(&toolkit, &host, &target)?)?;
+            return Ok(None);
         }
         check_space(&target)?;
         if let Toolkit::Wheels(wheels) = &toolkit {
@@ -107,7 +122,8 @@ impl Build {
             );
         }
         let binary = target.join("release").join("aeir");
-        say(&outcome::told(&binary, &toolkit, capability)?)
+        say(&outcome::told(&binary, &toolkit, capability)?)?;
+        Ok(Some(Built { binary, libraries: outcome::libraries(toolkit.folder()) }))
     }
 
     /// The build itself, with its environment.

@@ -38,19 +38,17 @@ pub(super) fn told(binary: &Path, toolkit: &Toolkit, capability: &str) -> anyhow
             writeln!(text, "  {title}: {}", names.join(", "))?;
         }
     }
-    let places = libraries(toolkit.folder());
+    let mut places = libraries(toolkit.folder());
+    // The stand-in for the driver comes last.
+    places.extend(Some(toolkit.folder().join("lib64").join("stubs")).filter(|folder| folder.is_dir()));
     text.push_str(&started(binary, &places)?);
     text.push_str("  docs/cuda.md says what a machine with a card needs to run it\n");
     Ok(text)
 }
 
-/// Where the libraries lie that the binary needs, the stand-in for the driver's last.
-fn libraries(toolkit: &Path) -> Vec<PathBuf> {
-    ["lib64", "lib", "lib64/stubs"]
-        .iter()
-        .map(|name| toolkit.join(name))
-        .filter(|folder| folder.is_dir())
-        .collect()
+/// Where CUDA's libraries lie that the binary needs. The stand-in for the driver's is not there: it would hide the real one.
+pub(super) fn libraries(toolkit: &Path) -> Vec<PathBuf> {
+    ["lib64", "lib"].iter().map(|name| toolkit.join(name)).filter(|folder| folder.is_dir()).collect()
 }
 
 /// Starts it with the libraries that it was linked with; `--version` needs no card.
@@ -101,7 +99,7 @@ mod tests {
             file
         };
         let lib = folder.path().join("lib64");
-        std::fs::create_dir(&lib).unwrap();
+        std::fs::create_dir_all(lib.join("stubs")).unwrap();
         let places = libraries(folder.path());
         assert_eq!(places, std::slice::from_ref(&lib));
         let missing = "libcublas.so.13: cannot open shared object file";
