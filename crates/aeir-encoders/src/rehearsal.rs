@@ -45,7 +45,8 @@ pub(crate) fn is_at_hand(x: &Tensor) -> bool {
     x.device().is_cpu() && INSPECT.get().is_none()
 }
 
-/// Matrix products that a rehearsal sees. Our crates multiply tensors by nothing else.
+/// Matrix products that a rehearsal sees. Our crates make matrix products by nothing else; what candle's convolutions multiply inside
+/// is not seen.
 pub trait Product {
     /// The matrix product, as [`Tensor::matmul`].
     ///

@@ -1,7 +1,7 @@
 //! The network that tells source from target.
 
 use candle_core::{DType, Tensor};
-use candle_nn::{Init, Linear, Module, VarBuilder};
+use candle_nn::{Init, Linear, VarBuilder};
 
 use crate::error::{Check, LossError, Within};
 use crate::rehearsal::Product;
@@ -105,8 +105,8 @@ impl DomainCritic {
         self.check(pooled)?;
         let [first, second, third] = &self.layers;
         let logits = || {
-            let hidden = first.forward(&pooled.contiguous()?)?.relu()?;
-            third.forward(&second.forward(&hidden)?.relu()?)?.squeeze(1)
+            let hidden = through(first, &pooled.contiguous()?)?.relu()?;
+            through(third, &through(second, &hidden)?.relu()?)?.squeeze(1)
         };
         logits().within(LOSS)
     }
@@ -123,8 +123,8 @@ impl DomainCritic {
         self.check(pooled)?;
         let [first, second, third] = &self.layers;
         let gradient = || {
-            let before_first = first.forward(&pooled.detach().contiguous()?)?.detach();
-            let before_second = second.forward(&before_first.relu()?)?.detach();
+            let before_first = through(first, &pooled.detach().contiguous()?)?.detach();
+            let before_second = through(second, &before_first.relu()?)?.detach();
             let dtype = pooled.dtype();
             let first_mask = before_first.gt(0f64)?.to_dtype(dtype)?;
             let second_mask = before_second.gt(0f64)?.to_dtype(dtype)?;
@@ -170,6 +170,15 @@ impl DomainCritic {
             return Ok(());
         }
         Err(check.shape_error("pooled", format!("[B, D] with D = {}", self.dimension), pooled))
+    }
+}
+
+/// What the layer gives for a matrix, by a product that a rehearsal sees; candle's own `forward` hides it.
+fn through(layer: &Linear, x: &Tensor) -> candle_core::Result<Tensor> {
+    let product = x.product(&layer.weight().t()?)?;
+    match layer.bias() {
+        Some(bias) => product.broadcast_add(bias),
+        None => Ok(product),
     }
 }
 
