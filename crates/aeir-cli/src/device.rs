@@ -1,8 +1,11 @@
 //! The device to compute on: opened, tried, and what is known of it.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod memory_pool;
+
 use std::str::FromStr;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, DeviceLocation, Tensor};
 use serde::Serialize;
 
 use crate::failure::{CliError, without_backtrace};
@@ -167,6 +170,10 @@ pub(crate) fn open_gpu(gpu: Gpu, number: usize) -> Result<Device, Refusal> {
     let broken =
         |error: candle_core::Error| refuse(Why::Broken(without_backtrace(&error.to_string()).to_owned()));
     let device = opened.map_err(broken)?;
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = &device {
+        memory_pool::keep_freed(cuda);
+    }
     if computes(&device).map_err(broken)? {
         Ok(device)
     } else {
@@ -187,6 +194,8 @@ pub(crate) fn computes(device: &Device) -> candle_core::Result<bool> {
 pub(crate) struct DeviceFacts {
     /// `cpu`, `cuda` or `metal`.
     pub(crate) kind: &'static str,
+    /// As `--device` takes it: with its number where there may be several.
+    pub(crate) device: String,
     /// Of the card, or of the processor.
     pub(crate) name: String,
     /// `9.0`, say.
@@ -202,10 +211,20 @@ pub(crate) struct DeviceFacts {
     pub(crate) memory_bytes: Option<u64>,
 }
 
+/// `cuda:1`, say.
+fn numbered(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { .. } => "metal".to_owned(),
+    }
+}
+
 /// What the driver says of a device.
 pub(crate) fn device_facts(device: &Device) -> DeviceFacts {
     let mut facts = DeviceFacts {
         kind: "cpu",
+        device: numbered(device),
         name: processor(),
         compute_capability: None,
         driver: None,
@@ -283,7 +302,7 @@ mod tests {
     fn the_cpu_computes_and_has_a_name() {
         assert!(computes(&Device::Cpu).unwrap());
         let facts = device_facts(&Device::Cpu);
-        assert!(facts.kind == "cpu" && !facts.name.is_empty(), "{facts:?}");
+        assert!(facts.kind == "cpu" && facts.device == "cpu" && !facts.name.is_empty(), "{facts:?}");
     }
 
     #[test]

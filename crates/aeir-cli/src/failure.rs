@@ -44,6 +44,9 @@ pub(crate) enum CliError {
         "{what} does not give what the fused operations of the CPU give: {differ} checks differ, {failed} failed"
     )]
     Selftest { differ: usize, failed: usize, what: String },
+    /// No check that was asked for is done in a type that was asked for.
+    #[error("nothing was compared: no check that was asked for is done in that type")]
+    NothingCompared,
     /// Something on this machine does not work; the list has said what.
     #[error("{broken} of the things above {} not work", if *broken == 1 { "does" } else { "do" })]
     Doctor { broken: usize },
@@ -59,7 +62,7 @@ impl CliError {
             Self::Missing { hint, .. } => (NO_MODEL, hint),
             Self::Data { hint, .. } => (BAD_DATA, hint),
             Self::Interrupted { hint } => (INTERRUPTED, hint),
-            Self::Selftest { .. } | Self::Doctor { .. } => return (FAILED, None),
+            Self::Selftest { .. } | Self::NothingCompared | Self::Doctor { .. } => return (FAILED, None),
             Self::Child { code, .. } => return (*code, None),
         };
         (code, Some(hint.as_str()).filter(|hint| !hint.is_empty()))

@@ -73,6 +73,9 @@ pub(crate) struct Outcome {
     /// Of the second time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) seconds: Option<f64>,
+    /// The most memory of the device that it had at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) device_peak_bytes: Option<u64>,
     /// Why it failed or was not done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
@@ -91,9 +94,9 @@ impl Outcomes {
         self.checks.iter().filter(|outcome| outcome.verdict == verdict).count()
     }
 
-    /// Whether nothing differed or failed.
+    /// Whether nothing differed or failed, and something was compared at all.
     pub(crate) fn agree(&self) -> bool {
-        self.count(Verdict::Differs) + self.count(Verdict::Failed) == 0
+        self.count(Verdict::Agrees) > 0 && self.count(Verdict::Differs) + self.count(Verdict::Failed) == 0
     }
 
     /// How many checks were done twice, and how many of them gave the same bits.
@@ -117,26 +120,36 @@ pub(crate) fn names() -> Vec<String> {
     all_checks().into_iter().map(|check| check.name).collect()
 }
 
-/// Does the checks whose names hold one of `wanted.only`. `done` hears of each line.
+/// How many lines [`run`] will tell.
+pub(crate) fn lines(wanted: &Wanted) -> usize {
+    wanted_checks(wanted).count() * wanted.types.len()
+}
+
+/// The checks whose names hold one of `wanted.only`.
+fn wanted_checks(wanted: &Wanted) -> impl Iterator<Item = Check> {
+    let is_wanted =
+        |check: &Check| wanted.only.is_empty() || wanted.only.iter().any(|part| check.name.contains(part));
+    all_checks().into_iter().filter(is_wanted)
+}
+
+/// Does the checks that are wanted. `done` hears of each line.
 ///
 /// It has to run on a thread with a big stack: backward passes recurse.
 pub(crate) fn run(device: &Device, wanted: &Wanted, mut done: impl FnMut(&Outcome)) -> Outcomes {
-    let is_wanted =
-        |check: &Check| wanted.only.is_empty() || wanted.only.iter().any(|part| check.name.contains(part));
-    let mut peak = memory::DevicePeak::default();
-    peak.read(device);
     let mut outcomes = Vec::new();
-    for check in all_checks().into_iter().filter(is_wanted) {
+    for check in wanted_checks(wanted) {
         let reference = guarded(|| check.run(&Place { device: Device::Cpu, dtype: DType::F32 }));
         for dtype in &wanted.types {
             let spoils = wanted.spoil.as_ref().is_some_and(|name| *name == check.name);
-            let outcome = outcome(&check, device, *dtype, &reference, spoils);
-            peak.read(device);
+            memory::forget_device_peak(device);
+            let mut outcome = outcome(&check, device, *dtype, &reference, spoils);
+            outcome.device_peak_bytes = memory::device_peak(device);
             done(&outcome);
             outcomes.push(outcome);
         }
     }
-    Outcomes { checks: outcomes, host_peak: host_peak(), device_peak: peak.bytes() }
+    let device_peak = outcomes.iter().filter_map(|outcome| outcome.device_peak_bytes).max();
+    Outcomes { checks: outcomes, host_peak: host_peak(), device_peak }
 }
 
 fn outcome(
@@ -156,6 +169,7 @@ fn outcome(
         repeats: None,
         products: None,
         seconds: None,
+        device_peak_bytes: None,
         reason: None,
     };
     if let Some(why) = check.refusal(device, dtype) {
@@ -248,7 +262,7 @@ mod tests {
     fn the_composed_way_agrees_with_the_fused_one() {
         let mut heard = 0;
         let outcomes = run(&Device::Cpu, &wanted("layer-norm"), |_| heard += 1);
-        assert_eq!((outcomes.checks.len(), heard), (4, 4));
+        assert_eq!((outcomes.checks.len(), heard, lines(&wanted("layer-norm"))), (4, 4, 4));
         assert!(outcomes.agree(), "{:?}", outcomes.checks);
         assert_eq!(outcomes.repeated(), (4, 4));
         let step = run(&Device::Cpu, &wanted("source-only"), |_| ());
@@ -272,6 +286,14 @@ mod tests {
             .collect();
         assert_eq!(differing, ["softmax", "softmax"]);
         assert!(!outcomes.agree());
+    }
+
+    #[test]
+    fn where_nothing_was_compared_nothing_agrees() {
+        let only_bf16 = Wanted { types: vec![DType::BF16], ..wanted("info-nce") };
+        let outcomes = run(&Device::Cpu, &only_bf16, |_| ());
+        assert!(outcomes.checks.iter().all(|outcome| outcome.verdict == Verdict::NotTaken));
+        assert!(!outcomes.checks.is_empty() && !outcomes.agree());
     }
 
     #[test]

@@ -193,7 +193,7 @@ fn devices() -> (Vec<Device>, Vec<Finding>) {
         for number in 0..count(gpu) {
             match open_gpu(gpu, number) {
                 Ok(device) => {
-                    findings.push(Finding::fine(name, described(number, &device)));
+                    findings.push(Finding::fine(name, described(&device)));
                     working.push(device);
                 }
                 Err(refusal) => match &refusal.why {
@@ -221,9 +221,10 @@ fn count(gpu: Gpu) -> usize {
     usize::from(gpu.is_built())
 }
 
-fn described(number: usize, device: &Device) -> String {
-    let DeviceFacts { name, compute_capability, driver, cublas, memory_bytes, .. } = device_facts(device);
-    let mut told = format!("{number}: {name}, works");
+fn described(device: &Device) -> String {
+    let DeviceFacts { device, name, compute_capability, driver, cublas, memory_bytes, .. } =
+        device_facts(device);
+    let mut told = format!("{device}: {name}, works");
     let parts = [
         ("compute capability", compute_capability),
         ("driver for CUDA", driver),
@@ -307,8 +308,9 @@ fn selftest(device: &Device) -> anyhow::Result<Finding> {
         anyhow::Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     let (agree, all) = (outcomes.count(Verdict::Agrees), outcomes.checks.len());
-    let kind = device_facts(device).kind;
-    let told = format!("{agree} of {all} small checks agree on {kind}");
+    // With its number: there may be several cards.
+    let name = device_facts(device).device;
+    let told = format!("{agree} of {all} small checks agree on {name}");
     if agree == all {
         return Ok(Finding::fine("selftest", told));
     }
@@ -318,6 +320,6 @@ fn selftest(device: &Device) -> anyhow::Result<Finding> {
     Ok(Finding::broken(
         "selftest",
         told + &first,
-        format!("`aeir selftest --device {kind}` shows what differs"),
+        format!("`aeir selftest --device {name}` shows what differs"),
     ))
 }

@@ -10,7 +10,7 @@ use super::{print, print_json};
 use crate::device::{DeviceFacts, device_facts};
 use crate::failure::CliError;
 use crate::flags::selftest::{SelftestFlags, TypeFlag};
-use crate::selftest::{Outcome, Outcomes, Verdict, Wanted, names, readable, run as run_checks};
+use crate::selftest::{Outcome, Outcomes, Verdict, Wanted, lines, names, readable, run as run_checks};
 use crate::terminal::Terminal;
 
 /// Backward passes recurse once a node of the graph.
@@ -56,6 +56,9 @@ pub(crate) fn run(flags: &SelftestFlags, terminal: &Terminal) -> anyhow::Result<
         return Ok(());
     }
     let (differ, failed) = (outcomes.count(Verdict::Differs), outcomes.count(Verdict::Failed));
+    if differ + failed == 0 {
+        return Err(CliError::NothingCompared.into());
+    }
     let what = if device.is_cpu() { "the composed way".to_owned() } else { device_facts(&device).name };
     Err(CliError::Selftest { differ, failed, what }.into())
 }
@@ -63,12 +66,12 @@ pub(crate) fn run(flags: &SelftestFlags, terminal: &Terminal) -> anyhow::Result<
 fn wanted(flags: &SelftestFlags) -> anyhow::Result<Wanted> {
     let names = names();
     let unknown = |part: &&String| !names.iter().any(|name| name.contains(part.as_str()));
-    if let Some(part) = flags.only.iter().chain(&flags.spoil).find(unknown) {
-        return Err(CliError::Usage {
-            message: format!("no check has `{part}` in its name"),
-            hint: "`aeir selftest --list` prints the names".into(),
-        }
-        .into());
+    if let Some(part) = flags.only.iter().find(unknown) {
+        return Err(no_check(format!("no check has `{part}` in its name")));
+    }
+    // One that is spoilt is named whole: a part of a name would spoil nothing.
+    if let Some(name) = flags.spoil.as_ref().filter(|name| !names.contains(name)) {
+        return Err(no_check(format!("no check is named `{name}`")));
     }
     let mut types: Vec<DType> = Vec::new();
     for flag in &flags.dtype {
@@ -83,6 +86,10 @@ fn wanted(flags: &SelftestFlags) -> anyhow::Result<Wanted> {
     Ok(Wanted { only: flags.only.clone(), types, spoil: flags.spoil.clone() })
 }
 
+fn no_check(message: String) -> anyhow::Error {
+    CliError::Usage { message, hint: "`aeir selftest --list` prints the names".into() }.into()
+}
+
 fn against(device: &Device, facts: &DeviceFacts) -> String {
     if device.is_cpu() {
         "the operations that other devices take, on the CPU, in layouts that GPUs take,".to_owned()
@@ -93,7 +100,7 @@ fn against(device: &Device, facts: &DeviceFacts) -> String {
 
 /// The checks, on a thread with a big stack.
 fn checked(device: &Device, wanted: &Wanted, terminal: &Terminal) -> anyhow::Result<Outcomes> {
-    let bar = terminal.bar("checking", wanted.types.len() * names().len());
+    let bar = terminal.bar("checking", lines(wanted));
     let outcomes = std::thread::scope(|scope| {
         let work = || {
             run_checks(device, wanted, |outcome| {

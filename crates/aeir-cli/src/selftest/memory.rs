@@ -19,20 +19,25 @@ pub(crate) fn host_peak() -> Option<u64> {
     None
 }
 
-/// The largest of the readings of a device's memory. Other programs on the device count in it.
-#[derive(Default)]
-pub(super) struct DevicePeak(Option<u64>);
-
-impl DevicePeak {
-    pub(super) fn read(&mut self, device: &Device) {
-        if let Some(memory) = device_memory(device) {
-            self.0 = Some(self.0.unwrap_or(0).max(memory.used));
-        }
+/// Begins to look for the most memory of a device anew, where the driver keeps it.
+pub(super) fn forget_device_peak(device: &Device) {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device) = device {
+        crate::device::memory_pool::forget_most_used(device);
     }
+    let _ = device;
+}
 
-    pub(super) fn bytes(&self) -> Option<u64> {
-        self.0
+/// The most memory of a device that tensors had at once since [`forget_device_peak`], in bytes. Where the driver doesn't keep it: what is
+/// in use now, also by other programs.
+pub(super) fn device_peak(device: &Device) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(cuda) = device
+        && let Some(most) = crate::device::memory_pool::most_used(cuda)
+    {
+        return Some(most);
     }
+    device_memory(device).map(|memory| memory.used)
 }
 
 /// Memory of a device in bytes.

@@ -46,6 +46,13 @@ fn a_check_that_differs_fails_the_command() {
 }
 
 #[test]
+fn nothing_compared_is_no_success() {
+    let outcome = Scene::new().run("selftest --device cpu --only info-nce --dtype bf16");
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains("nothing was compared"), "{outcome:?}");
+}
+
+#[test]
 fn names_that_no_check_has() {
     let scene = Scene::new();
     insta::assert_snapshot!(scene.run("selftest --only atention").failure(), @"
@@ -54,6 +61,9 @@ fn names_that_no_check_has() {
 
     hint: `aeir selftest --list` prints the names
     ");
+    // A part of a name would spoil nothing.
+    let told = scene.run("selftest --device cpu --spoil gelu-tan").failure();
+    assert!(told.contains("no check is named `gelu-tan`"), "{told}");
     let listed = scene.run("selftest --list").ok().stdout;
     assert!(listed.lines().any(|name| name == "sgraf-step") && listed.lines().count() > 80, "{listed}");
 }
