@@ -26,9 +26,11 @@ pub(crate) use build::{NEIGHBOURS, build};
 
 /// Version 1 had one layer, and was walked over vectors.
 pub(crate) const VERSION: u64 = 2;
+/// A graph has no more rows: the last number says that there is none.
+pub(crate) const MOST_ROWS: usize = NONE as usize - 1;
 /// As long as a line of the cache: a row's neighbours lie in whole lines.
 const HEADER: usize = 16;
-/// No row: a segment has fewer.
+/// No row: a segment with a graph has fewer.
 const NONE: u32 = u32::MAX;
 /// A walk goes on into the layer below from so many places.
 const BEAM: usize = 4;
@@ -101,6 +103,11 @@ impl<'a> Graph<'a> {
             above: Above { rows: places, scanned: last, degree, layers: above },
             lowest: Layer { neighbours, stride: degree, rows: None },
         })
+    }
+
+    /// Whether the places above are rows. It looks at all of them: asked when a file is opened, not by each search.
+    pub(crate) fn is_within(&self, rows: usize) -> bool {
+        self.above.rows.iter().all(|row| (*row as usize) < rows)
     }
 }
 

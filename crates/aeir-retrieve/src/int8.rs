@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn extreme_codes_do_not_overflow() {
         // All magnitudes at their largest, all signs alike: the largest sums there are.
-        let dimension = 4096;
+        let dimension = 65_536;
         let (values, asked) = (vec![-1.0; dimension], vec![1.0; dimension]);
         let (codes, scales) = quantised(&values, dimension);
         let items = Codes { codes: &codes, scales: &scales, stride: code_stride(dimension) };

@@ -5,6 +5,8 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
+
 /// How an index keeps its vectors, and what a search walks over.
 ///
 /// | | bytes a vector of D on disk | walked over by a search | what a score is the dot product with |
@@ -45,9 +47,24 @@ pub(crate) const CODE_ALIGNMENT: usize = 64;
 /// The code of 0.
 pub(crate) const ZERO_CODE: u8 = 128;
 
+/// 255 times 127 fits into an `i32` 66,311 times.
+const MOST_CODED: usize = 1 << 16;
+
 /// Bytes between the codes of two rows.
 pub(crate) fn code_stride(dimension: usize) -> usize {
     dimension.next_multiple_of(CODE_ALIGNMENT)
+}
+
+/// Refuses more dimensions than sums of products of codes, `i32`, have room for.
+pub(crate) fn check_codable(dimension: usize) -> Result<()> {
+    if dimension <= MOST_CODED {
+        return Ok(());
+    }
+    Err(Error::Setting {
+        name: "dimension",
+        expected: format!("at most {MOST_CODED} for 8-bit codes (storage int8, or a graph)"),
+        got: dimension.to_string(),
+    })
 }
 
 /// 8-bit codes of rows: `code = 128 + round(value / scale)`, `scale = largest magnitude of the row / 127`.
@@ -86,6 +103,13 @@ pub(crate) fn halved(values: &[f32]) -> Vec<f16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dimensions_whose_sums_overflow_are_refused() {
+        assert!(check_codable(65_536).is_ok());
+        let error = check_codable(65_537).unwrap_err();
+        assert!(matches!(&error, Error::Setting { name: "dimension", got, .. } if got == "65537"), "{error}");
+    }
 
     #[test]
     fn codes_are_within_half_a_step_and_padded_with_zero() {

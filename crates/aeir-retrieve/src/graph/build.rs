@@ -26,6 +26,11 @@ const MOST_SCANNED: usize = 64;
 /// A batch is no more than one in so many of the rows that are there.
 const SHARE: usize = 16;
 const MOST_AT_ONCE: usize = 512;
+/// Of a row's neighbours no more than so many are copies of it: the others lead on.
+const MOST_COPIES: usize = 8;
+
+/// Odd, so that different numbers stay different; Knuth's, so that they scatter.
+const SCATTER: u32 = 2_654_435_769;
 
 /// A graph that grows.
 struct Growing<'a> {
@@ -133,24 +138,39 @@ impl<'a> Growing<'a> {
             CANDIDATES,
             |_| true,
         );
-        self.selected(&walk.best, scores)
+        self.selected(row, &walk.best, scores)
     }
 
     /// Those of some candidates, best first, that are nearer to the row than to any better one: neighbours in all directions instead
-    /// of many in one (the heuristic of the paper, algorithm 4).
-    fn selected(&self, candidates: &[Candidate], scores: &mut Vec<f32>) -> Vec<u32> {
+    /// of many in one (the heuristic of the paper, algorithm 4). Beside them some copies of the row, which are compared with nobody:
+    /// everything is as near to a copy as to the row, and nothing else would be kept.
+    fn selected(&self, base: u32, candidates: &[Candidate], scores: &mut Vec<f32>) -> Vec<u32> {
+        let (copies, others) = self.apart(base, candidates);
+        let room = NEIGHBOURS - copies.len();
         let mut kept: Vec<u32> = Vec::with_capacity(NEIGHBOURS);
-        for candidate in candidates {
-            let (row, score) = (entry_of(*candidate), score_of(*candidate));
+        for candidate in others {
+            let (row, score) = (entry_of(candidate), score_of(candidate));
             scores_of(self.coded(row), self.codes, &kept, scores);
             if scores.iter().all(|other| *other < score) {
                 kept.push(row);
-                if kept.len() == NEIGHBOURS {
+                if kept.len() == room {
                     break;
                 }
             }
         }
+        kept.extend(copies);
         kept
+    }
+
+    /// Some of the copies of a row among candidates, and the candidates that are none.
+    fn apart(&self, base: u32, candidates: &[Candidate]) -> (Vec<u32>, Vec<Candidate>) {
+        let (copies, others): (Vec<Candidate>, Vec<Candidate>) =
+            candidates.iter().partition(|candidate| self.codes.are_same(base, entry_of(**candidate)));
+        let mut copies: Vec<u32> = copies.into_iter().map(entry_of).collect();
+        // Each row keeps others of them: were it the same for all, nothing would lead to the rest.
+        copies.sort_unstable_by_key(|copy| (base ^ copy).wrapping_mul(SCATTER));
+        copies.truncate(MOST_COPIES);
+        (copies, others)
     }
 
     /// At most `room` of a row's neighbours.
@@ -163,7 +183,7 @@ impl<'a> Growing<'a> {
         let mut candidates: Vec<Candidate> =
             scores.iter().zip(&neighbours).map(|(score, neighbour)| packed(*score, *neighbour)).collect();
         candidates.sort_unstable_by_key(|candidate| std::cmp::Reverse(*candidate));
-        self.selected(&candidates, &mut scores)
+        self.selected(row, &candidates, &mut scores)
     }
 
     /// `NEIGHBOURS` of each row.
@@ -208,7 +228,11 @@ mod tests {
     const DIMENSION: usize = 20;
 
     fn coded(rows: usize) -> (Vec<u8>, Vec<f32>) {
-        let mut random = stream(3, 0);
+        coded_from(rows, 3)
+    }
+
+    fn coded_from(rows: usize, seed: u64) -> (Vec<u8>, Vec<f32>) {
+        let mut random = stream(seed, 0);
         let values: Vec<f32> =
             (0..rows * DIMENSION).map(|_| random.next_u32() as f32 / u32::MAX as f32 - 0.5).collect();
         quantised(&values, DIMENSION)
@@ -243,6 +267,48 @@ mod tests {
                     assert!(entries == 1 || !near.is_empty(), "{rows} {entry}");
                 }
             }
+        }
+    }
+
+    /// Rows of which those with the same number in `of` are copies.
+    fn copied(of: &[usize]) -> (Vec<u8>, Vec<f32>) {
+        let (codes, scales) = coded(of.iter().max().unwrap() + 1);
+        let stride = code_stride(DIMENSION);
+        let rows = of.iter().flat_map(|row| codes[row * stride..][..stride].iter().copied());
+        (rows.collect(), of.iter().map(|row| scales[*row]).collect())
+    }
+
+    /// Share of the ten best by codes, or of rows as good, that walks with 200 candidates find.
+    fn recall(graph: &Graph<'_>, codes: Codes<'_>) -> f64 {
+        let rows: Vec<u32> = (0..codes.scales.len() as u32).collect();
+        let (queries, scales) = coded_from(200, 9);
+        let (mut walk, mut hits) = (Walk::new(rows.len()), 0);
+        for (query, scale) in queries.chunks(codes.stride).zip(scales) {
+            let query = Coded { codes: query, scale, sum: sum_of_codes(query) };
+            let mut scores = Vec::new();
+            scores_of(query, codes, &rows, &mut scores);
+            let found = walk.run(graph, Asked { query, items: codes }, 200, |_| true).take(10);
+            let found: Vec<f32> = found.map(|row| scores[row as usize]).collect();
+            scores.sort_unstable_by(|a, b| b.total_cmp(a));
+            hits += found.iter().filter(|score| **score >= scores[9]).count();
+        }
+        hits as f64 / 2_000.0
+    }
+
+    #[test]
+    fn copies_of_rows_do_not_cut_them_off_from_the_others() {
+        let twice: Vec<usize> = (0..3_000).map(|row| row % 1_500).collect();
+        let ten: Vec<usize> = (0..3_000).map(|row| row % 300).collect();
+        let many: Vec<usize> = (0..2_100_usize).map(|row| row.saturating_sub(599)).collect();
+        for (name, of, least) in [("twice", twice, 4), ("ten times", ten, 4), ("600 of one", many, 1)] {
+            let (codes, scales) = copied(&of);
+            let codes = Codes { codes: &codes, scales: &scales, stride: code_stride(DIMENSION) };
+            let numbers = build(codes);
+            let graph = Graph::of(&numbers, of.len()).unwrap();
+            let lists = graph.lowest.neighbours.chunks(NEIGHBOURS);
+            let lengths = lists.map(|list| list.iter().filter(|near| **near != NONE).count());
+            let (shortest, recall) = (lengths.min().unwrap(), recall(&graph, codes));
+            assert!(shortest >= least && recall >= 0.99, "{name}: {shortest} {recall}");
         }
     }
 

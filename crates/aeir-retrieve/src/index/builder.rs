@@ -102,7 +102,8 @@ impl IndexBuilder {
     ///
     /// # Errors
     /// [`Error::Shape`], [`Error::Empty`], [`Error::NotFinite`], [`Error::NotNormalised`], [`Error::DuplicateItem`] where the content
-    /// does not fit together; [`Error::ExtraFile`] where a staged file has the name of one of the index's own or is a link;
+    /// does not fit together; [`Error::Setting`] where 8-bit codes or a graph are wanted of more than 65,536 dimensions;
+    /// [`Error::ExtraFile`] where a staged file has the name of one of the index's own or is a link;
     /// [`Error::WouldOverwrite`] where something else was put in the place meanwhile; [`Error::Locked`] where somebody is adding to
     /// the index that is to be replaced; [`Error::Io`].
     pub fn commit(mut self, content: IndexContent<'_>) -> Result<()> {

@@ -9,11 +9,11 @@ use rand_chacha::rand_core::SeedableRng;
 use super::GraphReport;
 use super::manifest::{FileEntry, SegmentEntry, entry_of};
 use super::segment::{LONGEST, write_graph};
-use crate::graph::{Graph, NEIGHBOURS, build};
+use crate::graph::{Graph, MOST_ROWS, NEIGHBOURS, build};
 use crate::sampling::below;
-use crate::search::{Codes, Gallery, Neighbour, Run, Vectors};
-use crate::storage::{code_stride, halved, quantised};
-use crate::{Matrix, Result, Storage};
+use crate::search::{Codes, Gallery, Neighbour, Run, Vectors, exact_dot};
+use crate::storage::{check_codable, code_stride, halved, quantised};
+use crate::{Error, Matrix, Result, Storage};
 
 /// Queries that recall is measured with.
 const QUERIES: usize = 200;
@@ -31,6 +31,8 @@ pub(super) fn add_graph(
     files: &mut BTreeMap<String, FileEntry>,
     embeddings: &Matrix,
 ) -> Result<()> {
+    check_rows(embeddings.rows())?;
+    check_codable(embeddings.columns())?;
     let (codes, scales) = quantised(embeddings.values(), embeddings.columns());
     let codes = Codes { codes: &codes, scales: &scales, stride: code_stride(embeddings.columns()) };
     let numbers = build(codes);
@@ -42,6 +44,18 @@ pub(super) fn add_graph(
         entry.graph = Some(report(&graph, codes, storage, embeddings)?);
     }
     Ok(())
+}
+
+/// Refuses more rows than a graph has numbers for.
+fn check_rows(rows: usize) -> Result<()> {
+    if rows <= MOST_ROWS {
+        return Ok(());
+    }
+    Err(Error::Setting {
+        name: "rows of a segment with a graph",
+        expected: format!("at most {MOST_ROWS}"),
+        got: rows.to_string(),
+    })
 }
 
 /// Raises the effort until it is enough.
@@ -63,7 +77,8 @@ fn report(graph: &Graph<'_>, codes: Codes<'_>, storage: Storage, embeddings: &Ma
     });
     let mut effort = LEAST_EFFORT;
     loop {
-        let recall_at_10 = recall(&exact, &stored.walk((graph, codes), effort, &queries, K)?);
+        let found = stored.walk((graph, codes), effort, &queries, K)?;
+        let recall_at_10 = recall(&queries, embeddings, &exact, &found);
         if recall_at_10 >= WANTED_RECALL || effort >= MOST_EFFORT {
             return Ok(GraphReport { neighbours: NEIGHBOURS, effort, recall_at_10, queries: queries.rows() });
         }
@@ -83,11 +98,43 @@ fn queries(embeddings: &Matrix) -> Result<Matrix> {
     Matrix::new(values, QUERIES, embeddings.columns())
 }
 
-/// Share of the exact results that are among the others.
-fn recall(exact: &[Vec<Neighbour>], found: &[Vec<Neighbour>]) -> f64 {
-    let hits = |(exact, found): (&Vec<Neighbour>, &Vec<Neighbour>)| {
-        exact.iter().filter(|wanted| found.iter().any(|other| other.position == wanted.position)).count()
+/// Share of the exact results that are among the others, or rows that score as well: of equals any is right.
+fn recall(queries: &Matrix, items: &Matrix, exact: &[Vec<Neighbour>], found: &[Vec<Neighbour>]) -> f64 {
+    // Found rows come with the scores of rounded vectors: they are scored again as the exact search scores.
+    let hits = |((query, exact), found): ((&[f32], &Vec<Neighbour>), &Vec<Neighbour>)| {
+        let score =
+            |found: &Neighbour| exact_dot(query, items.row(found.position).unwrap_or_default()) as f32;
+        let last = exact.last().map_or(f32::INFINITY, |last| last.score);
+        found.iter().filter(|found| score(found) >= last).count()
     };
     let all: usize = exact.iter().map(Vec::len).sum();
-    exact.iter().zip(found).map(hits).sum::<usize>() as f64 / all.max(1) as f64
+    let pairs = queries.iter_rows().zip(exact).zip(found);
+    pairs.map(hits).sum::<usize>() as f64 / all.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_equal_rows_any_counts_as_found() {
+        let items = Matrix::from_rows(&[[1.0, 0.0], [0.8, 0.6], [1.0, 0.0], [1.0, 0.0]]).unwrap();
+        let queries = Matrix::from_rows(&[[0.9, 0.1]]).unwrap();
+        let found = |positions: &[usize]| {
+            // What the scores of rounded vectors are does not matter.
+            vec![positions.iter().map(|position| Neighbour { position: *position, score: 0.0 }).collect()]
+        };
+        let exact = crate::nearest(&queries, &items, 2).unwrap();
+        let share = |positions: &[usize]| recall(&queries, &items, &exact, &found(positions));
+        assert_eq!(
+            [share(&[0, 2]), share(&[3, 2]), share(&[3, 1]), share(&[1]), share(&[])],
+            [1.0, 1.0, 0.5, 0.0, 0.0]
+        );
+    }
+
+    #[test]
+    fn more_rows_than_a_graph_has_numbers_for_are_refused() {
+        assert!(check_rows(u32::MAX as usize - 1).is_ok());
+        assert!(matches!(check_rows(u32::MAX as usize), Err(Error::Setting { .. })));
+    }
 }

@@ -18,7 +18,7 @@ use crate::graph::{self, Graph};
 use crate::mapped::{Numbers, Texts, map};
 use crate::matrix::euclidean_length;
 use crate::search::{Codes, Vectors};
-use crate::storage::{CODE_ALIGNMENT, code_stride, halved, quantised};
+use crate::storage::{CODE_ALIGNMENT, check_codable, code_stride, halved, quantised};
 use crate::{Error, Matrix, Result, Storage};
 
 /// A row counts as normalised within this distance of length 1.
@@ -105,6 +105,9 @@ pub(super) fn write_segment(
     storage: Storage,
     content: &IndexContent<'_>,
 ) -> Result<(SegmentEntry, BTreeMap<String, FileEntry>)> {
+    if storage == Storage::Int8 {
+        check_codable(content.embeddings.columns())?;
+    }
     let place = folder.join(name);
     fs::create_dir(&place).map_err(at(&place))?;
     let mut written = write_vectors(&place, storage, content.embeddings)?;
@@ -225,6 +228,10 @@ impl Segment {
         let files = Files { folder, manifest, segment: &entry.name };
         let (rows, dimension) = (entry.rows, manifest.dimension);
         let storage = manifest.storage;
+        let coded = storage == Storage::Int8 || entry.graph.is_some();
+        if coded {
+            check_codable(dimension)?;
+        }
         let vectors = match storage {
             Storage::F32 => StoredVectors::F32(files.numbers(VECTORS_F32, rows, dimension, 4)?),
             Storage::F16 | Storage::Int8 => {
@@ -235,7 +242,7 @@ impl Segment {
             Some(report) => Some((files.graph(rows)?, report)),
             None => None,
         };
-        let codes = match storage == Storage::Int8 || graph.is_some() {
+        let codes = match coded {
             true => Some(StoredCodes {
                 codes: files.numbers(CODES, rows, code_stride(dimension), 1)?,
                 scales: files.numbers(SCALES, rows, 1, 4)?,
@@ -343,7 +350,7 @@ impl Files<'_> {
             Some(version) if version != graph::VERSION => {
                 Err(Error::Version { file, expected: graph::VERSION, got: version })
             }
-            _ if Graph::of(graph.values(), rows).is_none() => {
+            _ if Graph::of(graph.values(), rows).is_none_or(|graph| !graph.is_within(rows)) => {
                 Err(damaged(&file, format!("a graph of {rows} rows"), "another"))
             }
             _ => Ok(graph),
@@ -396,7 +403,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_graph_of_the_first_version_is_refused_by_its_version() {
+    fn a_graph_of_the_first_version_or_with_places_of_no_row_is_refused() {
         let place = tempfile::tempdir().unwrap();
         let folder = place.path().join("index");
         let embeddings = Matrix::from_rows(&[[1.0, 0.0], [0.0, 1.0]]).unwrap();
@@ -420,7 +427,15 @@ mod tests {
             "{error}"
         );
         assert!(error.to_string().contains("rebuild the index"));
-        let error = rewritten(&[2, 1, 1]).unwrap_err();
-        assert!(matches!(&error, Error::Damaged { file, .. } if file.ends_with(GRAPH)), "{error}");
+        // Two rows of one neighbour, and the row of the one place above.
+        let with_place = |row: u32| {
+            let header = [2, 1, 1, 1].into_iter().chain([0; 12]);
+            header.chain([1, 0, row]).collect::<Vec<u32>>()
+        };
+        assert!(rewritten(&with_place(1)).is_ok());
+        for numbers in [vec![2, 1, 1], with_place(2), with_place(u32::MAX)] {
+            let error = rewritten(&numbers).unwrap_err();
+            assert!(matches!(&error, Error::Damaged { file, .. } if file.ends_with(GRAPH)), "{error}");
+        }
     }
 }

@@ -28,6 +28,11 @@ impl<'a> Codes<'a> {
         self.scales.get(row as usize).copied().unwrap_or(0.0)
     }
 
+    /// Whether two rows have the same codes and scale: everything scores alike with both.
+    pub(crate) fn are_same(&self, row: u32, other: u32) -> bool {
+        self.scale(row) == self.scale(other) && self.row(row) == self.row(other)
+    }
+
     /// A row as what others are scored with; `sum` is the sum of its codes.
     pub(crate) fn coded(&self, row: u32, sum: i32) -> Coded<'a> {
         Coded { codes: self.row(row), scale: self.scale(row), sum }
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn extreme_codes_do_not_overflow() {
-        let dimension = 4096;
+        let dimension = 65_536;
         let (codes, scales) = quantised(&vec![-1.0; dimension], dimension);
         let (asked, asked_scales) = quantised(&vec![1.0; dimension], dimension);
         let items = Codes { codes: &codes, scales: &scales, stride: code_stride(dimension) };

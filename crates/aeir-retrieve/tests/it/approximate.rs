@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use aeir_retrieve::{
-    Filter, Hit, Index, IndexBuilder, IndexContent, IndexWriter, Matrix, Metadata, SearchOptions, Storage,
+    Error, Filter, Hit, Index, IndexBuilder, IndexContent, IndexWriter, Matrix, Metadata, SearchOptions,
+    Storage,
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -174,5 +175,41 @@ fn a_graph_that_falls_apart_leaves_nothing_out() {
             "k {k}: {:?}",
             found.iter().map(Vec::len).collect::<Vec<_>>()
         );
+    }
+}
+
+#[test]
+fn a_set_in_which_every_item_comes_twice_is_searched_as_well_as_any() {
+    let once = clustered(1_500, 20, 1);
+    let twice: Vec<&[f32]> = once.iter_rows().chain(once.iter_rows()).collect();
+    let (_parent, folder) = create(&Matrix::from_rows(&twice).unwrap(), Storage::Int8);
+    let index = open(&folder);
+    let (_, report) = index.graphs().next().unwrap();
+    assert!(report.recall_at_10 >= 0.99 && report.effort <= 48, "{report:?}");
+    let queries = clustered(60, 20, 1);
+    let exact = index.search_batch(&queries, 10).unwrap();
+    let found = index.find(&queries, 10, &SearchOptions::default()).unwrap();
+    let as_good = |(exact, found): (&Vec<Hit>, &Vec<Hit>)| {
+        found.iter().filter(|hit| hit.score >= exact[9].score).count()
+    };
+    let hits: usize = exact.iter().zip(&found).map(as_good).sum();
+    assert!(hits >= 594, "{hits} of 600");
+}
+
+#[test]
+fn dimensions_that_codes_have_no_room_for_are_refused() {
+    let mut wide = vec![0.0; 65_537];
+    wide[3] = 1.0;
+    let embeddings = Matrix::from_rows(&[wide]).unwrap();
+    let committed = |storage, graph| {
+        let parent = tempfile::tempdir().unwrap();
+        let builder = IndexBuilder::begin(parent.path().join("index")).unwrap();
+        let builder = builder.with_storage(storage).with_graph(graph);
+        builder.commit(IndexContent::new(&embeddings, &names(0..1), "m"))
+    };
+    assert!(committed(Storage::F32, false).is_ok() && committed(Storage::F16, false).is_ok());
+    for (storage, graph) in [(Storage::Int8, false), (Storage::F32, true), (Storage::F16, true)] {
+        let error = committed(storage, graph).unwrap_err();
+        assert!(matches!(error, Error::Setting { name: "dimension", .. }), "{error}");
     }
 }

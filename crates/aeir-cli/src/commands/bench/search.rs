@@ -229,7 +229,7 @@ fn median<T>(repeats: usize, mut work: impl FnMut() -> anyhow::Result<T>) -> any
     Ok((times.get(times.len() / 2).copied().unwrap_or(f64::NAN), last))
 }
 
-/// Share of the exact results that were found.
+/// Share of the exact results that were found, by position: the made-up vectors have no copies, whose order would be chance.
 fn recall(truth: &[Vec<Hit>], found: &[Vec<Hit>]) -> f64 {
     let among = |(truth, found): (&Vec<Hit>, &Vec<Hit>)| {
         truth.iter().filter(|hit| found.iter().any(|other| other.position == hit.position)).count()
