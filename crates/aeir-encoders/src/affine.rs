@@ -13,6 +13,10 @@ pub(crate) fn affine(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tenso
     if is_fused(&[x]) {
         return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Affine);
     }
+    #[cfg(feature = "cuda")]
+    if aeir_kernels::takes(&[x, weight, bias]) {
+        return aeir_kernels::affine(x, weight, bias);
+    }
     let (outputs, inputs) = weight.dims2()?;
     // One flat matmul: candle would otherwise run one small one for every leading index.
     let y = x.reshape(((), inputs))?.product(&weight.t()?)?.broadcast_add(bias)?;

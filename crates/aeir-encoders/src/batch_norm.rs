@@ -182,7 +182,7 @@ impl BatchNorm {
     }
 
     /// [`BatchNorm::update`] of candle's operations, from columns `[G, 1]`: the device is not waited for.
-    fn update_on_device(&self, mean: &Tensor, variance: &Tensor, count: &Tensor) -> Result<()> {
+    pub(crate) fn update_on_device(&self, mean: &Tensor, variance: &Tensor, count: &Tensor) -> Result<()> {
         let count = count.detach();
         let unbiased = ((variance.detach() * &count)? / (&count - 1.0)?.maximum(1.0)?)?;
         self.running_mean.set(&self.moved(&self.running_mean, &mean.detach(), &count.gt(0f64)?)?)?;

@@ -15,8 +15,8 @@ const CHUNK: usize = 1 << 14;
 /// Sets each value to zero with `probability` and scales the rest by `1 / (1 - probability)`.
 ///
 /// In evaluation, or with `probability` 0, the input comes back as it is and the generator is not advanced.
-/// The mask is drawn on the CPU, one 32-bit word a value in row-major order, so the same generator state gives
-/// the same mask on every device.
+/// The mask takes one 32-bit word of the generator a value, in row-major order, so the same generator state gives the same mask on
+/// every device. It is drawn on the CPU, but for f32 on an NVIDIA card, which draws it itself.
 ///
 /// # Shapes
 /// Any; the output has the shape of `x`. `x` must be a float tensor.
@@ -38,6 +38,21 @@ const CHUNK: usize = 1 << 14;
 /// ```
 pub fn dropout(x: &Tensor, probability: f32, mode: &mut Mode<'_>) -> Result<Tensor> {
     check_probability(probability)?;
+    #[cfg(feature = "cuda")]
+    if let Mode::Training(generator) = mode
+        && probability > 0.0
+        && aeir_kernels::takes(&[x])
+        && let Ok(first_word) = u64::try_from(generator.get_word_pos())
+    {
+        let drawn = aeir_kernels::Drawn {
+            first_word,
+            threshold: threshold(probability),
+            scale: scale(probability),
+            generator: words_of(generator),
+        };
+        generator.set_word_pos(u128::from(first_word).wrapping_add(x.elem_count() as u128));
+        return Ok(aeir_kernels::dropout(x, drawn)?);
+    }
     let Some(mask) = mask(x.elem_count(), probability, mode) else { return Ok(x.clone()) };
     if is_fused(&[x]) {
         return Ok(x.contiguous()?.apply_op1(Scaled(mask))?);
@@ -48,9 +63,24 @@ pub fn dropout(x: &Tensor, probability: f32, mode: &mut Mode<'_>) -> Result<Tens
     Ok((x * (kept.to_dtype(x.dtype())? * f64::from(scale(probability)))?)?)
 }
 
+/// A word below it is a dropped value: exact to 2^-32, and no float rounding decides it.
+fn threshold(probability: f32) -> u64 {
+    (f64::from(probability) * 4_294_967_296.0) as u64
+}
+
 /// What a value that stays is multiplied by.
 fn scale(probability: f32) -> f32 {
     1.0 / (1.0 - probability)
+}
+
+/// The generator's key and stream.
+#[cfg(feature = "cuda")]
+fn words_of(generator: &rand_chacha::ChaCha8Rng) -> [u32; 10] {
+    let (seed, stream) = (generator.get_seed(), generator.get_stream().to_le_bytes());
+    let mut words = [0; 10];
+    let parts = seed.as_chunks::<4>().0.iter().chain(stream.as_chunks::<4>().0);
+    words.iter_mut().zip(parts).for_each(|(word, bytes)| *word = u32::from_le_bytes(*bytes));
+    words
 }
 
 /// What each of `count` values is multiplied by; none where nothing is dropped. Every task draws at its own place of the
@@ -60,9 +90,7 @@ pub(crate) fn mask(count: usize, probability: f32, mode: &mut Mode<'_>) -> Optio
     if probability == 0.0 {
         return None;
     }
-    // A word below the threshold is a dropped value: exact to 2^-32, and no float rounding decides it.
-    let threshold = (f64::from(probability) * 4_294_967_296.0) as u64;
-    let scale = scale(probability);
+    let (threshold, scale) = (threshold(probability), scale(probability));
     let start = generator.get_word_pos();
     let mut mask = vec![0f32; count];
     mask.par_chunks_mut(CHUNK).enumerate().for_each(|(index, mask)| {

@@ -118,6 +118,14 @@ impl Gru {
         if is_fused(&[&gates]) {
             return Ok(recurrence(&gates, &self.hidden_weight, &self.hidden_bias, steps, self.direction)?);
         }
+        #[cfg(feature = "cuda")]
+        if aeir_kernels::takes(&[&gates, &self.hidden_weight]) {
+            let steps = aeir_kernels::Recurrence {
+                counts: steps.counts().to_vec(),
+                rows: steps.rows(self.direction).to_vec(),
+            };
+            return Ok(aeir_kernels::recurrence(&gates, &self.hidden_weight, &self.hidden_bias, steps)?);
+        }
         self.composed(&gates, steps)
     }
 

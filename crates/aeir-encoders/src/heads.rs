@@ -11,6 +11,8 @@ mod gated_score;
 mod graph;
 mod linear;
 mod masked;
+#[cfg(feature = "cuda")]
+mod on_card;
 mod released_names;
 mod scan;
 mod self_attention;
@@ -353,6 +355,10 @@ impl AlignmentHead {
         (sentences, sentence_global): (&Fragments, &Tensor),
         training: bool,
     ) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if on_card::applies(images, sentences, self) {
+            return on_card::scores(self, (images, image_global), (sentences, sentence_global), training);
+        }
         let logits = if fused::applies(images, sentences, self) {
             fused::logits(self, (images, image_global), (sentences, sentence_global), training)?
         } else {
@@ -377,7 +383,7 @@ impl AlignmentHead {
         let mask = Tensor::cat(&[&first, &mask], 1)?;
         let read = match &self.reasoning {
             Reasoning::Filter(filter) => filter.forward(&vectors, &mask, training)?,
-            Reasoning::Graph(graph) => graph.forward(&vectors, &mask)?,
+            Reasoning::Graph(graph) => graph.forward(&vectors, &mask.unsqueeze(1)?.unsqueeze(1)?)?,
         };
         Ok(self.score.forward(&read)?.squeeze(2)?)
     }

@@ -38,6 +38,17 @@ impl UnitNorm {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl UnitNorm {
+    /// As kernels for cards name it.
+    pub(crate) fn of_kernels(self) -> aeir_kernels::UnitLength {
+        match self {
+            Self::Smooth => aeir_kernels::UnitLength::Smooth,
+            Self::Released => aeir_kernels::UnitLength::Released,
+        }
+    }
+}
+
 /// Added under the root. Small against the squared norm of any real feature, large enough that its root is a
 /// normal f32.
 pub const L2_EPSILON: f64 = 1e-12;
@@ -89,6 +100,10 @@ const ROWS: usize = 32;
 
 /// The operation, where it can take `x`.
 fn fused(x: &Tensor, norm: UnitNorm) -> Result<Option<Tensor>> {
+    #[cfg(feature = "cuda")]
+    if aeir_kernels::takes(&[x]) && x.rank() > 0 {
+        return Ok(Some(aeir_kernels::unit_rows(x, norm.of_kernels())?));
+    }
     let fits = is_fused(&[x]) && x.rank() > 0 && x.elem_count() > 0;
     Ok(if fits { Some(x.contiguous()?.apply_op1(UnitRows(norm))?) } else { None })
 }

@@ -40,6 +40,11 @@ pub(crate) fn padded_unit_mean(
         };
         return forward.contiguous()?.apply_op2(&backward.contiguous()?, operation);
     }
+    #[cfg(feature = "cuda")]
+    if aeir_kernels::takes(&[forward, backward]) && batch * longest > 0 {
+        let places = aeir_kernels::Places { rows: rows.clone(), positions, padded: placed.padded };
+        return aeir_kernels::padded_unit_mean(forward, backward, &places, norm.of_kernels());
+    }
     let of_batch = |states: &Tensor| states.narrow(0, rows.start, rows.len());
     let mean = ((of_batch(forward)? + of_batch(backward)?)? * 0.5)?;
     let unit = norm.apply(&mean).map_err(candle_core::Error::wrap)?;

@@ -306,6 +306,10 @@ impl WordEncoder {
             });
         }
         let ids = Tensor::from_slice(&words.real, words.real.len(), self.words.device())?;
+        #[cfg(feature = "cuda")]
+        if aeir_kernels::takes(&[&self.words]) {
+            return Ok(aeir_kernels::chosen_rows(&self.words, &ids)?);
+        }
         Ok(self.words.index_select(&ids, 0)?)
     }
 }

@@ -153,6 +153,10 @@ impl Optimizer {
         for (parameter, state) in self.parameters.iter().zip(&mut self.states) {
             let Some(gradient) = gradients.get(&parameter.name) else { continue };
             state.steps += 1;
+            #[cfg(feature = "cuda")]
+            if step_on_card(self.rule, parameter, state, gradient, scale, learning_rate)? {
+                continue;
+            }
             let scaled = match scale {
                 Scale::Known(_) => None,
                 Scale::OnDevice(scale) => Some(gradient.detach().broadcast_mul(scale)?),
@@ -183,7 +187,8 @@ impl Optimizer {
                         .get(index)
                         .map(|values| Tensor::from_slice(values, variable.shape(), &Device::Cpu))
                         .transpose()?,
-                    Moments::Device(moments) => moments.get(index).cloned(),
+                    // A kernel changes them in place.
+                    Moments::Device(moments) => moments.get(index).map(Tensor::copy).transpose()?,
                 };
                 tensors.extend(tensor.map(|tensor| (format!("{moment}.{name}"), tensor)));
             }
@@ -245,6 +250,44 @@ fn moment_of(tensors: &BTreeMap<String, Tensor>, key: &str, variable: &Var) -> R
         });
     }
     Ok(saved.to_device(variable.device())?)
+}
+
+/// Adam's and AdamW's update of a parameter in one pass, where the kernels for cards take it; else false.
+#[cfg(feature = "cuda")]
+fn step_on_card(
+    rule: Rule,
+    parameter: &Parameter,
+    state: &State,
+    gradient: &Tensor,
+    scale: &Scale,
+    learning_rate: f64,
+) -> Result<bool> {
+    let (Rule::Adam(adam) | Rule::AdamW(adam)) = rule else { return Ok(false) };
+    let weights = parameter.variable.as_detached_tensor();
+    let Moments::Device(moments) = &state.moments else { return Ok(false) };
+    let [first, second] = moments.as_slice() else { return Ok(false) };
+    if !aeir_kernels::takes(&[&weights, gradient, first, second]) {
+        return Ok(false);
+    }
+    let (scale, scale_on_card) = match scale {
+        Scale::Known(scale) => (*scale, None),
+        Scale::OnDevice(scale) => (1.0, Some(scale)),
+    };
+    let Factors { rate, weight_decay, corrections: [correction1, correction2], .. } =
+        Factors::new(rule, parameter, state.steps, scale, learning_rate);
+    let is_decoupled = matches!(rule, Rule::AdamW(_));
+    let step = aeir_kernels::Step {
+        scale,
+        scale_on_card,
+        betas: [adam.beta1, adam.beta2],
+        epsilon: adam.epsilon,
+        rate: rate / correction1,
+        root: correction2.sqrt(),
+        kept: if is_decoupled { 1.0 - rate * weight_decay } else { 1.0 },
+        decay: if is_decoupled { 0.0 } else { weight_decay },
+    };
+    aeir_kernels::step(&weights, gradient, aeir_kernels::Moments { first, second }, &step)?;
+    Ok(true)
 }
 
 /// The numbers of one parameter's update.
@@ -454,6 +497,13 @@ impl Norm {
         let device = gradients.by_name.values().next().map(Tensor::device);
         if !device.is_some_and(stays) {
             return Ok(Self::Known(gradients.norm()?));
+        }
+        #[cfg(feature = "cuda")]
+        {
+            let all: Vec<&Tensor> = gradients.by_name.values().collect();
+            if aeir_kernels::takes(&all) {
+                return Ok(Self::OnDevice(aeir_kernels::sum_of_squares(&all)?.sqrt()?));
+            }
         }
         let squares = gradients.by_name.values().map(|it| it.sqr()?.sum_all()?.to_dtype(DType::F32));
         let squares = squares.collect::<candle_core::Result<Vec<_>>>()?;

@@ -47,10 +47,9 @@ impl GraphReasoning {
         Self { steps: self.steps.iter().map(detached).collect() }
     }
 
-    /// `vectors [M, N, P, S]` and `mask [M, P]` to the first node after the last round, `[M, N, S]`.
+    /// `vectors [M, N, P, S]` and a mask that broadcasts to `[M, N, 1, P]` to the first node after the last round, `[M, N, S]`.
     pub(super) fn forward(&self, vectors: &Tensor, mask: &Tensor) -> Result<Tensor> {
         let positions = vectors.dim(2)?;
-        let mask = mask.unsqueeze(1)?.unsqueeze(1)?;
         let mut nodes = vectors.clone();
         for (index, step) in self.steps.iter().enumerate() {
             // Of the last round only the first node is read.
@@ -59,7 +58,7 @@ impl GraphReasoning {
             let query = step.query.forward(&asking)?;
             let key = step.key.forward(&nodes)?;
             let edges = query.product(&key.transpose(2, 3)?.contiguous()?)?;
-            let mixed = masked::softmax(&edges, &mask)?.product(&nodes)?;
+            let mixed = masked::softmax(&edges, mask)?.product(&nodes)?;
             nodes = step.output.forward(&mixed)?.relu()?;
         }
         Ok(nodes.squeeze(2)?)

@@ -1,6 +1,6 @@
 //! Stacked cross attention.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::alignment::fragment_scores;
@@ -95,6 +95,13 @@ impl ScanConfig {
     ) -> Result<Tensor> {
         if is_fused(&[images.features(), sentences.features()]) {
             return fused::scan::scores(*self, words_attend, norm, images, sentences);
+        }
+        let dtype = images.features().dtype();
+        if matches!(dtype, DType::BF16 | DType::F16) {
+            // A sharp softmax of cosines needs more than the digits of half precision.
+            let single = |of: &Fragments| of.with_features(of.features().to_dtype(DType::F32)?);
+            let scores = self.scores(words_attend, norm, &single(images)?, &single(sentences)?)?;
+            return Ok(scores.to_dtype(dtype)?);
         }
         // Sentences or images ask; the asking fragments are the last axis but one: [A, B, asking, asked].
         let scores = fragment_scores(images, sentences)?;

@@ -80,12 +80,31 @@ impl Activation {
         if is_fused(&[x]) {
             return Ok(x.contiguous()?.apply_op1(self)?);
         }
+        #[cfg(feature = "cuda")]
+        if aeir_kernels::takes(&[x]) {
+            return Ok(aeir_kernels::activate(x, self.of_kernels())?);
+        }
         match self {
             Self::Gelu(form) => gelu::composed(x, form),
             Self::Relu => Ok(x.relu()?),
             Self::Relu6 => Ok(x.clamp(0.0, 6.0)?),
             Self::Silu => Ok(x.silu()?),
             Self::Tanh => Ok(x.tanh()?),
+        }
+    }
+
+    /// As kernels for cards name it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn of_kernels(self) -> aeir_kernels::Activation {
+        use aeir_kernels::Activation as Named;
+        match self {
+            Self::Gelu(Gelu::Erf) => Named::GeluErf,
+            Self::Gelu(Gelu::Tanh) => Named::GeluTanh,
+            Self::Gelu(Gelu::Quick) => Named::GeluQuick,
+            Self::Relu => Named::Relu,
+            Self::Relu6 => Named::Relu6,
+            Self::Silu => Named::Silu,
+            Self::Tanh => Named::Tanh,
         }
     }
 

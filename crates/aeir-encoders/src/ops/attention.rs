@@ -131,6 +131,15 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: &Attentio
     if is_fused(&[q, k, v]) && q.elem_count() > 0 && v.elem_count() > 0 {
         return fused::attention(q, k, v, scale, bias);
     }
+    #[cfg(feature = "cuda")]
+    if aeir_kernels::takes(&[q, k, v])
+        && !(q.track_op() || k.track_op() || v.track_op())
+        && aeir_kernels::takes_attention(q, v)
+    {
+        let AttentionBias { padding, is_causal, window } = bias;
+        let sight = aeir_kernels::Sight { padding: padding.as_ref(), reach: *window, is_causal: *is_causal };
+        return Ok(aeir_kernels::attention(q, k, v, scale, &sight)?);
+    }
     composed(q, k, v, scale, bias)
 }
 

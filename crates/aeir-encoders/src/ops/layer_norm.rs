@@ -22,9 +22,13 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, epsilon: f
     let columns = x.dim(D::Minus1)?;
     checked("layer norm weight", weight, &[columns])?;
     bias.map(|bias| checked("layer norm bias", bias, &[columns])).transpose()?;
+    let or_zeros = || bias.map_or_else(|| weight.zeros_like(), Tensor::contiguous);
+    #[cfg(feature = "cuda")]
+    if aeir_kernels::takes(&[x, weight]) && bias.is_none_or(|bias| aeir_kernels::takes(&[bias])) {
+        return Ok(aeir_kernels::layer_norm(x, weight, &or_zeros()?, epsilon)?);
+    }
     if is_fused(&[x, weight]) && bias.is_none_or(|bias| is_fused(&[bias])) && columns > 0 {
-        let no_bias = bias.is_none().then(|| weight.zeros_like()).transpose()?;
-        let bias = bias.or(no_bias.as_ref()).unwrap_or(weight).contiguous()?;
+        let bias = or_zeros()?;
         let operation = LayerNorm { epsilon: epsilon as f32 };
         return Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias, operation)?);
     }

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+#[cfg(feature = "cuda")]
+use aeir_kernels::takes;
 use candle_core::{DType, Tensor};
 
 use super::activation::Activation;
@@ -91,13 +93,26 @@ impl Linear {
     /// Whether nothing records a graph and the kernel takes it.
     fn is_plain(&self, inputs: &[&Tensor]) -> bool {
         let all = || inputs.iter().copied().chain([&self.weight]).chain(&self.bias);
-        all().all(|tensor| is_fused(&[tensor]) && !tensor.track_op())
+        if all().any(Tensor::track_op) {
+            return false;
+        }
+        #[cfg(feature = "cuda")]
+        if all().all(|tensor| takes(&[tensor])) {
+            return true;
+        }
+        all().all(|tensor| is_fused(&[tensor]))
     }
 
     fn plain(&self, x: &Tensor, residual: Option<&Tensor>, activation: Option<Activation>) -> Result<Tensor> {
         let (outputs, inputs) = self.weight.dims2()?;
         let shape = output_shape(x, inputs, outputs)?;
         residual.map(|residual| checked("linear residual", residual, &shape)).transpose()?;
+        #[cfg(feature = "cuda")]
+        if takes(&[x]) {
+            self.bias.as_ref().map(|bias| checked("linear bias", bias, &[outputs])).transpose()?;
+            let activation = activation.map(Activation::of_kernels);
+            return Ok(aeir_kernels::plain(x, &self.weight, self.bias.as_ref(), activation, residual)?);
+        }
         let packed = match self.packed.get() {
             Some(packed) => packed,
             None => {
@@ -160,6 +175,12 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 }
 
 fn composed(rows: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(bias) = bias
+        && takes(&[rows, weight, bias])
+    {
+        return Ok(affine(rows, weight, bias)?);
+    }
     let y = rows.product(&weight.t()?)?;
     match bias {
         Some(bias) => Ok(y.broadcast_add(bias)?),

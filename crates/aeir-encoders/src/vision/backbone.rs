@@ -16,15 +16,15 @@ use crate::mode::Mode;
 use crate::preprocess::{ImagePreprocessor, PreparedImage};
 
 const PREPROCESSOR: &str = "preprocessor_config.json";
-/// Images that run through a network at once, at most.
-const IMAGES_AT_ONCE: usize = 16;
-/// Values of the largest tensor of such a batch, at most: 256 MB.
-const BATCH_VALUES: usize = 1 << 26;
+/// Images that run through a network at once on the CPU, at most, and values of the largest tensor of such a batch: 256 MB.
+const ON_CPU: (usize, usize) = (16, 1 << 26);
+/// On another device, which few images leave idle: 1 GB.
+const ON_DEVICE: (usize, usize) = (128, 1 << 28);
 
 /// An image network as an [`ImageBackbone`]: an [`ImageModel`] without variables and an [`ImagePreprocessor`].
 ///
 /// The folder has `config.json`, `model.safetensors` and `preprocessor_config.json`. Images go through the network in batches of up to
-/// 16, fewer where they are large.
+/// 16, on a GPU 128, fewer where they are large.
 pub struct VisionBackbone {
     model: ImageModel,
     preprocessor: ImagePreprocessor,
@@ -56,6 +56,7 @@ impl VisionBackbone {
             expected,
             got: format!("{}x{}", size.width, size.height),
         })?;
+        let (most, values) = if device.is_cpu() { ON_CPU } else { ON_DEVICE };
         let fingerprint = sha256_parts([
             (Self::ALGORITHM, &[][..]),
             (CONFIG, &config),
@@ -65,7 +66,7 @@ impl VisionBackbone {
         Ok(Self {
             model,
             preprocessor,
-            images_at_once: (BATCH_VALUES / largest.max(1)).clamp(1, IMAGES_AT_ONCE),
+            images_at_once: (values / largest.max(1)).clamp(1, most),
             fingerprint,
             files: files.to_vec(),
         })

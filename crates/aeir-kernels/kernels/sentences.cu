@@ -1,0 +1,154 @@
+// Words of sentences: the recurrence, states as padded unit rows, and gradients of rows chosen by an index.
+
+#include "warp.cuh"
+
+__device__ __forceinline__ float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// One step of a gated recurrent unit: `gates` [words, 3 D] of the input, `rows` [n] this step's rows of it, `hidden` [n, 3 D] = U h,
+// `before` [n, D] the states, of which the first step has none. The new states go to `state` [n, D] and to their rows of `states`;
+// `kept` [n, 4 D] gets r, z, n and U_n h + c_n.
+extern "C" __global__ void recurrent_step(
+    const float* gates, const uint32_t* rows, const float* hidden, const float* bias, const float* before,
+    float* state, float* states, float* kept, uint32_t count, uint32_t units, uint32_t is_first) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count * units) return;
+    const uint32_t item = i / units, unit = i % units;
+    const float* input = gates + (size_t)rows[item] * 3 * units + unit;
+    const float* own = hidden + (size_t)item * 3 * units + unit;
+    const float h = is_first ? 0.0f : before[i];
+    const float hr = (is_first ? 0.0f : own[0]) + bias[unit];
+    const float hz = (is_first ? 0.0f : own[units]) + bias[units + unit];
+    const float hn = (is_first ? 0.0f : own[2 * units]) + bias[2 * units + unit];
+    const float r = logistic(input[0] + hr), z = logistic(input[units] + hz), n = tanhf(input[2 * units] + r * hn);
+    const float next = n + z * (h - n);
+    state[i] = next;
+    states[(size_t)rows[item] * units + unit] = next;
+    float* keep = kept + (size_t)item * 4 * units + unit;
+    keep[0] = r;
+    keep[units] = z;
+    keep[2 * units] = n;
+    keep[3 * units] = hn;
+}
+
+// Backward through a step: `upstream` [words, D] by row, `carried` [n', D] (direct) and `product` [n', D] (through U) from the step after,
+// which the first n' items have. Fills the rows of `gate_gradients` [words, 3 D], `hidden_gradients` [n, 3 D], and `direct` [n, D].
+extern "C" __global__ void recurrent_step_backward(
+    const float* upstream, const uint32_t* rows, const float* before, const float* kept, const float* carried,
+    const float* product, float* gate_gradients, float* hidden_gradients, float* direct, uint32_t count, uint32_t after,
+    uint32_t units, uint32_t is_first) {
+    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= count * units) return;
+    const uint32_t item = i / units, unit = i % units;
+    float gradient = upstream[(size_t)rows[item] * units + unit];
+    if (item < after) gradient += carried[i] + product[i];
+    const float* keep = kept + (size_t)item * 4 * units + unit;
+    const float r = keep[0], z = keep[units], n = keep[2 * units], hn = keep[3 * units];
+    const float h = is_first ? 0.0f : before[i];
+    const float dn = gradient * (1.0f - z) * (1.0f - n * n);
+    const float dz = gradient * (h - n) * z * (1.0f - z);
+    const float dr = dn * hn * r * (1.0f - r);
+    float* input = gate_gradients + (size_t)rows[item] * 3 * units + unit;
+    input[0] = dr;
+    input[units] = dz;
+    input[2 * units] = dn;
+    float* own = hidden_gradients + (size_t)item * 3 * units + unit;
+    own[0] = dr;
+    own[units] = dz;
+    own[2 * units] = dn * r;
+    direct[i] = gradient * z;
+}
+
+// `unit((a + b) / 2)` of the row that a place has, zeros where it has none (-1): a, b [rows, D], `row_of` [places] to [places, D]. One
+// warp a place.
+extern "C" __global__ void padded_unit_mean(
+    const float* a, const float* b, const int32_t* row_of, float* y, uint32_t places, uint32_t width, uint32_t released) {
+    const uint32_t place = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (place >= places) return;
+    const int lane = threadIdx.x % WARP;
+    const int32_t row = row_of[place];
+    y += (size_t)place * width;
+    if (row < 0) {
+        for (uint32_t i = lane; i < width; i += WARP) y[i] = 0.0f;
+        return;
+    }
+    a += (size_t)row * width;
+    b += (size_t)row * width;
+    float squares = 0.0f;
+    for (uint32_t i = lane; i < width; i += WARP) {
+        const float mean = (a[i] + b[i]) * 0.5f;
+        squares += mean * mean;
+    }
+    const float scale = 1.0f / denominator(warp_sum(squares), released);
+    for (uint32_t i = lane; i < width; i += WARP) y[i] = (a[i] + b[i]) * 0.5f * scale;
+}
+
+// The gradient of a, and of b: `place_of` [rows], -1 for a row that has no place.
+extern "C" __global__ void padded_unit_mean_backward(
+    const float* a, const float* b, const int32_t* place_of, const float* upstream, float* out, uint32_t rows,
+    uint32_t width, uint32_t released) {
+    const uint32_t row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row >= rows) return;
+    const int lane = threadIdx.x % WARP;
+    const int32_t place = place_of[row];
+    out += (size_t)row * width;
+    if (place < 0) {
+        for (uint32_t i = lane; i < width; i += WARP) out[i] = 0.0f;
+        return;
+    }
+    a += (size_t)row * width;
+    b += (size_t)row * width;
+    upstream += (size_t)place * width;
+    float squares = 0.0f, along = 0.0f;
+    for (uint32_t i = lane; i < width; i += WARP) {
+        const float mean = (a[i] + b[i]) * 0.5f;
+        squares += mean * mean;
+        along += mean * upstream[i];
+    }
+    const float2 f = unit_factors(warp_sum(along), warp_sum(squares), released);
+    for (uint32_t i = lane; i < width; i += WARP) out[i] = 0.5f * (f.x * upstream[i] - f.y * ((a[i] + b[i]) * 0.5f));
+}
+
+// Of each row of a table the sum of the gradients of its uses, in order: `ids` [uses], `upstream` [uses, D] to [rows, D]. One block a row.
+extern "C" __global__ void chosen_rows_backward(
+    const uint32_t* ids, const float* upstream, float* out, uint32_t uses, uint32_t width) {
+    constexpr int HELD = 8;
+    __shared__ uint32_t found[256];
+    __shared__ uint32_t count;
+    const uint32_t row = blockIdx.x;
+    // In pieces of the width that the block holds.
+    for (uint32_t first = 0; first < width; first += HELD * blockDim.x) {
+        float sums[HELD] = {};
+        for (uint32_t start = 0; start < uses; start += blockDim.x) {
+            if (threadIdx.x == 0) count = 0;
+            __syncthreads();
+            const uint32_t use = start + threadIdx.x;
+            const bool is_use = use < uses && ids[use] == row;
+            // Warps put theirs behind one another in order.
+            const unsigned votes = __ballot_sync(ALL, is_use);
+            for (uint32_t warp = 0; warp < blockDim.x / WARP; warp++) {
+                if (threadIdx.x / WARP == warp) {
+                    const uint32_t at = count;
+                    __syncwarp();
+                    if (is_use) found[at + __popc(votes & ((1u << (threadIdx.x % WARP)) - 1))] = use;
+                    __syncwarp();
+                    if (threadIdx.x % WARP == 0) count = at + __popc(votes);
+                }
+                __syncthreads();
+            }
+            for (uint32_t j = 0; j < count; j++) {
+                const float* from = upstream + (size_t)found[j] * width;
+#pragma unroll
+                for (int i = 0; i < HELD; i++) {
+                    const uint32_t column = first + threadIdx.x + i * blockDim.x;
+                    if (column < width) sums[i] += from[column];
+                }
+            }
+            __syncthreads();
+        }
+#pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            const uint32_t column = first + threadIdx.x + i * blockDim.x;
+            if (column < width) out[(size_t)row * width + column] = sums[i];
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Attention where nothing records a graph.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use crate::launch::{ATTENTION, Argument, Card, Grid, number};
+
+/// Queries of a block.
+const QUERIES: usize = 8;
+/// Keys of a tile.
+const TILE: usize = 32;
+/// Numbers of a key or a value, at most.
+const LONGEST: usize = 128;
+
+/// Which keys a query sees.
+#[derive(Debug, Clone, Copy)]
+pub struct Sight<'a> {
+    /// `[B, T]`: 0 for padding.
+    pub padding: Option<&'a Tensor>,
+    /// Distance to the farthest key; none for all.
+    pub reach: Option<usize>,
+    /// Whether it sees none behind itself.
+    pub is_causal: bool,
+}
+
+/// Whether the kernel takes such queries and values: `[B, H, ..]`, with at most 128 numbers each, and nothing that records a graph.
+#[must_use]
+pub fn takes_attention(q: &Tensor, v: &Tensor) -> bool {
+    let last = |x: &Tensor| x.dims().last().copied().unwrap_or(0);
+    let heads: usize = q.dims().iter().take(2).product();
+    last(q) <= LONGEST && last(v) <= LONGEST && heads <= usize::from(u16::MAX)
+}
+
+/// `softmax(scale q k^T) v` over the keys that a query sees, zeros where it sees none: q `[B, H, Q, d]`, k `[B, H, T, d]`, v `[B, H, T, e]`,
+/// which may be views, to `[B, H, Q, e]`, a view of `[B, Q, H, e]`.
+///
+/// # Errors
+/// From candle and the driver.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, sight: &Sight<'_>) -> Result<Tensor> {
+    let ((batch, heads, queries, dimension), (keys, values)) = (q.dims4()?, (k.dim(2)?, v.dim(3)?));
+    let padding = sight.padding.map(|mask| mask.to_dtype(DType::F32)?.contiguous()).transpose()?;
+    let [q, k, v] = [rows_without_gaps(q)?, rows_without_gaps(k)?, rows_without_gaps(v)?];
+    let card = Card::of(&q)?;
+    let y = card.room(batch * queries * heads * values)?;
+    let strides = |x: &Tensor| match x.stride() {
+        [item, head, token, _] => Ok(Argument::Strides([*item, *head, *token].map(|stride| stride as u64))),
+        other => bail!("attention: strides {other:?}"),
+    };
+    let arguments = [
+        Argument::View(&q),
+        Argument::View(&k),
+        Argument::View(&v),
+        padding.as_ref().map_or(Argument::Out(&y), Argument::Tensor),
+        Argument::Out(&y),
+        strides(&q)?,
+        strides(&k)?,
+        strides(&v)?,
+        Argument::Number(number(heads)?),
+        Argument::Number(number(queries)?),
+        Argument::Number(number(keys)?),
+        Argument::Number(number(dimension)?),
+        Argument::Number(number(values)?),
+        Argument::Number(number(sight.reach.unwrap_or(keys + queries))?),
+        Argument::Number(u32::from(sight.is_causal)),
+        Argument::Number(u32::from(padding.is_some())),
+        Argument::Real(scale as f32),
+    ];
+    let shared = TILE * (dimension + 1) + TILE * values + QUERIES * dimension;
+    let grid = Grid::blocks(queries.div_ceil(QUERIES), batch * heads)?.sharing(shared)?;
+    card.launch(&ATTENTION, "attention", &grid, &arguments)?;
+    card.tensor(y, (batch, queries, heads, values)).transpose(1, 2)
+}
+
+/// A view whose last axis has no gaps.
+fn rows_without_gaps(x: &Tensor) -> Result<Tensor> {
+    if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
+}
