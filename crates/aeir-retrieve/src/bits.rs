@@ -32,6 +32,12 @@ impl Bits {
         self.words.iter().flat_map(|word| word.to_le_bytes()).collect()
     }
 
+    /// A bit a row in words of 32, the first row's lowest.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn half_words(&self) -> Vec<u32> {
+        self.words.iter().flat_map(|word| [*word as u32, (*word >> 32) as u32]).collect()
+    }
+
     fn clear_beyond(&mut self) {
         if !self.len.is_multiple_of(64)
             && let Some(last) = self.words.last_mut()
@@ -177,6 +183,8 @@ mod tests {
             prop_assert_eq!(&rows, &(0..set.len()).filter(|row| set[*row]).collect::<Vec<_>>());
             prop_assert_eq!(bits.count(), rows.len());
             prop_assert_eq!(bits.zeros_within(0, set.len()).len(), set.len() - rows.len());
+            let words = bits.half_words();
+            prop_assert!((0..set.len()).all(|row| (words[row / 32] >> (row % 32) & 1 == 1) == set[row]));
             let positions = Positions::of(bits);
             for (position, row) in rows.iter().enumerate() {
                 prop_assert_eq!(positions.position(*row), Some(position));

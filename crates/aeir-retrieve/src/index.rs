@@ -40,6 +40,8 @@ pub use writer::{CommitStage, IndexWriter};
 
 use crate::bits::{Bits, Positions};
 use crate::files::{at, checksum};
+#[cfg(any(feature = "cuda", test))]
+use crate::search::proposed::{Manner, Proposal, Proposed, Settled};
 use crate::search::{Gallery, Neighbour, Run, merged};
 use crate::{Error, GalleryCorrection, Matrix, Result, Storage};
 use manifest::{Manifest, SEGMENT_PREFIX, SegmentEntry, check_crc, inside};
@@ -472,20 +474,64 @@ impl Index {
     /// As [`Index::search`]; [`Error::OtherGeneration`] where the selection is of another one, [`Error::Shape`] where the correction
     /// is of another gallery.
     pub fn find(&self, queries: &Matrix, k: usize, options: &SearchOptions<'_>) -> Result<Vec<Vec<Hit>>> {
-        let Some(correction) = options.correction else { return self.found(queries, k, options, None) };
-        if !correction.is_dynamic() {
-            return self.found(queries, k, options, Some(correction.penalties()));
-        }
-        // Whether a query is corrected depends on its best item among all.
-        let options = &SearchOptions { exact: true, ..*options };
-        let plain = SearchOptions { selection: None, ..*options };
-        let best = self.found(queries, 1, &plain, None)?;
-        let answers = queries.iter_rows().zip(best).map(|(query, best)| {
-            let corrected = best.first().is_some_and(|best| correction.applies(best.position));
-            let penalties = corrected.then(|| correction.penalties());
-            Ok(self.found(&one_row(query)?, k, options, penalties)?.pop().unwrap_or_default())
-        });
-        answers.collect()
+        by_corrections(queries, k, options, |queries, k, options, penalties| {
+            self.found(queries, k, options, penalties)
+        })
+    }
+
+    /// [`Index::find`] of everything exactly, where something else proposes rows; and how many queries had to be searched here.
+    ///
+    /// # Errors
+    /// As [`Index::find`], and those of whoever proposes.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn find_proposed<E: From<Error>>(
+        &self,
+        queries: &Matrix,
+        k: usize,
+        options: &SearchOptions<'_>,
+        manner: impl Fn(usize) -> Manner,
+        propose: impl Fn(&Proposal<'_>) -> std::result::Result<Vec<Proposed>, E>,
+    ) -> std::result::Result<Settled<Hit>, E> {
+        let mut unsettled = 0;
+        let found = by_corrections(queries, k, options, |queries, k, options, penalties| {
+            let penalties = penalties.map(|penalties| self.by_row(penalties)).transpose()?;
+            let gallery = self.gallery(penalties.as_deref(), self.allowed(options)?);
+            let settled = gallery.search_proposed(queries, k, manner(k), &propose)?;
+            unsettled += settled.unsettled;
+            Ok::<_, E>(self.hits(settled.found))
+        })?;
+        Ok(Settled { found, unsettled })
+    }
+
+    /// All rows of all segments.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn gallery<'a>(
+        &'a self,
+        penalties: Option<&'a [f32]>,
+        selected: Option<&'a Bits>,
+    ) -> Gallery<'a> {
+        let mut first = 0;
+        let run = |part: &'a Part| {
+            let run = Run { first, rows: part.segment.rows(), vectors: part.segment.vectors() };
+            first += run.rows;
+            run
+        };
+        let runs = self.parts.iter().map(run).collect();
+        Gallery { runs, dimension: self.dimension(), longest: LONGEST, penalties, selected }
+    }
+
+    /// Names this generation among all.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn generation_mark(&self) -> &str {
+        &self.manifest.checksum
+    }
+
+    /// The rows that may be found, if not all.
+    fn allowed<'a>(&'a self, options: &SearchOptions<'a>) -> Result<Option<&'a Bits>> {
+        Ok(match options.selection {
+            Some(selection) => Some(self.rows_of(selection)?),
+            None => (!self.positions.is_whole()).then(|| self.positions.live()),
+        })
     }
 
     fn found(
@@ -496,10 +542,7 @@ impl Index {
         penalties: Option<&[f32]>,
     ) -> Result<Vec<Vec<Hit>>> {
         let penalties = penalties.map(|penalties| self.by_row(penalties)).transpose()?;
-        let selected = match options.selection {
-            Some(selection) => Some(self.rows_of(selection)?),
-            None => (!self.positions.is_whole()).then(|| self.positions.live()),
-        };
+        let selected = self.allowed(options)?;
         let gallery = Gallery {
             runs: Vec::new(),
             dimension: self.dimension(),
@@ -583,6 +626,47 @@ impl Index {
         };
         found.into_iter().map(|query| (1..).zip(query).map(hit).collect()).collect()
     }
+}
+
+/// A search by plain or corrected scores, by `found` from queries, k, options and penalties. Which of a dynamic correction's
+/// queries are corrected depends on the best item of each among all.
+fn by_corrections<E: From<Error>>(
+    queries: &Matrix,
+    k: usize,
+    options: &SearchOptions<'_>,
+    mut found: impl FnMut(
+        &Matrix,
+        usize,
+        &SearchOptions<'_>,
+        Option<&[f32]>,
+    ) -> std::result::Result<Vec<Vec<Hit>>, E>,
+) -> std::result::Result<Vec<Vec<Hit>>, E> {
+    let Some(correction) = options.correction else { return found(queries, k, options, None) };
+    if !correction.is_dynamic() {
+        return found(queries, k, options, Some(correction.penalties()));
+    }
+    let options = &SearchOptions { exact: true, ..*options };
+    let plain = SearchOptions { selection: None, ..*options };
+    let best = found(queries, 1, &plain, None)?;
+    let is_corrected = |best: &Vec<Hit>| best.first().is_some_and(|best| correction.applies(best.position));
+    let mut answers = vec![Vec::new(); queries.rows()];
+    for corrected in [false, true] {
+        let places: Vec<usize> = (best.iter().enumerate())
+            .filter(|(_, best)| is_corrected(best) == corrected)
+            .map(|(place, _)| place)
+            .collect();
+        if places.is_empty() {
+            continue;
+        }
+        let penalties = corrected.then(|| correction.penalties());
+        let hits = found(&queries.select_rows(&places)?, k, options, penalties)?;
+        for (place, hits) in places.into_iter().zip(hits) {
+            if let Some(slot) = answers.get_mut(place) {
+                *slot = hits;
+            }
+        }
+    }
+    Ok(answers)
 }
 
 fn one_row(query: &[f32]) -> Result<Matrix> {

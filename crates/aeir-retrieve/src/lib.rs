@@ -2,6 +2,10 @@
 
 mod ask_for;
 mod bits;
+// Its plain parts are tested without a card, and without the feature.
+#[cfg(any(feature = "cuda", test))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, unreachable_pub))]
+mod card;
 mod confidence;
 mod correction;
 mod domain_distance;
@@ -33,6 +37,8 @@ mod storage;
 mod tiles;
 mod uncertainty;
 
+#[cfg(feature = "cuda")]
+pub use card::{CardError, CardGallery, CardIndex, CardOptions, MOST_ON_CARD};
 pub use confidence::{CONFIDENCE_FILE, Confidence, ConformalSets};
 pub use correction::{CORRECTION_FILE, Correction, GalleryCorrection, PENALTIES_FILE, rank_corrected};
 pub use domain_distance::{

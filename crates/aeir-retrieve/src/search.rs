@@ -3,6 +3,9 @@
 //! A fast pass in `f32` finds every item that could be among the best, rounding counted in; those few are scored
 //! again in `f64` in one fixed order, rounded to `f32`, and sorted. Equal scores keep the order of positions.
 
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod proposed;
+
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
@@ -48,11 +51,8 @@ pub struct Neighbour {
 /// # Ok::<(), aeir_retrieve::Error>(())
 /// ```
 pub fn nearest(queries: &Matrix, gallery: &Matrix, k: usize) -> Result<Vec<Vec<Neighbour>>> {
-    let dimension = same_dimension(queries, gallery)?;
-    gallery.check_finite("gallery embeddings")?;
-    let longest = longest_row(gallery);
-    let run = Run { first: 0, rows: gallery.rows(), vectors: Vectors::F32(gallery.values()) };
-    Gallery { runs: vec![run], dimension, longest, penalties: None, selected: None }.search(queries, k)
+    same_dimension(queries, gallery)?;
+    Gallery::of_matrix(gallery)?.search(queries, k)
 }
 
 /// The mean of the `k` best dot products of every query, `[Q]`, without holding the score matrix.
@@ -147,6 +147,14 @@ struct Range<'a> {
 const FEW_SELECTED: usize = 16;
 
 impl<'g> Gallery<'g> {
+    /// All rows of a matrix; refuses those that are not finite.
+    pub(crate) fn of_matrix(items: &'g Matrix) -> Result<Self> {
+        items.check_finite("gallery embeddings")?;
+        let run = Run { first: 0, rows: items.rows(), vectors: Vectors::F32(items.values()) };
+        let (dimension, longest) = (items.columns(), longest_row(items));
+        Ok(Self { runs: vec![run], dimension, longest, penalties: None, selected: None })
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.runs.iter().map(|run| run.rows).sum()
     }
@@ -159,6 +167,11 @@ impl<'g> Gallery<'g> {
         self.selected.map_or_else(|| self.rows(), within)
     }
 
+    /// Whether selected rows are scored one by one.
+    fn is_few(&self, selected: usize) -> bool {
+        self.selected.is_some() && selected * FEW_SELECTED <= self.rows()
+    }
+
     /// Neighbours by row: the best of all.
     pub(crate) fn search(&self, queries: &Matrix, k: usize) -> Result<Vec<Vec<Neighbour>>> {
         let prepared = self.prepared(queries, k)?;
@@ -168,7 +181,7 @@ impl<'g> Gallery<'g> {
             return Ok(vec![Vec::new(); queries.rows()]);
         }
         if let Some(rows) = self.selected
-            && selected * FEW_SELECTED <= self.rows()
+            && self.is_few(selected)
         {
             let within = |run: &Run<'_>| run.first..run.first + run.rows;
             let rows: Vec<usize> =

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod approximate;
+#[cfg(feature = "cuda")]
+mod card;
 mod domain_distance;
 mod index_changes;
 mod index_folder;
