@@ -130,12 +130,24 @@ fn failures(report: &Value) -> Vec<(&str, &str)> {
         .collect()
 }
 
+/// Whether a search on the card has found something else than the processor.
+fn differs(report: &Value) -> bool {
+    let rows = report.pointer("/aeir/search/on_card").and_then(Value::as_array).into_iter().flatten();
+    rows.into_iter().any(|row| row.get("same") != Some(&Value::Bool(true)))
+}
+
 /// Whether all is well, once everything is told.
 fn passed(options: &Options, report: &Value) -> anyhow::Result<()> {
     if report.pointer("/selftest/passed") != Some(&Value::Bool(true)) {
         bail!("the selftest did not pass: `aeir selftest --device {}` shows what differs", options.device);
     }
     let failed: Vec<&str> = failures(report).into_iter().map(|(name, _)| name).collect();
+    if differs(report) {
+        bail!(
+            "exact search on the card is not the processor's: `aeir bench search --device {}`",
+            options.device
+        );
+    }
     if !failed.is_empty() {
         bail!("benchmarks failed: {}; the report says why", failed.join(", "));
     }
@@ -269,7 +281,7 @@ fn check_device(options: &Options, doctor: &Value) -> anyhow::Result<()> {
     bail!("no {kind} device works here: {}", reasons.join("; "))
 }
 
-/// Our own figures. Search computes on the processor: there is none for a GPU.
+/// Our own figures.
 fn benches(aeir: &Aeir<'_>) -> anyhow::Result<Value> {
     let Options { batch_size, quick, .. } = aeir.options;
     let batch = batch_size.to_string();
@@ -293,21 +305,9 @@ fn benches(aeir: &Aeir<'_>) -> anyhow::Result<Value> {
         };
     }
     let (items, queries) = if *quick { ("2000", "20") } else { ("1000000", "1000") };
-    let search = [
-        "bench",
-        "search",
-        "--json",
-        "--items",
-        items,
-        "--dimension",
-        "512",
-        "--queries",
-        queries,
-        "--storage",
-        "f32",
-    ];
-    say("aeir bench search, on the processor\n")?;
-    found["search_on_the_processor"] = aeir.told(&search)?;
+    let search =
+        ["search", "--items", items, "--dimension", "512", "--queries", queries, "--storage", "f32,f16"];
+    found["search"] = aeir.bench(&search)?;
     Ok(found)
 }
 
@@ -382,17 +382,21 @@ fn table(report: &Value) -> String {
         ),
         (
             "exact search, queries a second",
-            number("/aeir/search_on_the_processor/exact/0/queries_per_second"),
+            number("/aeir/search/on_card/0/queries_per_second"),
             number("/pytorch/runs/0/queries_per_second"),
             None,
         ),
+        ("  of 16-bit vectors", number("/aeir/search/on_card/1/queries_per_second"), None, None),
+        ("  on the processor", number("/aeir/search/exact/0/queries_per_second"), None, None),
     ];
     for (name, ours, eager, compiled) in rows {
         let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
         // Writing to a String can't fail.
         let _ = writeln!(table, "{name:34} {:>12} {:>12} {:>14}", shown(ours), shown(eager), shown(compiled));
     }
-    table.push_str("aeir searches on the processor, PyTorch on the card\n");
+    if differs(report) {
+        table.push_str("DIFFERS: exact search on the card is not the processor's to the bit\n");
+    }
     for pointer in ["/pytorch/missing", "/aeir/sentences/missing", "/aeir/images/missing"] {
         if let Some(why) = report.pointer(pointer).and_then(Value::as_str) {
             let _ = writeln!(table, "missing: {why}");
@@ -448,12 +452,26 @@ mod tests {
     fn the_table_holds_what_there_is_and_names_what_is_missing() {
         let report = json!({
             "selftest": { "agree": 3, "differ": 0, "failed": 0, "device": { "name": "A card" } },
-            "aeir": { "train": { "step_seconds": 0.0125 }, "images": { "missing": "name an encoder" } },
+            "aeir": {
+                "train": { "step_seconds": 0.0125 },
+                "images": { "missing": "name an encoder" },
+                "search": {
+                    "exact": [{ "queries_per_second": 77.0 }],
+                    "on_card": [{ "queries_per_second": 40_000.0, "same": true }],
+                },
+            },
             "pytorch": { "runs": [{ "saf_step_seconds": 0.025 }] },
         });
         let table = table(&report);
+        assert!(table.contains("40000.0") && table.contains("77.0") && !table.contains("DIFFERS"), "{table}");
         assert!(table.contains("A card") && table.contains("12.5") && table.contains("25.0"), "{table}");
         assert!(table.contains("missing: name an encoder"), "{table}");
+        let mut other = report;
+        other["aeir"]["search"]["on_card"][0]["same"] = json!(false);
+        assert!(super::table(&other).contains("DIFFERS: exact search"));
+        other["selftest"]["passed"] = json!(true);
+        let options = Options::parse(&[]).unwrap().unwrap();
+        assert!(passed(&options, &other).unwrap_err().to_string().contains("is not the processor's"));
     }
 
     #[test]
@@ -489,7 +507,7 @@ mod tests {
         assert!(outcome.unwrap_err().to_string().contains("benchmarks failed: train"));
         assert_eq!(report["selftest"]["passed"], true);
         assert!(report["aeir"]["train"]["failed"].as_str().unwrap().contains("no memory left"), "{report}");
-        assert_eq!(report["aeir"]["search_on_the_processor"]["seconds"], 1);
+        assert_eq!(report["aeir"]["search"]["seconds"], 1);
         assert!(table(&report).contains("FAILED: train"));
     }
 

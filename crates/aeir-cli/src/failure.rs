@@ -133,6 +133,10 @@ const LESS_MEMORY: &str = "the device has no memory left: in training lower --ba
      programs hold there; --device cpu uses the machine's own memory";
 
 fn code_and_hint(error: &anyhow::Error) -> (u8, Option<String>) {
+    #[cfg(feature = "cuda")]
+    if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<aeir_retrieve::CardError>()) {
+        return (FAILED, Some(crate::search_card::hint_of(error)));
+    }
     if is_out_of_memory(error) {
         return (FAILED, Some(LESS_MEMORY.to_owned()));
     }

@@ -18,6 +18,7 @@ mod place;
 mod progress;
 mod report;
 mod run_files;
+mod search_card;
 mod search_engine;
 mod selftest;
 #[cfg(feature = "serve")]

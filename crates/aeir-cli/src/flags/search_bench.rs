@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use aeir_train::budget::Bytes;
 use clap::Args;
 use clap::builder::FalseyValueParser;
 
-use super::at_least_one;
 use super::index::{ApproximateFlag, StorageFlag};
+use super::{DeviceFlag, at_least_one};
 
 #[derive(Args)]
 pub(crate) struct BenchSearchFlags {
@@ -37,6 +38,11 @@ pub(crate) struct BenchSearchFlags {
     /// How often everything is timed; the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one, env = "AEIR_REPEATS")]
     pub(crate) repeats: usize,
+    #[command(flatten)]
+    pub(crate) device: DeviceFlag,
+    /// Memory for scores on a card, at most; at least 16MiB
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", env = "AEIR_SCORE_MEMORY")]
+    pub(crate) score_memory: Bytes,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N", value_parser = at_least_one, env = "AEIR_THREADS")]
     pub(crate) threads: Option<usize>,

@@ -58,6 +58,8 @@ fn search_times_every_storage_and_the_graph() {
         .run("bench search --items 2000 --dimension 32 --queries 20 --repeats 1 --approximate --vectors made --json")
         .ok()
         .json();
+    // Without a card there is no line of one.
+    assert!(report.get("on_card").is_none(), "{report}");
     let exact = report["exact"].as_array().unwrap();
     let storages: Vec<&str> = exact.iter().map(|line| line["storage"].as_str().unwrap()).collect();
     assert_eq!(storages, ["f32", "f16", "int8"]);
@@ -68,5 +70,19 @@ fn search_times_every_storage_and_the_graph() {
     assert!(graphs.iter().all(|graph| graph["stated_recall_at_10"].as_f64().unwrap() >= 0.95), "{report}");
     assert_eq!(scene.read("made/items.npy").len(), 128 + 2000 * 32 * 4);
     let text = scene.run("bench search --items 500 --dimension 16 --queries 5 --repeats 1").ok().stdout;
-    assert!(text.contains("queries/s") && !text.contains("graph over"), "{text}");
+    assert!(
+        text.contains("queries/s") && !text.contains("graph over") && !text.contains("on the card"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_search_on_a_card_needs_a_build_for_one() {
+    if cfg!(feature = "cuda") {
+        return;
+    }
+    let refused = Scene::new().run("bench search --items 100 --dimension 4 --queries 1 --device cuda");
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.contains("this aeir was built without CUDA"), "{refused:?}");
+    assert!(refused.stderr.contains("hint: build one with"), "{refused:?}");
 }

@@ -1575,6 +1575,18 @@ fn bench_search() {
               [env: AEIR_REPEATS=]
               [default: 3]
 
+          --device <DEVICE>
+              Where to compute: auto, cpu, cuda, cuda:N or metal
+
+              [env: AEIR_DEVICE=]
+              [default: auto]
+
+          --score-memory <SIZE>
+              Memory for scores on a card, at most; at least 16MiB
+
+              [env: AEIR_SCORE_MEMORY=]
+              [default: 1GiB]
+
           --threads <N>
               Threads [default: all cores]
 

@@ -1,5 +1,7 @@
 //! `aeir bench search`: exact and approximate search of many queries, and what it takes to open an index.
 //!
+//! With a card, exact search is timed on it too, and compared with the processor's.
+//!
 //! `benches/peers/search_speed.py` times FAISS and usearch on the same vectors, in turn with this.
 
 use std::fmt::Write as _;
@@ -21,6 +23,7 @@ use crate::commands::{print, print_json};
 use crate::flags::PrecisionFlag;
 use crate::flags::search_bench::BenchSearchFlags;
 use crate::host_memory::check_numbers;
+use crate::search_card::{MOST_RESULTS, OnCard, card_of, takes};
 use crate::terminal::Terminal;
 
 /// Items of one cluster, about: real embeddings are not spread evenly, and a graph lives on that.
@@ -41,7 +44,32 @@ struct Report {
     queries: usize,
     k: usize,
     exact: Vec<Exact>,
+    /// Missing where no card searches.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    on_card: Vec<CardRow>,
     approximate: Vec<Graph>,
+}
+
+/// Exact search on a card.
+#[derive(Serialize)]
+struct CardRow {
+    storage: &'static str,
+    /// `cuda:0`, say.
+    device: String,
+    seconds: f64,
+    queries_per_second: f64,
+    /// Against the processor's exact search of the same storage.
+    recall: f64,
+    /// Whether items, order and scores are the processor's to the bit.
+    same: bool,
+    /// Queries that the processor had to search for, of one run.
+    unsettled: u64,
+    /// One query alone.
+    single_query_seconds: f64,
+    /// Copying the vectors of an open index to the card.
+    load_seconds: f64,
+    /// On the card: vectors, and memory for scores.
+    bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -85,11 +113,29 @@ pub(crate) fn run(flags: &BenchSearchFlags, terminal: &Terminal) -> anyhow::Resu
     let threads = flags.threads.unwrap_or_else(rayon::current_num_threads);
     let pool =
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().context("could not start threads")?;
-    let report = pool.install(|| measure(flags, threads, terminal))?;
+    let card = card_of(flags.device.device, terminal)?;
+    let report = pool.install(|| measure(flags, card, threads, terminal))?;
     if flags.json { print_json(&report) } else { print(&table(&report)) }
 }
 
-fn measure(flags: &BenchSearchFlags, threads: usize, terminal: &Terminal) -> anyhow::Result<Report> {
+/// The card, where it gives as many results as are wanted.
+fn card_for(flags: &BenchSearchFlags, card: Option<usize>, terminal: &Terminal) -> Option<usize> {
+    let too_many = card.is_some() && flags.k.min(flags.items) > MOST_RESULTS;
+    if too_many {
+        terminal.warn(&format!(
+            "a card gives at most {MOST_RESULTS} results a query: only the processor is timed"
+        ));
+    }
+    card.filter(|_| !too_many)
+}
+
+fn measure(
+    flags: &BenchSearchFlags,
+    card: Option<usize>,
+    threads: usize,
+    terminal: &Terminal,
+) -> anyhow::Result<Report> {
+    let card = card_for(flags, card, terminal);
     check_numbers(
         "so many vectors, and an index of them,",
         &[2, flags.items, flags.dimension],
@@ -118,6 +164,7 @@ fn measure(flags: &BenchSearchFlags, threads: usize, terminal: &Terminal) -> any
         queries: flags.queries,
         k: flags.k,
         exact: Vec::new(),
+        on_card: Vec::new(),
         approximate: Vec::new(),
     };
     let mut truth: Option<Vec<Vec<Hit>>> = None;
@@ -141,6 +188,10 @@ fn measure(flags: &BenchSearchFlags, threads: usize, terminal: &Terminal) -> any
             build_seconds: built,
             bytes: index.bytes(),
         });
+        if let Some(card) = card.filter(|_| takes(storage)) {
+            terminal.note(&format!("exact search of {} on cuda:{card}", storage.name()));
+            report.on_card.push(on_card(&index, card, (&queries, &one), &found, flags)?);
+        }
         if storage == Storage::F32 {
             truth = Some(found);
         }
@@ -157,6 +208,44 @@ fn measure(flags: &BenchSearchFlags, threads: usize, terminal: &Terminal) -> any
         }
     }
     Ok(report)
+}
+
+/// Exact search of `(many, one)` queries on a card; `expected` is what the processor has found.
+fn on_card(
+    index: &Index,
+    card: usize,
+    (queries, one): (&Matrix, &Matrix),
+    expected: &[Vec<Hit>],
+    flags: &BenchSearchFlags,
+) -> anyhow::Result<CardRow> {
+    let score_bytes = usize::try_from(flags.score_memory.0).unwrap_or(usize::MAX);
+    let options = SearchOptions { exact: true, ..SearchOptions::default() };
+    // What opens a card for the first time is not the time to copy vectors. It is closed before the next: both may not fit.
+    OnCard::load(index, card, score_bytes)?;
+    let start = Instant::now();
+    let there = OnCard::load(index, card, score_bytes)?;
+    let load_seconds = start.elapsed().as_secs_f64();
+    let mut unsettled = 0;
+    let (seconds, found) = median(flags.repeats, || {
+        let before = there.unsettled();
+        let found = there.find(index, queries, flags.k, &options)?;
+        unsettled = there.unsettled() - before;
+        Ok(found)
+    })?;
+    let (single_query_seconds, _) =
+        median(flags.repeats.max(5), || there.find(index, one, flags.k, &options))?;
+    Ok(CardRow {
+        storage: index.storage().name(),
+        device: format!("cuda:{card}"),
+        seconds,
+        queries_per_second: queries.rows() as f64 / seconds,
+        recall: recall(expected, &found),
+        same: found == expected,
+        unsettled,
+        single_query_seconds,
+        load_seconds,
+        bytes: there.bytes(),
+    })
 }
 
 fn hits(found: Vec<aeir_retrieve::Neighbour>) -> Vec<Hit> {
@@ -283,7 +372,7 @@ fn write_array(matrix: &Matrix, file: &Path) -> std::io::Result<()> {
 }
 
 fn table(report: &Report) -> String {
-    let Report { threads, items, dimension, queries, k, exact, approximate } = report;
+    let Report { threads, items, dimension, queries, k, exact, on_card, approximate } = report;
     let mut text = format!(
         "{queries} queries, the {k} best of {items} items of {dimension} numbers, {threads} threads\n\n"
     );
@@ -308,6 +397,7 @@ fn table(report: &Report) -> String {
             1e3 * open_seconds
         );
     }
+    text.push_str(&card_table(on_card));
     for Graph { storage, build_seconds, stated_recall_at_10, stated_effort, bytes, runs } in approximate {
         let _ = writeln!(
             text,
@@ -317,6 +407,37 @@ fn table(report: &Report) -> String {
         for Run { effort, recall, queries_per_second } in runs {
             let _ = writeln!(text, "  {effort:>6} {recall:>8.4} {queries_per_second:>11.0}");
         }
+    }
+    text
+}
+
+fn card_table(rows: &[CardRow]) -> String {
+    let mut text = String::new();
+    if !rows.is_empty() {
+        text.push_str(
+            "\non the card  queries/s   one query    recall   to the bit   unsettled      load        bytes\n",
+        );
+    }
+    for CardRow {
+        storage,
+        queries_per_second,
+        recall,
+        same,
+        unsettled,
+        single_query_seconds,
+        load_seconds,
+        bytes,
+        ..
+    } in rows
+    {
+        // Writing to a String can't fail.
+        let _ = writeln!(
+            text,
+            "  {storage:<8} {queries_per_second:>11.0} {:>8.2} ms {recall:>9.4} {:>12} {unsettled:>11} {:>6.0} ms {bytes:>12}",
+            1e3 * single_query_seconds,
+            if *same { "same" } else { "OTHER" },
+            1e3 * load_seconds
+        );
     }
     text
 }
