@@ -250,8 +250,13 @@ class ClipVision(nn.Module):
         }
         for name, key in buffers.items():
             self.register_buffer(name, weights[key])
+        # Of bytes.
+        device = self.projection.device
+        self.register_buffer("mean", torch.tensor([122.77, 116.75, 104.09], device=device)[:, None, None])
+        self.register_buffer("deviation", torch.tensor([68.50, 66.63, 70.32], device=device)[:, None, None])
 
     def forward(self, pixels):
+        pixels = (pixels.float() - self.mean) / self.deviation
         x = F.conv2d(pixels, self.patches, stride=self.patch).flatten(2).transpose(1, 2)
         x = torch.cat([self.first.expand(len(x), 1, -1), x], 1) + self.positions
         x = F.layer_norm(x, x.shape[-1:], self.before_weight, self.before_bias, self.epsilon)
@@ -276,7 +281,7 @@ def encoding_rate(model, inputs, device, compiled, repeats):
 
     @torch.inference_mode()
     def encode():
-        model(inputs).cpu()
+        model(inputs.to(device)).cpu()
 
     return len(inputs) / seconds(encode, device, repeats)
 
@@ -339,7 +344,8 @@ def main():
         if options.clip:
             weights, config = loaded(options.clip, device)
             side = config.get("vision_config", config).get("image_size", 224)
-            pixels = torch.randn(options.images, 3, side, side, device=device)
+            # As aeir is given them: bytes on the host, resized and cropped.
+            pixels = torch.randint(0, 256, (options.images, 3, side, side), dtype=torch.uint8)
             run["images_per_second"] = encoding_rate(ClipVision(weights, config), pixels, device, compiled, options.repeats)
         if not compiled:
             run["queries_per_second"] = search_rate(options.items, options.dimension, options.queries, 10, device, options.repeats)

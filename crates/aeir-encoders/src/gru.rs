@@ -120,13 +120,24 @@ impl Gru {
         }
         #[cfg(feature = "cuda")]
         if aeir_kernels::takes(&[&gates, &self.hidden_weight]) {
-            let steps = aeir_kernels::Recurrence {
-                counts: steps.counts().to_vec(),
-                rows: steps.rows(self.direction).to_vec(),
-            };
-            return Ok(aeir_kernels::recurrence(&gates, &self.hidden_weight, &self.hidden_bias, steps)?);
+            return Ok(on_card(&[self], &[gates], steps)?.squeeze(0)?);
         }
         self.composed(&gates, steps)
+    }
+
+    /// [`Gru::forward`] of two units: a card does both at once.
+    pub(crate) fn forward_both(both: [&Self; 2], words: &Tensor, steps: &Arc<Steps>) -> Result<[Tensor; 2]> {
+        let [first, second] = both;
+        #[cfg(feature = "cuda")]
+        if aeir_kernels::takes(&[words, &first.hidden_weight, &second.hidden_weight]) {
+            let gates = [
+                affine(words, &first.input_weight, &first.input_bias)?,
+                affine(words, &second.input_weight, &second.input_bias)?,
+            ];
+            let states = on_card(&both, &gates, steps)?;
+            return Ok([states.get(0)?, states.get(1)?]);
+        }
+        Ok([first.forward(words, steps)?, second.forward(words, steps)?])
     }
 
     /// The recurrence in candle's own operations: any device and float type, some ten graph nodes a step.
@@ -151,6 +162,19 @@ impl Gru {
         }
         Ok(Tensor::cat(&states, 0)?.index_select(&Tensor::from_vec(inverse(rows), total, device)?, 0)?)
     }
+}
+
+/// The states of all units, `[E, N, D]`, from their parts of the input.
+#[cfg(feature = "cuda")]
+fn on_card(units: &[&Gru], gates: &[Tensor], steps: &Steps) -> Result<Tensor> {
+    let recurrence = aeir_kernels::Recurrence {
+        counts: steps.counts().to_vec(),
+        rows: units.iter().map(|unit| steps.rows(unit.direction).to_vec()).collect(),
+    };
+    let weights: Vec<&Tensor> = units.iter().map(|unit| &unit.hidden_weight).collect();
+    let biases: Vec<&Tensor> = units.iter().map(|unit| &unit.hidden_bias).collect();
+    let (weights, biases) = (Tensor::stack(&weights, 0)?, Tensor::stack(&biases, 0)?);
+    Ok(aeir_kernels::recurrence(&Tensor::stack(gates, 0)?, &weights, &biases, &recurrence)?)
 }
 
 /// One step: `input` and `hidden` `[n, 3D]`, `before` `[n, D]`.

@@ -273,12 +273,14 @@ impl WordEncoder {
             return Ok(None);
         }
         let embedded = dropout(&self.embed(words)?, self.config.dropout, mode)?;
-        let forward = self.forward.forward(&embedded, &words.steps)?;
-        let backward = match &self.backward {
-            Some(backward) => backward.forward(&embedded, &words.steps)?,
-            None => forward.clone(),
+        let states = match &self.backward {
+            Some(backward) => Gru::forward_both([&self.forward, backward], &embedded, &words.steps)?,
+            None => {
+                let states = self.forward.forward(&embedded, &words.steps)?;
+                [states.clone(), states]
+            }
         };
-        Ok(Some([forward, backward]))
+        Ok(Some(states))
     }
 
     /// The fragments of a batch whose words' states begin at row `start`.

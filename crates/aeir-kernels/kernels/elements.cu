@@ -90,7 +90,7 @@ __device__ __forceinline__ void quarter(uint32_t& a, uint32_t& b, uint32_t& c, u
 }
 
 // y = x where the word of ChaCha8's stream at this place is not below the threshold, scaled; else 0.
-// `key` are the generator's 8 words, `stream` its 2. A thread draws one block of 16 words.
+// `key` are the generator's 8 words, `stream` its 2. A thread draws one block of 16 words, the first of which may begin before the values.
 struct Generator {
     uint32_t key[8], stream[2];
 };
@@ -98,9 +98,6 @@ struct Generator {
 extern "C" __global__ void dropout(
     const float* x, float* y, uint64_t count, uint64_t first_word, uint64_t threshold, float scale, Generator generator) {
     const uint64_t block = first_word / 16 + (uint64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    // The places of this block's words among the values; the first block may begin before them.
-    const int64_t first = (int64_t)(block * 16 - first_word);
-    if (first >= (int64_t)count) return;
     uint32_t input[16] = {0x61707865u, 0x3320646eu, 0x79622d32u, 0x6b206574u};
 #pragma unroll
     for (int i = 0; i < 8; i++) input[4 + i] = generator.key[i];
@@ -122,11 +119,15 @@ extern "C" __global__ void dropout(
         quarter(words[2], words[7], words[8], words[13]);
         quarter(words[3], words[4], words[9], words[14]);
     }
+    // Neighbouring threads then take neighbouring values.
+    __shared__ bool kept[256 * 16];
 #pragma unroll
-    for (int i = 0; i < 16; i++) {
-        const int64_t place = first + i;
-        if (place < 0 || place >= (int64_t)count) continue;
-        y[place] = (uint64_t)(words[i] + input[i]) < threshold ? 0.0f : x[place] * scale;
+    for (int i = 0; i < 16; i++) kept[threadIdx.x * 16 + i] = (uint64_t)(words[i] + input[i]) >= threshold;
+    __syncthreads();
+    const int64_t begin = (int64_t)((first_word / 16 + (uint64_t)blockIdx.x * blockDim.x) * 16 - first_word);
+    for (int i = threadIdx.x; i < 256 * 16; i += blockDim.x) {
+        const int64_t place = begin + i;
+        if (place >= 0 && place < (int64_t)count) y[place] = kept[i] ? x[place] * scale : 0.0f;
     }
 }
 

@@ -4,54 +4,62 @@
 
 __device__ __forceinline__ float logistic(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// One step of a gated recurrent unit: `gates` [words, 3 D] of the input, `rows` [n] this step's rows of it, `hidden` [n, 3 D] = U h,
-// `before` [n, D] the states, of which the first step has none. The new states go to `state` [n, D] and to their rows of `states`;
-// `kept` [n, 4 D] gets r, z, n and U_n h + c_n.
+// One step of gated recurrent units, one a direction (E of them): `gates` [E, words, 3 D] of the input, `rows` [E, stride] with this step's n rows
+// of it first, `hidden` [E, n, 3 D] = U h, `bias` [E, 3 D], `before` [E, n', D] the states of the step before, which the first step has not. The new
+// states go to `state` [E, n, D] and to their rows of `states` [E, words, D]; `kept` [E, n, 4 D] gets r, z, n and U_n h + c_n.
 extern "C" __global__ void recurrent_step(
     const float* gates, const uint32_t* rows, const float* hidden, const float* bias, const float* before,
-    float* state, float* states, float* kept, uint32_t count, uint32_t units, uint32_t is_first) {
+    float* state, float* states, float* kept, uint32_t directions, uint32_t words, uint32_t row_stride,
+    uint32_t count, uint32_t before_count, uint32_t units) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= count * units) return;
-    const uint32_t item = i / units, unit = i % units;
-    const float* input = gates + (size_t)rows[item] * 3 * units + unit;
-    const float* own = hidden + (size_t)item * 3 * units + unit;
-    const float h = is_first ? 0.0f : before[i];
-    const float hr = (is_first ? 0.0f : own[0]) + bias[unit];
-    const float hz = (is_first ? 0.0f : own[units]) + bias[units + unit];
-    const float hn = (is_first ? 0.0f : own[2 * units]) + bias[2 * units + unit];
+    if (i >= directions * count * units) return;
+    const uint32_t direction = i / (count * units), item = i / units % count, unit = i % units;
+    const size_t row = (size_t)direction * words + rows[direction * row_stride + item];
+    const float* input = gates + row * 3 * units + unit;
+    const float* own = hidden + ((size_t)direction * count + item) * 3 * units + unit;
+    const float* shift = bias + (size_t)direction * 3 * units + unit;
+    const bool is_first = before_count == 0;
+    const float h = is_first ? 0.0f : before[((size_t)direction * before_count + item) * units + unit];
+    const float hr = (is_first ? 0.0f : own[0]) + shift[0];
+    const float hz = (is_first ? 0.0f : own[units]) + shift[units];
+    const float hn = (is_first ? 0.0f : own[2 * units]) + shift[2 * units];
     const float r = logistic(input[0] + hr), z = logistic(input[units] + hz), n = tanhf(input[2 * units] + r * hn);
     const float next = n + z * (h - n);
     state[i] = next;
-    states[(size_t)rows[item] * units + unit] = next;
-    float* keep = kept + (size_t)item * 4 * units + unit;
+    states[row * units + unit] = next;
+    float* keep = kept + ((size_t)direction * count + item) * 4 * units + unit;
     keep[0] = r;
     keep[units] = z;
     keep[2 * units] = n;
     keep[3 * units] = hn;
 }
 
-// Backward through a step: `upstream` [words, D] by row, `carried` [n', D] (direct) and `product` [n', D] (through U) from the step after,
-// which the first n' items have. Fills the rows of `gate_gradients` [words, 3 D], `hidden_gradients` [n, 3 D], and `direct` [n, D].
+// Backward through a step: `upstream` [E, words, D] by row, `carried` [E, n', D] (direct) and `product` [E, n', D] (through U) from the step after,
+// which the first n' items have. Fills the rows of `gate_gradients` [E, words, 3 D], `hidden_gradients` [E, n, 3 D], and `direct` [E, n, D].
 extern "C" __global__ void recurrent_step_backward(
     const float* upstream, const uint32_t* rows, const float* before, const float* kept, const float* carried,
-    const float* product, float* gate_gradients, float* hidden_gradients, float* direct, uint32_t count, uint32_t after,
-    uint32_t units, uint32_t is_first) {
+    const float* product, float* gate_gradients, float* hidden_gradients, float* direct, uint32_t directions,
+    uint32_t words, uint32_t row_stride, uint32_t count, uint32_t before_count, uint32_t after, uint32_t units) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= count * units) return;
-    const uint32_t item = i / units, unit = i % units;
-    float gradient = upstream[(size_t)rows[item] * units + unit];
-    if (item < after) gradient += carried[i] + product[i];
-    const float* keep = kept + (size_t)item * 4 * units + unit;
+    if (i >= directions * count * units) return;
+    const uint32_t direction = i / (count * units), item = i / units % count, unit = i % units;
+    const size_t row = (size_t)direction * words + rows[direction * row_stride + item];
+    float gradient = upstream[row * units + unit];
+    if (item < after) {
+        const size_t at = ((size_t)direction * after + item) * units + unit;
+        gradient += carried[at] + product[at];
+    }
+    const float* keep = kept + ((size_t)direction * count + item) * 4 * units + unit;
     const float r = keep[0], z = keep[units], n = keep[2 * units], hn = keep[3 * units];
-    const float h = is_first ? 0.0f : before[i];
+    const float h = before_count == 0 ? 0.0f : before[((size_t)direction * before_count + item) * units + unit];
     const float dn = gradient * (1.0f - z) * (1.0f - n * n);
     const float dz = gradient * (h - n) * z * (1.0f - z);
     const float dr = dn * hn * r * (1.0f - r);
-    float* input = gate_gradients + (size_t)rows[item] * 3 * units + unit;
+    float* input = gate_gradients + row * 3 * units + unit;
     input[0] = dr;
     input[units] = dz;
     input[2 * units] = dn;
-    float* own = hidden_gradients + (size_t)item * 3 * units + unit;
+    float* own = hidden_gradients + ((size_t)direction * count + item) * 3 * units + unit;
     own[0] = dr;
     own[units] = dz;
     own[2 * units] = dn * r;

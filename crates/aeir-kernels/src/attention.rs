@@ -4,8 +4,9 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use crate::launch::{ATTENTION, Argument, Card, Grid, number};
 
-/// Queries of a block.
-const QUERIES: usize = 8;
+/// Warps of a block, at most, and queries of each.
+const MOST_WARPS: usize = 8;
+const QUERIES: usize = 4;
 /// Keys of a tile.
 const TILE: usize = 32;
 /// Numbers of a key or a value, at most.
@@ -22,12 +23,13 @@ pub struct Sight<'a> {
     pub is_causal: bool,
 }
 
-/// Whether the kernel takes such queries and values: `[B, H, ..]`, with at most 128 numbers each, and nothing that records a graph.
+/// Whether the kernel takes such queries and values: `[B, H, ..]`, with at most 128 numbers each, a multiple of 4.
 #[must_use]
 pub fn takes_attention(q: &Tensor, v: &Tensor) -> bool {
     let last = |x: &Tensor| x.dims().last().copied().unwrap_or(0);
     let heads: usize = q.dims().iter().take(2).product();
-    last(q) <= LONGEST && last(v) <= LONGEST && heads <= usize::from(u16::MAX)
+    let fits = |x: &Tensor| last(x) % 4 == 0 && last(x) <= LONGEST;
+    fits(q) && fits(v) && heads <= usize::from(u16::MAX)
 }
 
 /// `softmax(scale q k^T) v` over the keys that a query sees, zeros where it sees none: q `[B, H, Q, d]`, k `[B, H, T, d]`, v `[B, H, T, e]`,
@@ -64,13 +66,22 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, sight: &Sight<'
         Argument::Number(u32::from(padding.is_some())),
         Argument::Real(scale as f32),
     ];
-    let shared = TILE * (dimension + 1) + TILE * values + QUERIES * dimension;
-    let grid = Grid::blocks(queries.div_ceil(QUERIES), batch * heads)?.sharing(shared)?;
+    let warps = queries.div_ceil(QUERIES).clamp(1, MOST_WARPS);
+    let at_once = warps * QUERIES;
+    let shared = TILE * (dimension + 4) + at_once * dimension + at_once * TILE + TILE * values;
+    let grid = Grid::blocks(queries.div_ceil(at_once), batch * heads)?.sharing(shared)?;
+    let grid = Grid { threads: number(warps * TILE)?, ..grid };
     card.launch(&ATTENTION, "attention", &grid, &arguments)?;
     card.tensor(y, (batch, queries, heads, values)).transpose(1, 2)
 }
 
-/// A view whose last axis has no gaps.
+/// A view whose last axis has no gaps and whose rows begin at multiples of four numbers.
 fn rows_without_gaps(x: &Tensor) -> Result<Tensor> {
-    if x.stride().last() == Some(&1) { Ok(x.clone()) } else { x.contiguous() }
+    let is_aligned = match x.stride() {
+        [item, head, token, 1] => {
+            [*item, *head, *token, x.layout().start_offset()].iter().all(|at| at % 4 == 0)
+        }
+        _ => false,
+    };
+    if is_aligned { Ok(x.clone()) } else { x.contiguous() }
 }

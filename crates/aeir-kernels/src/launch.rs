@@ -20,6 +20,7 @@ pub(crate) const ALIGNMENT: Module = Module { name: "aeir-alignment", ptx: ptx::
 pub(crate) const ATTENTION: Module = Module { name: "aeir-attention", ptx: ptx::ATTENTION };
 pub(crate) const ELEMENTS: Module = Module { name: "aeir-elements", ptx: ptx::ELEMENTS };
 pub(crate) const FILTER: Module = Module { name: "aeir-filter", ptx: ptx::FILTER };
+pub(crate) const FRAGMENTS: Module = Module { name: "aeir-fragments", ptx: ptx::FRAGMENTS };
 pub(crate) const OPTIMIZER: Module = Module { name: "aeir-optimizer", ptx: ptx::OPTIMIZER };
 pub(crate) const ROWS: Module = Module { name: "aeir-rows", ptx: ptx::ROWS };
 pub(crate) const SENTENCES: Module = Module { name: "aeir-sentences", ptx: ptx::SENTENCES };

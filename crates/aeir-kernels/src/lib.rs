@@ -5,6 +5,7 @@ mod alignment;
 mod attention;
 mod elements;
 mod filter;
+mod fragments;
 mod launch;
 mod node;
 mod optimizer;
@@ -15,6 +16,7 @@ mod sentences;
 
 pub use attention::{Sight, attention, takes_attention};
 pub use elements::{Activation, Drawn, activate, affine, dropout, pixel_values, plain};
+pub use fragments::{Normalised, best_values, gated_scores, matched_sums, normalised_tanh};
 pub use optimizer::{Moments, Step, step, sum_of_squares};
 pub use pair_scores::{Alignment, Filtered, Gate, Layer, aligned, filtered, takes_alignment};
 pub use recurrence::{Recurrence, recurrence};

@@ -360,9 +360,18 @@ fn best_and_sum(
         cosines
     } else {
         let cosines = cosines.reshape((source_items * source_fragments, items, fragments))?;
-        best_values(&cosines, target_mask)?.squeeze(2)?
+        best_of_each(&cosines, target_mask)?
     };
     best.reshape((source_items, source_fragments, items))?.sum(1)?.t()?.contiguous()
+}
+
+/// The value of the best real target fragment: `[S F2, T, F1]` to `[S F2, T]`.
+fn best_of_each(cosines: &Tensor, target_mask: Option<&Tensor>) -> candle_core::Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if aeir_kernels::takes(&[cosines]) && !cosines.track_op() {
+        return aeir_kernels::best_values(cosines, target_mask);
+    }
+    best_values(cosines, target_mask)?.squeeze(2)
 }
 
 /// From unit rows `[T, F1, D]` and `[S, F2, D]` to `[T, K]`.
@@ -374,6 +383,10 @@ fn best_of_neighbours(
 ) -> candle_core::Result<Tensor> {
     if MatchedRows::takes(target, source) {
         return MatchedRows::find(target, target_mask, source, nearest)?.sums(target, source);
+    }
+    #[cfg(feature = "cuda")]
+    if aeir_kernels::takes(&[target, source]) {
+        return aeir_kernels::matched_sums(target, target_mask, source, nearest);
     }
     let (items, fragments, dimension) = target.dims3()?;
     let (count, source_fragments) = (nearest.dim(1)?, source.dim(1)?);

@@ -81,6 +81,14 @@ impl SelfAttention {
             global = norm.forward(&by_feature, &by_feature.ones_like()?, training)?.t()?.contiguous()?;
         }
         let local = match &self.batch_norms {
+            #[cfg(feature = "cuda")]
+            Some((norm, _)) if training && aeir_kernels::takes(&[&local]) => {
+                let mask = fragments.mask();
+                let normalised = aeir_kernels::normalised_tanh(&local, mask, norm.weight(), norm.bias())?;
+                let [mean, variance, count] = &normalised.statistics;
+                norm.update_on_device(mean, variance, count)?;
+                normalised.values
+            }
             Some((norm, _)) if training && fragment_norm::applies(&local) => {
                 fragment_norm::normalised_tanh(norm, &local, fragments)?
             }
@@ -106,6 +114,11 @@ impl SelfAttention {
         }
         let local = dropout(local, self.dropout, mode)?;
         let global = dropout(global, self.dropout, mode)?;
+        #[cfg(feature = "cuda")]
+        if aeir_kernels::takes(&[&local]) {
+            let scores = aeir_kernels::gated_scores(&local, &global, &self.score.weight)?;
+            return Ok(scores.broadcast_add(&self.score.bias)?);
+        }
         let common = local.broadcast_mul(&global.unsqueeze(1)?)?;
         Ok(self.score.forward(&common)?.squeeze(D::Minus1)?)
     }
