@@ -24,6 +24,7 @@ mod selftest;
 #[cfg(feature = "serve")]
 mod serve;
 mod shard;
+mod temporary_folder;
 mod terminal;
 
 use std::process::ExitCode;

@@ -13,6 +13,7 @@ mod losses;
 mod memory;
 mod numbers;
 mod operations;
+mod search;
 mod steps;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -112,6 +113,7 @@ fn all_checks() -> Vec<Check> {
     checks.extend(losses::all());
     checks.extend(encoders::all());
     checks.extend(steps::all());
+    checks.extend(search::all());
     checks
 }
 

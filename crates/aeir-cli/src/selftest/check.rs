@@ -40,6 +40,8 @@ pub(crate) enum Kind {
     Encoder,
     /// Training steps of a method.
     Step,
+    /// Exact search, which is compared to the bit.
+    Search,
 }
 
 impl Kind {
@@ -51,6 +53,7 @@ impl Kind {
             Self::Loss => "loss",
             Self::Encoder => "encoder",
             Self::Step => "step",
+            Self::Search => "search",
         }
     }
 }

@@ -15,7 +15,7 @@ fn the_composed_way_gives_what_the_fused_operations_give() {
     assert_eq!(report["repeated"], report["repeated_alike"]);
     assert_eq!(report["device"]["kind"], "cpu");
     let checks = report["checks"].as_array().unwrap();
-    for kind in ["operation", "head", "loss", "encoder", "step"] {
+    for kind in ["operation", "head", "loss", "encoder", "step", "search"] {
         assert!(checks.iter().any(|check| check["kind"] == kind && check["verdict"] == "agrees"), "{kind}");
     }
     // What is not done in bfloat16 says why.

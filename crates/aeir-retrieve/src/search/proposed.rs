@@ -40,6 +40,17 @@ pub(crate) struct Settled<T> {
     pub(crate) unsettled: usize,
 }
 
+/// What settles a query.
+#[derive(Clone, Copy)]
+struct Wanted {
+    k: usize,
+    /// Rows that are proposed.
+    rows: usize,
+    /// Rows that may be found.
+    selected: usize,
+    looseness: f64,
+}
+
 impl Gallery<'_> {
     /// Neighbours by row, the same as [`Gallery::search`] finds.
     pub(crate) fn search_proposed<E: From<Error>>(
@@ -62,9 +73,9 @@ impl Gallery<'_> {
             gallery: self,
         };
         let proposed = propose(&proposal)?;
+        let wanted = Wanted { k, rows: manner.rows.min(selected), selected, looseness: manner.looseness };
         let settle = |(place, query): (usize, &Query<'_>)| {
-            let rows = proposed.get(place).map_or(&[][..], Vec::as_slice);
-            self.settled(query, rows, k, manner.rows.min(selected), manner.looseness)
+            self.settled(query, proposed.get(place).map_or(&[][..], Vec::as_slice), wanted)
         };
         let settled: Vec<Option<Vec<Neighbour>>> = prepared.par_iter().enumerate().map(settle).collect();
         self.completed(queries, k, settled)
@@ -75,15 +86,13 @@ impl Gallery<'_> {
         &self,
         query: &Query<'_>,
         proposed: &[(f32, usize)],
-        k: usize,
-        expected: usize,
-        looseness: f64,
+        Wanted { k, rows, selected, looseness }: Wanted,
     ) -> Option<Vec<Neighbour>> {
-        let (kth, _) = proposed.get(k.checked_sub(1)?).filter(|_| proposed.len() == expected)?;
+        let (kth, _) = proposed.get(k.checked_sub(1)?).filter(|_| proposed.len() == rows)?;
         let threshold = ((f64::from(*kth) - looseness * query.slack) as f32).next_down();
         let possible = proposed.partition_point(|(score, _)| *score >= threshold);
         // What was not proposed scores no more than the last that was.
-        let is_closed = possible < proposed.len() || expected == self.selected();
+        let is_closed = possible < rows || rows == selected;
         is_closed.then(|| self.exact(query, proposed.get(..possible).unwrap_or_default(), k))
     }
 

@@ -19,6 +19,7 @@ use serde::Serialize;
 use crate::commands::{print, print_json};
 use crate::failure::CliError;
 use crate::flags::BenchDataFlags;
+use crate::temporary_folder::TemporaryFolder;
 use crate::terminal::Terminal;
 
 /// Side of the network input.
@@ -47,7 +48,7 @@ pub(crate) fn run(flags: &BenchDataFlags, terminal: &Terminal) -> anyhow::Result
     let folder: &Path = match &flags.folder {
         Some(folder) => folder,
         None => {
-            temporary = TemporaryFolder::new()?;
+            temporary = TemporaryFolder::new("bench")?;
             &temporary.0
         }
     };
@@ -144,21 +145,4 @@ fn files(folder: &Path, count: usize, terminal: &Terminal) -> anyhow::Result<Vec
         .into());
     }
     Ok(files)
-}
-
-/// A folder that goes with its owner.
-pub(super) struct TemporaryFolder(pub(super) PathBuf);
-
-impl TemporaryFolder {
-    pub(super) fn new() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("aeir-bench-{}", std::process::id()));
-        fs::create_dir(&path).with_context(|| format!("could not make `{}`", path.display()))?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for TemporaryFolder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

@@ -17,13 +17,13 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 use serde::Serialize;
 
-use super::data::TemporaryFolder;
 use crate::commands::embed::arrays::npy_header;
 use crate::commands::{print, print_json};
 use crate::flags::PrecisionFlag;
 use crate::flags::search_bench::BenchSearchFlags;
 use crate::host_memory::check_numbers;
 use crate::search_card::{MOST_RESULTS, OnCard, card_of, takes};
+use crate::temporary_folder::TemporaryFolder;
 use crate::terminal::Terminal;
 
 /// Items of one cluster, about: real embeddings are not spread evenly, and a graph lives on that.
@@ -153,7 +153,7 @@ fn measure(
             write_array(matrix, &file).with_context(|| format!("could not write `{}`", file.display()))?;
         }
     }
-    let place = TemporaryFolder::new()?;
+    let place = TemporaryFolder::new("bench")?;
     let names: Vec<String> = (0..flags.items).map(|item| format!("{item}.jpg")).collect();
     let content = IndexContent::new(&items, &names, "bench");
     let exact_options = SearchOptions { exact: true, ..SearchOptions::default() };
