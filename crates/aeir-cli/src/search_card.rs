@@ -15,10 +15,15 @@ pub(crate) fn card_of(device: DeviceName, terminal: &Terminal) -> anyhow::Result
     if matches!(device, Device::Metal(_)) {
         terminal.warn("searches are not made on Metal: the processor searches");
     }
-    Ok(match device.location() {
+    Ok(number_of(&device))
+}
+
+/// The number of a card.
+pub(crate) fn number_of(device: &Device) -> Option<usize> {
+    match device.location() {
         DeviceLocation::Cuda { gpu_id } => Some(gpu_id),
         DeviceLocation::Cpu | DeviceLocation::Metal { .. } => None,
-    })
+    }
 }
 
 /// Whether a card takes vectors that are kept so.
@@ -62,6 +67,11 @@ mod built {
             options: &SearchOptions<'_>,
         ) -> anyhow::Result<Vec<Vec<Hit>>> {
             self.0.find(index, queries, k, options).map_err(unwrapped)
+        }
+
+        /// Whether a card gives so many results of a query.
+        pub(crate) fn gives(k: usize) -> bool {
+            k <= MOST_RESULTS
         }
 
         /// Bytes on the card.
@@ -121,6 +131,10 @@ mod not_built {
             _: &SearchOptions<'_>,
         ) -> anyhow::Result<Vec<Vec<Hit>>> {
             match self.0 {}
+        }
+
+        pub(crate) fn gives(_: usize) -> bool {
+            false
         }
 
         pub(crate) fn bytes(&self) -> u64 {

@@ -9,6 +9,7 @@ mod second_stage;
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aeir_data::Skipped;
@@ -26,12 +27,18 @@ pub(crate) use second_stage::reranked;
 pub(crate) use second_stage::stages_of;
 
 use crate::commands::index::MODEL_FOLDER;
-use crate::terminal::Terminal;
+use crate::search_card::OnCard;
+#[cfg(feature = "serve")]
+use crate::search_card::{number_of, takes};
+use crate::terminal::{Terminal, say};
 
 /// Hits that are looked at, at most, to find enough that are no duplicates.
 const MOST_LOOKED_THROUGH: usize = 10_000;
 /// Filters whose selections are kept.
 const MOST_SELECTIONS: usize = 16;
+/// Memory for scores on a card. Queries that come together are few.
+#[cfg(feature = "serve")]
+const SCORE_BYTES: usize = 64 << 20;
 
 /// An index as it was opened, with what it says of its own scores.
 pub(crate) struct Shelf {
@@ -131,6 +138,10 @@ pub(crate) struct SearchEngine {
     pub(crate) bundle: Arc<Bundle>,
     /// What the last filters let through.
     selections: Mutex<VecDeque<(Filter, Arc<Selection>)>>,
+    /// The index's vectors on a card, for exact searches.
+    card: Option<OnCard>,
+    /// Whether it was told that the card has failed.
+    told: AtomicBool,
 }
 
 impl SearchEngine {
@@ -143,7 +154,37 @@ impl SearchEngine {
     /// With a model that is loaded already. Refuses another than the one that made the index.
     pub(crate) fn with_bundle(shelf: Shelf, bundle: Arc<Bundle>) -> anyhow::Result<Self> {
         shelf.index.check_model(bundle.fingerprint())?;
-        Ok(Self { shelf, bundle, selections: Mutex::default() })
+        Ok(Self { shelf, bundle, selections: Mutex::default(), card: None, told: AtomicBool::new(false) })
+    }
+
+    /// Exact searches are made on the card, if `device` is one. Where it can't hold the vectors the processor searches, and that is told.
+    #[cfg(feature = "serve")]
+    pub(crate) fn searching_on(mut self, device: &Device) -> Self {
+        let index = &self.shelf.index;
+        let Some(card) = number_of(device).filter(|_| takes(index.storage())) else { return self };
+        match OnCard::load(index, card, SCORE_BYTES) {
+            Ok(card) => self.card = Some(card),
+            Err(error) => say(&format!("warning: the processor searches: {error:#}")),
+        }
+        self
+    }
+
+    /// The `k` best items of each query, on the card where it finds what the index would find: exactly.
+    fn find(&self, queries: &Matrix, k: usize, options: &SearchOptions<'_>) -> anyhow::Result<Vec<Vec<Hit>>> {
+        let index = &self.shelf.index;
+        let is_exact = options.exact || options.correction.is_some() || index.graphs().next().is_none();
+        if let Some(card) = self.card.as_ref().filter(|_| is_exact && OnCard::gives(k)) {
+            match card.find(index, queries, k, options) {
+                // Another program may have taken the card's memory. What is wrong with the query is wrong for the processor, too.
+                Err(error) if !error.is::<aeir_retrieve::Error>() => {
+                    if !self.told.swap(true, Ordering::Relaxed) {
+                        say(&format!("warning: the processor searches what the card does not: {error:#}"));
+                    }
+                }
+                found => return found,
+            }
+        }
+        Ok(index.find(queries, k, options)?)
     }
 
     /// Answers queries whose vectors are known, each in its manner. Those that ask for the same kind of search, as deep, go over the index
@@ -180,7 +221,7 @@ impl SearchEngine {
         let options = SearchOptions { correction, ..SearchOptions::default() };
         // A query that can't be searched fails the batch: each is then searched, and refused, by itself.
         let Ok(batch) =
-            Matrix::from_rows(&rows).and_then(|rows| self.shelf.index.find(&rows, depth, &options))
+            Matrix::from_rows(&rows).map_err(Into::into).and_then(|rows| self.find(&rows, depth, &options))
         else {
             return;
         };
@@ -248,7 +289,7 @@ impl SearchEngine {
         let selection = manner.selection.as_deref();
         let options =
             SearchOptions { exact: manner.exact, selection, correction, ..SearchOptions::default() };
-        let found = index.find(&Matrix::from_rows(&[vector])?, depth.min(index.len()).max(1), &options)?;
+        let found = self.find(&Matrix::from_rows(&[vector])?, depth.min(index.len()).max(1), &options)?;
         Ok(found.into_iter().next().unwrap_or_default())
     }
 

@@ -249,7 +249,10 @@ impl<'g> Gallery<'g> {
         }
         queries.check_finite("query")?;
         let heaviest = self.penalties.unwrap_or_default().iter().fold(0.0_f32, |high, p| high.max(p.abs()));
-        queries.iter_rows().map(|row| self.prepare(row, f64::from(heaviest))).collect()
+        let prepare = |row: usize| self.prepare(queries.row(row).unwrap_or_default(), f64::from(heaviest));
+        let prepared: Vec<Result<Query<'_>>> = (0..queries.rows()).into_par_iter().map(prepare).collect();
+        // The first that is refused is told, on any number of threads.
+        prepared.into_iter().collect()
     }
 
     fn prepare<'q>(&self, original: &'q [f32], heaviest: f64) -> Result<Query<'q>> {

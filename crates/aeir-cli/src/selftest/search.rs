@@ -6,11 +6,10 @@ use aeir_retrieve::{
     Correction, GalleryCorrection, Hit, Index, IndexBuilder, IndexContent, IndexWriter, Matrix,
     SearchOptions, Storage,
 };
-use candle_core::{Device, DeviceLocation};
 
 use super::check::{Check, Kind, Named, Place, Values};
 use super::numbers::Numbers;
-use crate::search_card::OnCard;
+use crate::search_card::{OnCard, number_of};
 use crate::temporary_folder::TemporaryFolder;
 
 /// Why an index is not searched in bfloat16.
@@ -98,11 +97,9 @@ fn found(
     k: usize,
     options: &SearchOptions<'_>,
 ) -> anyhow::Result<Vec<Vec<Hit>>> {
-    match (&place.device, place.device.location()) {
-        (Device::Cuda(_), DeviceLocation::Cuda { gpu_id }) => {
-            OnCard::load(index, gpu_id, SCORE_BYTES)?.find(index, queries, k, options)
-        }
-        _ => Ok(index.find(queries, k, options)?),
+    match number_of(&place.device) {
+        Some(card) => OnCard::load(index, card, SCORE_BYTES)?.find(index, queries, k, options),
+        None => Ok(index.find(queries, k, options)?),
     }
 }
 

@@ -102,7 +102,7 @@ pub(crate) struct Library {
 impl Library {
     /// Opens an index with its model.
     pub(crate) fn open(folder: &Path, device: &Device) -> anyhow::Result<Self> {
-        let engine = SearchEngine::new(Shelf::open(folder)?, device)?;
+        let engine = SearchEngine::new(Shelf::open(folder)?, device)?.searching_on(device);
         let volume = Volume::new(engine);
         measures::of_index(volume.engine.shelf.index.len(), volume.generation);
         Ok(Self {
@@ -169,7 +169,7 @@ impl Library {
         } else {
             SearchEngine::new(shelf, &self.device)?
         };
-        let volume = Volume::new(engine);
+        let volume = Volume::new(engine.searching_on(&self.device));
         let items = volume.engine.shelf.index.len();
         measures::of_index(items, volume.generation);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);

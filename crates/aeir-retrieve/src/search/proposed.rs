@@ -67,7 +67,7 @@ impl Gallery<'_> {
             return Ok(Settled { found: self.search(queries, k.max(1))?, unsettled: 0 });
         }
         let proposal = Proposal {
-            units: prepared.iter().flat_map(|query| &query.unit).copied().collect(),
+            units: prepared.iter().map(|query| query.unit.as_slice()).collect::<Vec<_>>().concat(),
             lengths: prepared.iter().map(|query| query.length as f32).collect(),
             rows: manner.rows,
             gallery: self,
