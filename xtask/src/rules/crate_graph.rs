@@ -7,6 +7,11 @@ use crate::violation::Violation;
 
 const ISLANDS: [&str; 4] = ["aeir-data", "aeir-encoders", "aeir-losses", "aeir-retrieve"];
 const BRIDGE: &str = "aeir-train";
+/// Kernels of cards, below the islands, and the islands that compute with them. The bridge may too.
+const GROUND: &str = "aeir-kernels";
+const ON_THE_GROUND: [&str; 2] = ["aeir-encoders", "aeir-losses"];
+/// All that the ground is made of: tensors, and the compiler of its kernels.
+const OF_THE_GROUND: [&str; 2] = ["candle-core", "cudaforge"];
 const WITHOUT_CANDLE: [&str; 3] = ["aeir-data", "aeir-retrieve", "xtask"];
 /// Packages that belong to programs, and the crates that may have them.
 const OF_PROGRAMS: [(&str, &[&str]); 3] =
@@ -18,8 +23,12 @@ pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
     for member in &crates {
         found.extend(check_name(member));
         for dependency in &member.dependencies {
-            let broken =
-                [edge(member, dependency, &ours), candle(member, dependency), program(member, dependency)];
+            let broken = [
+                edge(member, dependency, &ours),
+                candle(member, dependency),
+                ground(member, dependency, &ours),
+                program(member, dependency),
+            ];
             found.extend(
                 broken
                     .into_iter()
@@ -32,8 +41,8 @@ pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
 }
 
 fn check_name(member: &Crate<'_>) -> Option<Violation> {
-    let known =
-        ISLANDS.contains(&member.name.as_str()) || [BRIDGE, DOOR, "xtask"].contains(&member.name.as_str());
+    let name = member.name.as_str();
+    let known = ISLANDS.contains(&name) || [GROUND, BRIDGE, DOOR, "xtask"].contains(&name);
     if !known {
         return Some(Violation::new(
             &member.file,
@@ -58,13 +67,15 @@ fn edge(member: &Crate<'_>, dependency: &Dependency, ours: &[&str]) -> Option<(S
     let (from, to) = (member.name.as_str(), dependency.package.as_str());
     let allowed = match from {
         DOOR => true,
-        BRIDGE => ISLANDS.contains(&to),
-        _ => false,
+        BRIDGE => ISLANDS.contains(&to) || to == GROUND,
+        from => to == GROUND && ON_THE_GROUND.contains(&from),
     };
     let remedy = match from {
-        BRIDGE => "the bridge imports the four islands and nothing else of ours",
+        BRIDGE => "the bridge imports the four islands, the kernels below them and nothing else of ours",
+        GROUND => "the kernels lie below all crates of ours: hand over what they need as an argument",
         "xtask" => "xtask imports none of our crates: run the `aeir` command",
-        _ => "an island imports none of our crates: let aeir-train bring them together",
+        _ if to == GROUND => "its kernels work on candle's tensors, which this crate does without",
+        _ => "an island imports none of our crates but the kernels: let aeir-train bring them together",
     };
     (ours.contains(&to) && !allowed).then(|| (format!("`{from}` imports `{to}`"), remedy.to_owned()))
 }
@@ -74,6 +85,21 @@ fn candle(member: &Crate<'_>, dependency: &Dependency) -> Option<(String, String
         (
             format!("`{}` imports `{}`", member.name, dependency.package),
             "work on plain slices; tensors belong to the crates that compute with candle".to_owned(),
+        )
+    })
+}
+
+/// What else than tensors the kernels bring along, to everyone above them.
+fn ground(member: &Crate<'_>, dependency: &Dependency, ours: &[&str]) -> Option<(String, String)> {
+    let package = dependency.package.as_str();
+    let broken = member.name == GROUND
+        && !dependency.development
+        && !OF_THE_GROUND.contains(&package)
+        && !ours.contains(&package);
+    broken.then(|| {
+        (
+            format!("`{GROUND}` imports `{package}`"),
+            format!("it makes do with {}; candle re-exports the driver", OF_THE_GROUND.join(" and ")),
         )
     })
 }
@@ -99,8 +125,11 @@ mod tests {
         let manifest = format!("[package]\nname = \"{name}\"\n{dependencies}");
         let folder =
             if name == "xtask" { "xtask/Cargo.toml".to_owned() } else { format!("crates/{name}/Cargo.toml") };
-        let others = ["aeir-data", "aeir-train", "aeir-losses"]
+        let others = ["aeir-data", "aeir-kernels", "aeir-train", "aeir-losses"]
+            .into_iter()
+            .filter(|other| *other != name)
             .map(|other| (format!("crates/{other}/Cargo.toml"), format!("[package]\nname = \"{other}\"\n")));
+        let others: Vec<(String, String)> = others.collect();
         let mut files: Vec<(&str, &str)> = others.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
         files.push((&folder, &manifest));
         check(&Tree::of(files)).iter().map(ToString::to_string).collect()
@@ -131,6 +160,29 @@ mod tests {
         let door = ("crates/aeir-cli/Cargo.toml", "[package]\nname = \"aeir-cli\"\n");
         let bridge = format!("[package]\nname = \"aeir-train\"\n{both}");
         assert_eq!(check(&Tree::of([door, ("crates/aeir-train/Cargo.toml", bridge.as_str())])).len(), 1);
+    }
+
+    #[test]
+    fn kernels_lie_below_the_crates_that_compute_with_candle() {
+        let kernels = "[dependencies]\naeir-kernels.workspace = true\n";
+        for above in ["aeir-encoders", "aeir-losses", "aeir-train", "aeir-cli"] {
+            assert!(found(above, kernels).is_empty(), "{above}");
+        }
+        for without in ["aeir-data", "aeir-retrieve", "xtask"] {
+            assert_eq!(found(without, kernels).len(), 1, "{without}");
+        }
+    }
+
+    #[test]
+    fn kernels_are_made_of_tensors_and_their_compiler_alone() {
+        let of = |dependencies: &str| found("aeir-kernels", dependencies);
+        let own = "[dependencies]\ncandle-core = \"1\"\n[build-dependencies]\ncudaforge = \"1\"\n\
+                   [dev-dependencies]\nproptest = \"1\"\n";
+        assert_eq!(of(own), Vec::<String>::new());
+        for other in ["candle-nn", "cudarc", "aeir-losses", "aeir-data"] {
+            let told = of(&format!("[dependencies]\n{other} = \"1\"\n"));
+            assert!(told.len() == 1 && told[0].contains(other), "{told:?}");
+        }
     }
 
     #[test]

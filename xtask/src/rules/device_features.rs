@@ -7,23 +7,39 @@ use crate::tree::Tree;
 use crate::violation::Violation;
 
 const DEVICES: [&str; 5] = ["cuda", "cudnn", "metal", "mkl", "accelerate"];
+const CUDA: &str = "cuda";
+/// Has code for NVIDIA cards alone: those above it pass `cuda` on to it, and of another device it has no more than candle's feature.
+const OF_CARDS: &str = "aeir-kernels";
+/// Crates with kernels in CUDA, and what their `cuda` turns on for them: the kernels' compiler and, without candle, the driver.
+const WITH_KERNELS: [(&str, &[&str]); 2] =
+    [(OF_CARDS, &["dep:cudaforge"]), ("aeir-retrieve", &["dep:cudaforge", "dep:cudarc"])];
 
 /// Each candle crate has the five features; each turns on the same feature of candle's crates and of ours below, and
-/// nothing else. A crate of ours that another one on the list passes it to need not be listed again.
+/// nothing else but what kernels of its own need. A crate of ours that another one on the list passes it to need not be listed again.
 pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
     let (all, _) = crates(tree);
     let with_candle: Vec<&Crate<'_>> = all.iter().filter(|member| member.uses_candle()).collect();
     let mut found = Vec::new();
-    for member in &with_candle {
+    for member in &all {
         for device in DEVICES {
-            let wanted = wanted(member, device, &with_candle);
             let line = member.line_of(device);
-            let Some(given) = member.feature(device) else {
+            let given = member.feature(device);
+            let more = given.iter().flatten().filter(|entry| !may(member, entry, device));
+            found.extend(more.map(|entry| {
+                let what = format!("feature `{device}` turns on `{entry}`");
+                let remedy = format!("a device feature only passes `{device}` on to dependencies: remove it");
+                Violation::new(&member.file, line, what, remedy)
+            }));
+            if !member.uses_candle() {
+                continue;
+            }
+            let wanted = wanted(member, device, &with_candle);
+            if given.is_none() {
                 let remedy = format!("add `{device} = [{}]` under [features]", list(&wanted));
                 let what = format!("`{}` has no feature `{device}`", member.name);
                 found.push(Violation::new(&member.file, 0, what, remedy));
                 continue;
-            };
+            }
             let reached = reached(member, device, &with_candle);
             let missing: BTreeSet<String> =
                 wanted.iter().filter(|entry| !reached.contains(*entry)).cloned().collect();
@@ -31,14 +47,16 @@ pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
                 let what = format!("feature `{device}` does not pass on to {}", list(&missing));
                 found.push(Violation::new(&member.file, line, what, format!("add {}", list(&missing))));
             }
-            for entry in given.iter().filter(|entry| !passes(member, entry, device)) {
-                let what = format!("feature `{device}` turns on `{entry}`");
-                let remedy = format!("a device feature only passes `{device}` on to dependencies: remove it");
-                found.push(Violation::new(&member.file, line, what, remedy));
-            }
         }
     }
     found
+}
+
+/// Whether the feature may turn `entry` on.
+fn may(member: &Crate<'_>, entry: &str, device: &str) -> bool {
+    let is_own =
+        WITH_KERNELS.iter().any(|(name, own)| device == CUDA && *name == member.name && own.contains(&entry));
+    is_own || passes(member, entry, device)
 }
 
 /// Whether `entry` is the same feature of a dependency.
@@ -50,7 +68,9 @@ fn passes(member: &Crate<'_>, entry: &str, device: &str) -> bool {
 
 /// Entries that the feature has to reach, each `PACKAGE/DEVICE`.
 fn wanted(member: &Crate<'_>, device: &str, with_candle: &[&Crate<'_>]) -> BTreeSet<String> {
-    let ours = |package: &str| with_candle.iter().any(|other| other.name == package);
+    let ours = |package: &str| {
+        with_candle.iter().any(|other| other.name == package) && (package != OF_CARDS || device == CUDA)
+    };
     member
         .dependencies
         .iter()
@@ -117,6 +137,48 @@ mod tests {
             r#""candle-core/@", "aeir-train/@""#,
         );
         assert_eq!(found(&[losses, train, cli]), Vec::<String>::new());
+    }
+
+    /// A manifest with candle, but for `aeir-retrieve`, whose feature `device` also turns on `more`.
+    fn with(name: &str, device: &str, more: &str) -> String {
+        if name == "aeir-retrieve" {
+            return format!("[package]\nname = \"{name}\"\n[features]\n{device} = [\"{more}\"]\n");
+        }
+        let plain = format!("\n{device} = [\"candle-core/{device}\"");
+        manifest(name, &["candle-core"], r#""candle-core/@""#)
+            .replace(&plain, &format!("{plain}, \"{more}\""))
+    }
+
+    #[test]
+    fn what_kernels_need_is_turned_on_by_cuda_and_where_kernels_are() {
+        for (name, own) in
+            [("aeir-kernels", "cudaforge"), ("aeir-retrieve", "cudaforge"), ("aeir-retrieve", "cudarc")]
+        {
+            let own = format!("dep:{own}");
+            assert_eq!(found(&[with(name, "cuda", &own)]), Vec::<String>::new());
+            let elsewhere = found(&[with(name, "metal", &own)]);
+            assert!(elsewhere.len() == 1 && elsewhere[0].contains(&own), "{elsewhere:?}");
+        }
+        for (name, other) in [
+            ("aeir-kernels", "dep:cudarc"),
+            ("aeir-losses", "dep:cudaforge"),
+            ("aeir-encoders", "dep:cudaforge"),
+            ("aeir-retrieve", "dep:tokio"),
+        ] {
+            assert_eq!(found(&[with(name, "cuda", other)]).len(), 1, "{name} {other}");
+        }
+    }
+
+    #[test]
+    fn kernels_have_the_five_features_and_are_passed_cuda() {
+        let kernels = || manifest("aeir-kernels", &["candle-core"], r#""candle-core/@""#);
+        let losses = manifest("aeir-losses", &["candle-core", "aeir-kernels"], r#""candle-core/@""#);
+        let gap = found(&[kernels(), losses.clone()]);
+        assert!(gap.len() == 1 && gap[0].contains("aeir-kernels/cuda"), "{gap:?}");
+        let passed = losses.replace("\ncuda = [", "\ncuda = [\"aeir-kernels/cuda\", ");
+        assert_eq!(found(&[kernels(), passed]), Vec::<String>::new());
+        let without = kernels().replace("metal =", "other =");
+        assert!(found(&[without])[0].contains("has no feature `metal`"));
     }
 
     #[test]

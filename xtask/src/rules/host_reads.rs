@@ -1,13 +1,17 @@
 //! A training step reads nothing back from the device that computes it: it would wait until all that was queued before is done.
 //!
-//! Where the three crates of a step read a tensor's numbers is listed, each file with its reason.
+//! Where the crates of a step read a tensor's numbers is listed, each file with its reason.
 
 use crate::source::{Source, mentions};
 use crate::tree::Tree;
 use crate::violation::Violation;
 
 /// Where a step runs.
-const FOLDERS: [&str; 3] = ["crates/aeir-encoders/src/", "crates/aeir-losses/src/", "crates/aeir-train/src/"];
+const FOLDERS: [&str; 4] =
+    [KERNELS, "crates/aeir-encoders/src/", "crates/aeir-losses/src/", "crates/aeir-train/src/"];
+/// Where the driver is called: there are more ways to wait for a card.
+const KERNELS: &str = "crates/aeir-kernels/src/";
+const WAITS: [&str; 5] = ["clone_dtoh", "memcpy_dtoh", "dtoh_sync_copy", "synchronize", "to_cpu_storage"];
 /// How numbers are read.
 const READS: [&str; 5] = ["to_scalar", "to_vec0", "to_vec1", "to_vec2", "to_vec3"];
 
@@ -58,7 +62,9 @@ pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
     });
     let mut found = Vec::new();
     for (path, text) in sources {
-        let reads = |(_, line): &(usize, String)| READS.iter().any(|read| mentions(line, read));
+        let waits = WAITS.iter().filter(|_| path.starts_with(KERNELS));
+        let reads =
+            |(_, line): &(usize, String)| READS.iter().chain(waits.clone()).any(|read| mentions(line, read));
         let first = Source::new(text).shipped_lines(true).into_iter().find(reads);
         match (first, may(path)) {
             (Some((number, _)), false) => found.push(Violation::new(
@@ -98,6 +104,17 @@ mod tests {
         assert_eq!(found("crates/aeir-losses/src/sinkhorn.rs", reads), 0);
         assert_eq!(found("crates/aeir-losses/src/sinkhorn.rs", "fn f() {}\n"), 1);
         assert_eq!(found("crates/aeir-cli/src/new.rs", reads), 0);
+        assert_eq!(found("crates/aeir-kernels/src/new.rs", reads), 1);
+    }
+
+    #[test]
+    fn kernels_do_not_wait_for_their_card_in_any_way() {
+        for wait in WAITS {
+            let text = format!("fn f(card: &CudaDevice) {{ card.{wait}(); }}\n");
+            assert_eq!(found("crates/aeir-kernels/src/new.rs", &text), 1, "{wait}");
+            // The trainer's second thread waits for what it has sent.
+            assert_eq!(found("crates/aeir-train/src/new.rs", &text), 0, "{wait}");
+        }
     }
 
     #[test]

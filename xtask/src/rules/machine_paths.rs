@@ -6,7 +6,7 @@ use crate::violation::Violation;
 
 /// First folders of paths that exist on one machine only. Without slashes, so that this list doesn't break the rule.
 const FOLDERS: [&str; 5] = ["home", "root", "work", "tmp", "Users"];
-const SUFFIXES: [&str; 7] = [".md", ".toml", ".rs", ".yml", ".yaml", ".sh", ".py"];
+const SUFFIXES: [&str; 9] = [".md", ".toml", ".rs", ".cu", ".cuh", ".yml", ".yaml", ".sh", ".py"];
 const SCRIPTS: &str = ".ci/";
 
 pub(crate) fn check(tree: &Tree) -> Vec<Violation> {
@@ -81,9 +81,14 @@ mod tests {
             "<file:///tmp/x>",
             "- /Users/me/x",
         ] {
-            for path in
-                ["README.md", "crates/a/Cargo.toml", ".ci/run", ".github/workflows/ci.yml", "a/src/b.rs"]
-            {
+            for path in [
+                "README.md",
+                "crates/a/Cargo.toml",
+                "crates/a/kernels/b.cu",
+                ".ci/run",
+                ".github/workflows/ci.yml",
+                "a/src/b.rs",
+            ] {
                 assert_eq!(count(path, line), 1, "{path}: {line}");
             }
         }
