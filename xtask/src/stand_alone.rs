@@ -5,8 +5,8 @@ use std::process::Command;
 
 use crate::tree::workspace_root;
 
-/// Packages of the default build, our own included: a new dependency is a decision, and this number its record. One of them is
-/// aeir-kernels, empty without the feature `cuda`: the operations of the encoders that call its kernels live here.
+/// Packages of the default build, our own included: a new dependency is a decision, and this number its record. The last
+/// one was aeir-kernels, which the encoders' operations call on a card and which is empty without the feature `cuda`.
 const MOST_PACKAGES: usize = 166;
 /// Networks, TLS, C libraries, programs, CUDA, and our own crates above: none belongs into an encoder.
 const UNWANTED: [&str; 21] = [
