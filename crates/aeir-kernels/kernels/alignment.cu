@@ -93,6 +93,9 @@ extern "C" __global__ void attention_weights_backward(
     }
 }
 
+// Fours of a row that a lane holds: rows of up to 1,024 numbers are read once.
+constexpr int FOURS = 8;
+
 // `(unit(x) - word)^2`: x [N, W, D] and words [W, D] to [N, W, D]. One warp a row.
 extern "C" __global__ void squared_differences(
     const float* x, const float* words, float* y, uint32_t images, uint32_t count, uint32_t width, uint32_t released) {
@@ -103,15 +106,23 @@ extern "C" __global__ void squared_differences(
     x += row * width;
     y += row * width;
     float squares = 0.0f;
-    if (in_fours(width, x, y) && in_fours(width, word, word)) {
+    if (width <= 4 * FOURS * WARP && in_fours(width, x, y) && in_fours(width, word, word)) {
         const float4 *from = reinterpret_cast<const float4*>(x), *other = reinterpret_cast<const float4*>(word);
-        float4* to = reinterpret_cast<float4*>(y);
-        for (uint32_t i = lane; i < width / 4; i += WARP) squares += dot4(from[i], from[i]);
+        float4 held[FOURS];
+#pragma unroll
+        for (int n = 0; n < FOURS; n++) {
+            const uint32_t i = lane + n * WARP;
+            held[n] = i < width / 4 ? __ldcs(from + i) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            squares += dot4(held[n], held[n]);
+        }
         const float scale = 1.0f / denominator(warp_sum(squares), released);
-        for (uint32_t i = lane; i < width / 4; i += WARP) {
-            const float4 v = from[i], w = other[i];
+#pragma unroll
+        for (int n = 0; n < FOURS; n++) {
+            const uint32_t i = lane + n * WARP;
+            if (i >= width / 4) break;
+            const float4 v = held[n], w = other[i];
             const float a = v.x * scale - w.x, b = v.y * scale - w.y, c = v.z * scale - w.z, d = v.w * scale - w.w;
-            to[i] = make_float4(a * a, b * b, c * c, d * d);
+            reinterpret_cast<float4*>(y)[i] = make_float4(a * a, b * b, c * c, d * d);
         }
         return;
     }
@@ -123,31 +134,39 @@ extern "C" __global__ void squared_differences(
     }
 }
 
-// Numbers of a row that a thread holds, at most.
-constexpr int HELD = 8;
-
-// Gradients of x and of the words, summed over the images in order. One block a word, `width` at most HELD times the block.
-extern "C" __global__ void squared_differences_backward(
+// Gradients of x and of the words, summed over the images in order, for rows of which a thread holds `held` numbers. While one image's numbers
+// are added up, those of the next are on their way.
+template <int held>
+__device__ void squared_differences_backward(
     const float* x, const float* words, const float* upstream, float* out, float* word_gradients, uint32_t images,
     uint32_t count, uint32_t width, uint32_t released) {
     __shared__ float space[3 * WARP];
     const uint32_t word = blockIdx.x;
-    float w[HELD], total[HELD], v[HELD], g[HELD];
+    float w[held], total[held], v[held], g[held];
+    const auto fetch = [&](uint32_t image, float (&v)[held], float (&g)[held]) {
+        const size_t row = ((size_t)image * count + word) * width;
 #pragma unroll
-    for (int i = 0; i < HELD; i++) {
+        for (int i = 0; i < held; i++) {
+            const uint32_t column = threadIdx.x + i * blockDim.x;
+            const bool is_there = image < images && column < width;
+            v[i] = is_there ? __ldcs(x + row + column) : 0.0f;
+            g[i] = is_there ? __ldcs(upstream + row + column) : 0.0f;
+        }
+    };
+#pragma unroll
+    for (int i = 0; i < held; i++) {
         const uint32_t column = threadIdx.x + i * blockDim.x;
         w[i] = column < width ? words[(size_t)word * width + column] : 0.0f;
         total[i] = 0.0f;
     }
+    fetch(0, v, g);
     for (uint32_t image = 0; image < images; image++) {
-        const size_t row = ((size_t)image * count + word) * width;
+        float next_v[held], next_g[held];
+        fetch(image + 1, next_v, next_g);
         // Sums of x^2, x^2 g and x w g: with d the denominator, the gradient at unit(x) is 2 (x / d - w) g.
         float sums[3] = {0.0f, 0.0f, 0.0f};
 #pragma unroll
-        for (int i = 0; i < HELD; i++) {
-            const uint32_t column = threadIdx.x + i * blockDim.x;
-            v[i] = column < width ? x[row + column] : 0.0f;
-            g[i] = column < width ? upstream[row + column] : 0.0f;
+        for (int i = 0; i < held; i++) {
             sums[0] += v[i] * v[i];
             sums[1] += v[i] * v[i] * g[i];
             sums[2] += v[i] * w[i] * g[i];
@@ -155,19 +174,35 @@ extern "C" __global__ void squared_differences_backward(
         block_sums<3>(sums, space);
         const float scale = 1.0f / denominator(sums[0], released);
         const float2 f = unit_factors(2.0f * (sums[1] * scale - sums[2]), sums[0], released);
+        const size_t row = ((size_t)image * count + word) * width;
 #pragma unroll
-        for (int i = 0; i < HELD; i++) {
+        for (int i = 0; i < held; i++) {
             const uint32_t column = threadIdx.x + i * blockDim.x;
             const float gradient = 2.0f * (v[i] * scale - w[i]) * g[i];
             total[i] -= gradient;
             if (column < width) out[row + column] = f.x * gradient - f.y * v[i];
+            v[i] = next_v[i];
+            g[i] = next_g[i];
         }
     }
 #pragma unroll
-    for (int i = 0; i < HELD; i++) {
+    for (int i = 0; i < held; i++) {
         const uint32_t column = threadIdx.x + i * blockDim.x;
         if (column < width) word_gradients[(size_t)word * width + column] = total[i];
     }
+}
+
+// One block a word, rows of at most four or eight numbers a thread.
+extern "C" __global__ void squared_differences_backward_4(
+    const float* x, const float* words, const float* upstream, float* out, float* word_gradients, uint32_t images,
+    uint32_t count, uint32_t width, uint32_t released) {
+    squared_differences_backward<4>(x, words, upstream, out, word_gradients, images, count, width, released);
+}
+
+extern "C" __global__ void squared_differences_backward_8(
+    const float* x, const float* words, const float* upstream, float* out, float* word_gradients, uint32_t images,
+    uint32_t count, uint32_t width, uint32_t released) {
+    squared_differences_backward<8>(x, words, upstream, out, word_gradients, images, count, width, released);
 }
 
 // `(a_n - b_m)^2`: a [N, D] and b [M, D] to [N, M, D].

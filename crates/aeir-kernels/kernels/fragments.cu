@@ -190,7 +190,7 @@ constexpr int HELD = 4;
 // pair's gradient. `nearest` [T, K], `places` [T, K F2], `upstream` [T, K]. Block x: fragment, y: item.
 extern "C" __global__ void matched_target_backward(
     const float* source, const uint32_t* nearest, const uint32_t* places, const float* upstream, float* out,
-    uint32_t fragments, uint32_t neighbours, uint32_t source_fragments, uint32_t width) {
+    uint32_t fragments, uint32_t neighbours, uint32_t source_fragments, uint32_t width, uint32_t sources) {
     const uint32_t fragment = blockIdx.x, item = blockIdx.y, entries = neighbours * source_fragments;
     const size_t row = ((size_t)item * fragments + fragment) * width;
     for (uint32_t first = threadIdx.x; first < width; first += HELD * blockDim.x) {
@@ -202,6 +202,7 @@ extern "C" __global__ void matched_target_backward(
             for (unsigned found = __ballot_sync(ALL, is_best); found != 0; found &= found - 1) {
                 const uint32_t at = start + __ffs(found) - 1, pair = item * neighbours + at / source_fragments;
                 const float gradient = upstream[pair];
+                if (nearest[pair] >= sources) continue;
                 const float* from = source + ((size_t)nearest[pair] * source_fragments + at % source_fragments) * width;
 #pragma unroll
                 for (int i = 0; i < HELD; i++) {

@@ -35,11 +35,13 @@ extern "C" __global__ void recurrent_step(
 }
 
 // Backward through a step: `upstream` [E, words, D] by row, `carried` [E, n', D] (direct) and `product` [E, n', D] (through U) from the step after,
-// which the first n' items have. Fills the rows of `gate_gradients` [E, words, 3 D], `hidden_gradients` [E, n, 3 D], and `direct` [E, n, D].
+// which the first n' items have. Fills the rows of `gate_gradients` [E, words, 3 D], this step's of `hidden_gradients` [E, words, 3 D], step by step, from
+// word `first` on, and `direct` [E, n, D].
 extern "C" __global__ void recurrent_step_backward(
     const float* upstream, const uint32_t* rows, const float* before, const float* kept, const float* carried,
     const float* product, float* gate_gradients, float* hidden_gradients, float* direct, uint32_t directions,
-    uint32_t words, uint32_t row_stride, uint32_t count, uint32_t before_count, uint32_t after, uint32_t units) {
+    uint32_t words, uint32_t row_stride, uint32_t count, uint32_t before_count, uint32_t after, uint32_t units,
+    uint32_t first) {
     const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= directions * count * units) return;
     const uint32_t direction = i / (count * units), item = i / units % count, unit = i % units;
@@ -59,7 +61,7 @@ extern "C" __global__ void recurrent_step_backward(
     input[0] = dr;
     input[units] = dz;
     input[2 * units] = dn;
-    float* own = hidden_gradients + ((size_t)direction * count + item) * 3 * units + unit;
+    float* own = hidden_gradients + ((size_t)direction * words + first + item) * 3 * units + unit;
     own[0] = dr;
     own[units] = dz;
     own[2 * units] = dn * r;
@@ -159,4 +161,23 @@ extern "C" __global__ void chosen_rows_backward(
             if (column < width) out[(size_t)row * width + column] = sums[i];
         }
     }
+}
+
+// The rows of a table [V, W] that `ids` [N] names, [N, W]; zeros for an id that it has not, which the caller refuses. One warp a row.
+extern "C" __global__ void chosen_rows(
+    const float* table, const uint32_t* ids, float* y, uint32_t rows, uint32_t width, uint32_t table_rows) {
+    const uint32_t row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    if (row >= rows) return;
+    const uint32_t id = ids[row];
+    const float* from = table + (size_t)id * width;
+    float* to = y + (size_t)row * width;
+    const bool is_there = id < table_rows;
+    if (in_fours(width, from, to)) {
+        for (uint32_t i = threadIdx.x % WARP; i < width / 4; i += WARP) {
+            reinterpret_cast<float4*>(to)[i] =
+                is_there ? reinterpret_cast<const float4*>(from)[i] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+        return;
+    }
+    for (uint32_t i = threadIdx.x % WARP; i < width; i += WARP) to[i] = is_there ? from[i] : 0.0f;
 }

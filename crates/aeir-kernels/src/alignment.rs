@@ -108,7 +108,12 @@ pub(crate) fn squared_differences_backward(
         Argument::Number(number(width)?),
         unit.argument(),
     ];
-    card.launch(&ALIGNMENT, "squared_differences_backward", &Grid::blocks(count, 1)?, &arguments)?;
+    let kernel = if width <= HELD / 2 * THREADS as usize {
+        "squared_differences_backward_4"
+    } else {
+        "squared_differences_backward_8"
+    };
+    card.launch(&ALIGNMENT, kernel, &Grid::blocks(count, 1)?, &arguments)?;
     Ok([card.tensor(of_x, x.shape()), card.tensor(of_words, words.shape())])
 }
 

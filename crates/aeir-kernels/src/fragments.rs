@@ -6,6 +6,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use crate::elements::{column_sums, summed_blocks};
 use crate::launch::{Argument, Card, FRAGMENTS, Grid, number};
 use crate::node::node;
+use crate::sentences::rows_of_table;
 
 /// Items whose rows of a place one block adds up.
 const ITEMS_PER_CHUNK: usize = 4;
@@ -267,7 +268,7 @@ pub fn best_values(cosines: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
 /// Of equals the first is the best; an item without real fragments has its padding to choose from. Only the best get a gradient.
 ///
 /// # Errors
-/// When the sizes don't fit; for a source item that isn't there; from candle and the driver.
+/// When the sizes don't fit; from candle and the driver. A source item that isn't there counts as zeros: nothing is read back to look for one.
 pub fn matched_sums(
     target: &Tensor,
     target_mask: Option<&Tensor>,
@@ -284,8 +285,9 @@ pub fn matched_sums(
     }
     let card = Card::of(&target)?;
     let entries = neighbours * source_fragments;
-    let chosen =
-        source.detach().index_select(&nearest.flatten_all()?, 0)?.reshape((items, entries, width))?;
+    let table = source.detach().reshape((sources, source_fragments * width))?;
+    let chosen = rows_of_table(&card, &table, &nearest.flatten_all()?)?;
+    let chosen = card.tensor(chosen, (items, entries, width));
     let cosines = chosen.matmul(&target.detach().t()?)?;
     let (values, places) = best_fragments(&card, &cosines, mask.as_ref(), entries)?;
     let sums = card.room(items * neighbours)?;

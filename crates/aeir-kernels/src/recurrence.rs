@@ -96,7 +96,7 @@ impl Pass {
             let before = kept.states.last();
             let before_count = before.map_or(Ok(0), |before| before.dim(1))?;
             let hidden = match before {
-                Some(before) => Some(before.narrow(1, 0, *count)?.contiguous()?.matmul(&turned)?),
+                Some(before) => Some(before.narrow(1, 0, *count)?.matmul(&turned)?),
                 None => None,
             };
             let (state, of_gates) = (self.room_of(*count, 1)?, self.room_of(*count, 4)?);
@@ -129,14 +129,17 @@ impl Pass {
     fn backward(&self, weight: &Tensor, kept: &Kept, upstream: &Tensor) -> Result<Vec<Option<Tensor>>> {
         let Self { card, directions, words, units, counts, .. } = self;
         let of_gates = self.room_of(*words, 3)?;
-        let mut of_hidden = Vec::with_capacity(counts.len());
+        // Step by step, as the words of the steps.
+        let of_hidden = card.tensor(self.room_of(*words, 3)?, (*directions, *words, 3 * units));
         // From the step after: directly, and through the product.
         let mut carried: Option<[Tensor; 2]> = None;
+        let mut end = *words;
         let steps = counts.iter().zip(self.rows_of_steps()?).zip(&kept.gates).enumerate();
         for (step, ((count, rows), gates)) in steps.rev() {
+            let first = end - count;
             let before = step.checked_sub(1).and_then(|before| kept.states.get(before));
             let before_count = before.map_or(Ok(0), |before| before.dim(1))?;
-            let (own, direct) = (self.room_of(*count, 3)?, self.room_of(*count, 1)?);
+            let direct = self.room_of(*count, 1)?;
             let after = carried.as_ref().map_or(Ok(0), |[direct, _]| direct.dim(1))?;
             let [from_direct, from_product] = match &carried {
                 Some(both) => both.each_ref().map(Argument::Tensor),
@@ -151,7 +154,7 @@ impl Pass {
                 from_direct,
                 from_product,
                 Argument::Out(&of_gates),
-                Argument::Out(&own),
+                Argument::Tensor(&of_hidden),
                 Argument::Out(&direct),
                 of_directions,
                 of_words,
@@ -160,19 +163,19 @@ impl Pass {
                 Argument::Number(number(before_count)?),
                 Argument::Number(number(after)?),
                 Argument::Number(number(*units)?),
+                Argument::Number(number(first)?),
             ];
             let grid = Grid::threads(directions * count * units)?;
             card.launch(&SENTENCES, "recurrent_step_backward", &grid, &arguments)?;
-            let own = card.tensor(own, (*directions, *count, 3 * units));
             carried = match before {
-                Some(_) => Some([card.tensor(direct, (*directions, *count, *units)), own.matmul(weight)?]),
+                Some(_) => {
+                    let product = of_hidden.narrow(1, first, *count)?.matmul(weight)?;
+                    Some([card.tensor(direct, (*directions, *count, *units)), product])
+                }
                 None => None,
             };
-            of_hidden.push(own);
+            end = first;
         }
-        of_hidden.reverse();
-        // [E, N, 3D], step by step.
-        let of_hidden = Tensor::cat(&of_hidden, 1)?;
         let of_bias = (0..*directions).map(|direction| column_sums(&of_hidden.get(direction)?));
         let of_bias = Tensor::stack(&of_bias.collect::<Result<Vec<_>>>()?, 0)?;
         let of_weight = self.weight_backward(&of_hidden, kept)?;
@@ -188,7 +191,6 @@ impl Pass {
         };
         let before = kept.states.iter().zip(later).map(|(state, count)| state.narrow(1, 0, *count));
         let before = Tensor::cat(&before.collect::<Result<Vec<_>>>()?, 1)?;
-        let later = of_hidden.narrow(1, *first, words - first)?.contiguous()?;
-        later.t()?.matmul(&before)
+        of_hidden.narrow(1, *first, words - first)?.t()?.matmul(&before)
     }
 }

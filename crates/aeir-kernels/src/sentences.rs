@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{Result, Tensor, bail};
 
 use crate::launch::{Argument, Card, Grid, SENTENCES, number};
@@ -81,23 +82,18 @@ pub fn padded_unit_mean(
     })
 }
 
-/// The rows of a table `[V, W]` that `ids [N]` names, `[N, W]`; candle would let each column of the gradient wait for all ids.
+/// The rows of a table `[V, W]` that `ids [N]` names, `[N, W]`; candle would let each column of the gradient wait for all ids. An id that the
+/// table has not gives zeros: nothing is read back to look for one.
 ///
 /// # Errors
-/// For an id that the table has not; from candle and the driver.
+/// From candle and the driver.
 pub fn chosen_rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let (table, ids) = (table.contiguous()?, ids.contiguous()?);
     let (rows, width) = table.dims2()?;
-    let chosen = table.detach().index_select(&ids, 0)?;
-    if !table.track_op() {
-        return Ok(chosen);
-    }
     let card = Card::of(&table)?;
     let uses = ids.elem_count();
-    let (storage, _) = chosen.storage_and_layout();
-    let candle_core::Storage::Cuda(storage) = &*storage else { bail!("chosen rows: not on a card") };
-    let result = candle_core::backend::BackendStorage::try_clone(storage, chosen.layout())?;
-    node("chosen-rows", &[&table], result, (uses, width), move |inputs, _, gradient| {
+    let chosen = rows_of_table(&card, &table, &ids)?;
+    node("chosen-rows", &[&table], card.storage(chosen), (uses, width), move |inputs, _, gradient| {
         let &[table] = inputs else { return Ok(Vec::new()) };
         let out = card.room(rows * width)?;
         let arguments = [
@@ -110,4 +106,21 @@ pub fn chosen_rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
         card.launch(&SENTENCES, "chosen_rows_backward", &Grid::blocks(rows, 1)?, &arguments)?;
         Ok(vec![Some(card.tensor(out, table.shape()))])
     })
+}
+
+/// The rows that `ids` names, outside of any graph.
+pub(crate) fn rows_of_table(card: &Card, table: &Tensor, ids: &Tensor) -> Result<CudaSlice<f32>> {
+    let (rows, width) = table.dims2()?;
+    let uses = ids.elem_count();
+    let chosen = card.room(uses * width)?;
+    let arguments = [
+        Argument::Tensor(table),
+        Argument::Tensor(ids),
+        Argument::Out(&chosen),
+        Argument::Number(number(uses)?),
+        Argument::Number(number(width)?),
+        Argument::Number(number(rows)?),
+    ];
+    card.launch(&SENTENCES, "chosen_rows", &Grid::warps(uses)?, &arguments)?;
+    Ok(chosen)
 }
