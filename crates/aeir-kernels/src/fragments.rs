@@ -313,6 +313,7 @@ pub fn matched_sums(
                 Argument::Number(number(neighbours)?),
                 Argument::Number(number(source_fragments)?),
                 Argument::Number(number(width)?),
+                Argument::Number(number(sources)?),
             ];
             card.launch(&FRAGMENTS, "matched_target_backward", &Grid::blocks(fragments, items)?, &arguments)?;
             Ok::<_, candle_core::Error>(card.tensor(out, target.shape()))
