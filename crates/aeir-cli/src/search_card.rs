@@ -26,6 +26,18 @@ pub(crate) fn number_of(device: &Device) -> Option<usize> {
     }
 }
 
+/// Where an index is put, and what of the card's memory is taken beside its vectors.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+pub(crate) struct Room {
+    /// The card's number.
+    pub(crate) card: usize,
+    /// For scores.
+    pub(crate) score_bytes: usize,
+    /// Whether 32-bit vectors have 16-bit copies, with which the first pass is made.
+    pub(crate) rough_first: bool,
+}
+
 /// Whether a card takes vectors that are kept so.
 pub(crate) fn takes(storage: Storage) -> bool {
     match storage {
@@ -44,7 +56,7 @@ pub(crate) use not_built::{MOST_RESULTS, OnCard};
 mod built {
     use aeir_retrieve::{CardError, CardIndex, CardOptions};
 
-    use super::{Hit, Index, Matrix, SearchOptions};
+    use super::{Hit, Index, Matrix, Room, SearchOptions};
 
     /// Results of one query that a card gives at most.
     pub(crate) const MOST_RESULTS: usize = aeir_retrieve::MOST_ON_CARD;
@@ -54,8 +66,10 @@ mod built {
 
     impl OnCard {
         /// Copies the vectors of an index to a card.
-        pub(crate) fn load(index: &Index, card: usize, score_bytes: usize) -> anyhow::Result<Self> {
-            Ok(Self(CardIndex::new(index, &CardOptions { card, score_bytes }).map_err(unwrapped)?))
+        pub(crate) fn load(index: &Index, room: &Room) -> anyhow::Result<Self> {
+            let Room { card, score_bytes, rough_first } = *room;
+            let options = CardOptions { card, score_bytes, rough_first };
+            Ok(Self(CardIndex::new(index, &options).map_err(unwrapped)?))
         }
 
         /// As [`Index::find`] does it exactly, bit for bit.
@@ -112,14 +126,14 @@ mod built {
 mod not_built {
     use std::convert::Infallible;
 
-    use super::{Hit, Index, Matrix, SearchOptions};
+    use super::{Hit, Index, Matrix, Room, SearchOptions};
 
     pub(crate) const MOST_RESULTS: usize = 0;
 
     pub(crate) struct OnCard(Infallible);
 
     impl OnCard {
-        pub(crate) fn load(_: &Index, _: usize, _: usize) -> anyhow::Result<Self> {
+        pub(crate) fn load(_: &Index, _: &Room) -> anyhow::Result<Self> {
             anyhow::bail!("this aeir was built without CUDA")
         }
 

@@ -29,7 +29,7 @@ pub(crate) use second_stage::stages_of;
 use crate::commands::index::MODEL_FOLDER;
 use crate::search_card::OnCard;
 #[cfg(feature = "serve")]
-use crate::search_card::{number_of, takes};
+use crate::search_card::{Room, number_of, takes};
 use crate::terminal::{Terminal, say};
 
 /// Hits that are looked at, at most, to find enough that are no duplicates.
@@ -162,7 +162,7 @@ impl SearchEngine {
     pub(crate) fn searching_on(mut self, device: &Device) -> Self {
         let index = &self.shelf.index;
         let Some(card) = number_of(device).filter(|_| takes(index.storage())) else { return self };
-        match OnCard::load(index, card, SCORE_BYTES) {
+        match OnCard::load(index, &Room { card, score_bytes: SCORE_BYTES, rough_first: false }) {
             Ok(card) => self.card = Some(card),
             Err(error) => say(&format!("warning: the processor searches: {error:#}")),
         }

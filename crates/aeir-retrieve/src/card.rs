@@ -5,11 +5,11 @@
 //! does for its own searches, and answers by itself where rounding could have kept an item out: so what is found has the scores and
 //! the order of [`Index::find`] with [`SearchOptions::exact`], bit for bit. With very many near-copies that is most of the work.
 //!
-//! | on the card | product | of the processor's error |
-//! |---|---|---|
-//! | [`Storage::F32`], or a [`Matrix`] | `f32`, without TF32 | once |
-//! | [`Storage::F16`] | each query as a sum of two 16-bit vectors, summed in `f32` | twice |
-//! | [`Storage::Int8`] | refused: its candidates are those of its codes | |
+//! | on the card | passes over all items, the next for queries that those before it leave open |
+//! |---|---|
+//! | [`Storage::F32`], or a [`Matrix`] | `f32`, without TF32; before it, with [`CardOptions::rough_first`], 16-bit copies and rounded queries |
+//! | [`Storage::F16`] | rounded queries; then queries as sums of two 16-bit vectors; both summed in `f32` |
+//! | [`Storage::Int8`] | refused: its candidates are those of its codes |
 //!
 //! Deleted items, several segments, selections and corrections are taken. A selection of few items is scored by the processor one by one, as
 //! in every search.

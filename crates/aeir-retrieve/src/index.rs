@@ -489,14 +489,14 @@ impl Index {
         queries: &Matrix,
         k: usize,
         options: &SearchOptions<'_>,
-        manner: impl Fn(usize) -> Manner,
+        manners: impl Fn(usize) -> Vec<Manner>,
         propose: impl Fn(&Proposal<'_>) -> std::result::Result<Vec<Proposed>, E>,
     ) -> std::result::Result<Settled<Hit>, E> {
         let mut unsettled = 0;
         let found = by_corrections(queries, k, options, |queries, k, options, penalties| {
             let penalties = penalties.map(|penalties| self.by_row(penalties)).transpose()?;
             let gallery = self.gallery(penalties.as_deref(), self.allowed(options)?);
-            let settled = gallery.search_proposed(queries, k, manner(k), &propose)?;
+            let settled = gallery.search_proposed(queries, k, &manners(k), &propose)?;
             unsettled += settled.unsettled;
             Ok::<_, E>(self.hits(settled.found))
         })?;

@@ -9,7 +9,7 @@ use aeir_retrieve::{
 
 use super::check::{Check, Kind, Named, Place, Values};
 use super::numbers::Numbers;
-use crate::search_card::{OnCard, number_of};
+use crate::search_card::{OnCard, Room, number_of};
 use crate::temporary_folder::TemporaryFolder;
 
 /// Why an index is not searched in bfloat16.
@@ -31,18 +31,27 @@ struct Search {
     copies: bool,
     selected: bool,
     correction: Option<Correction>,
+    /// A card's first pass is made with 16-bit copies.
+    rough_first: bool,
 }
 
-const PLAIN: Search =
-    Search { storage: Storage::F32, k: 10, copies: false, selected: false, correction: None };
+const PLAIN: Search = Search {
+    storage: Storage::F32,
+    k: 10,
+    copies: false,
+    selected: false,
+    correction: None,
+    rough_first: false,
+};
 
 pub(super) fn all() -> Vec<Check> {
     let csls = Some(Correction::Csls { k: 10 });
     let dynamic = Some(Correction::DynamicInvertedSoftmax { beta: 20.0 });
     [
         ("search-f32", PLAIN),
+        ("search-rough-first", Search { rough_first: true, ..PLAIN }),
         ("search-f16", Search { storage: Storage::F16, ..PLAIN }),
-        ("search-ties", Search { copies: true, ..PLAIN }),
+        ("search-ties", Search { copies: true, rough_first: true, ..PLAIN }),
         ("search-many", Search { k: 1_024, ..PLAIN }),
         ("search-selected", Search { selected: true, ..PLAIN }),
         ("search-corrected", Search { correction: csls, ..PLAIN }),
@@ -71,7 +80,7 @@ fn searched(place: &Place, search: Search) -> anyhow::Result<Values> {
         correction: correction.as_ref(),
         ..SearchOptions::default()
     };
-    Ok(values(&found(place, &index, &queries, search.k, &options)?))
+    Ok(values(&found(place, &index, &queries, search.k, &options, search.rough_first)?))
 }
 
 /// More results than there are items, and queries that are refused.
@@ -83,9 +92,9 @@ fn few_items(place: &Place) -> anyhow::Result<Values> {
     let index = Index::open(&path)?;
     let options = SearchOptions { exact: true, ..SearchOptions::default() };
     let queries = Matrix::from_rows(&[[0.5, -1.0, 0.25], [0.0, 0.0, 0.0]])?;
-    let mut values = values(&found(place, &index, &queries, 50, &options)?);
+    let mut values = values(&found(place, &index, &queries, 50, &options, false)?);
     let broken = Matrix::from_rows(&[[0.5, f32::NAN, 0.25]])?;
-    let refused = found(place, &index, &broken, 2, &options).is_err();
+    let refused = found(place, &index, &broken, 2, &options, false).is_err();
     values.results.push(Named { name: "NaN is refused".into(), values: vec![f32::from(refused)] });
     Ok(values)
 }
@@ -96,9 +105,13 @@ fn found(
     queries: &Matrix,
     k: usize,
     options: &SearchOptions<'_>,
+    rough_first: bool,
 ) -> anyhow::Result<Vec<Vec<Hit>>> {
     match number_of(&place.device) {
-        Some(card) => OnCard::load(index, card, SCORE_BYTES)?.find(index, queries, k, options),
+        Some(card) => {
+            let room = Room { card, score_bytes: SCORE_BYTES, rough_first };
+            OnCard::load(index, &room)?.find(index, queries, k, options)
+        }
         None => Ok(index.find(queries, k, options)?),
     }
 }

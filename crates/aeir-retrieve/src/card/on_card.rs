@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::{CardError, Result};
 use super::plan::{self, LEAST_SCORES, check_most};
-use super::resident::Resident;
+use super::resident::{Pass, Resident};
 use crate::search::Gallery;
 use crate::search::proposed::{Manner, Proposal, Settled};
 use crate::{Error, Hit, Index, Matrix, Neighbour, SearchOptions, Storage};
@@ -17,11 +17,14 @@ pub struct CardOptions {
     pub card: usize,
     /// Memory for scores, in bytes, at most; less is taken where a gallery needs less or the card has no more. At least 16 MiB.
     pub score_bytes: usize,
+    /// Keep 16-bit copies of 32-bit vectors there too, half as much again: tensor cores then make the first pass, and what rounding leaves
+    /// open is scored again in `f32`. What is found is the same. Without effect on 16-bit vectors.
+    pub rough_first: bool,
 }
 
 impl Default for CardOptions {
     fn default() -> Self {
-        Self { card: 0, score_bytes: 1 << 30 }
+        Self { card: 0, score_bytes: 1 << 30, rough_first: false }
     }
 }
 
@@ -40,21 +43,25 @@ impl CardOptions {
 #[derive(Debug)]
 struct OnCard {
     resident: Resident,
-    looseness: f64,
     unsettled: AtomicU64,
 }
 
 impl OnCard {
     fn of(gallery: &Gallery<'_>, options: &CardOptions) -> Result<Self> {
         options.check()?;
-        let resident = Resident::of(gallery, options.card, options.score_bytes)?;
-        // The terms of two products, each of which may be cut off where a sum in f32 is rounded.
-        let looseness = if resident.is_half() { 2.0 } else { 1.0 };
-        Ok(Self { resident, looseness, unsettled: AtomicU64::new(0) })
+        let resident = Resident::of(gallery, options)?;
+        Ok(Self { resident, unsettled: AtomicU64::new(0) })
     }
 
-    fn manner(&self, k: usize) -> Manner {
-        Manner { rows: plan::proposed_for(k), looseness: self.looseness }
+    fn manners(&self, k: usize) -> Vec<Manner> {
+        let rows = plan::proposed_for(k);
+        let manner = |pass: &Pass| match *pass {
+            Pass::Whole => Manner { rows, looseness: 1.0, halved: None },
+            // Tensor cores cut off where a sum in f32 is rounded; of two products there are the terms of both.
+            Pass::HighAndLow => Manner { rows, looseness: 2.0, halved: None },
+            Pass::High { farthest } => Manner { rows, looseness: 2.0, halved: Some(farthest) },
+        };
+        self.resident.passes().iter().map(manner).collect()
     }
 
     /// Counts what the processor had to answer.
@@ -115,9 +122,9 @@ impl CardIndex {
             return Err(Error::OtherGeneration { folder: index.folder().to_path_buf() }.into());
         }
         check_most(k.min(index.len()))?;
-        let manner = |k: usize| self.on_card.manner(k.min(index.len()));
+        let manners = |k: usize| self.on_card.manners(k.min(index.len()));
         let propose = |asked: &Proposal<'_>| self.on_card.resident.propose(asked);
-        Ok(self.on_card.told(index.find_proposed(queries, k, options, manner, propose)?))
+        Ok(self.on_card.told(index.find_proposed(queries, k, options, manners, propose)?))
     }
 
     /// Whether this generation of an index is what lies on the card.
@@ -180,7 +187,7 @@ impl<'a> CardGallery<'a> {
         let most = k.min(self.items.rows());
         check_most(most)?;
         let propose = |asked: &Proposal<'_>| self.on_card.resident.propose(asked);
-        let settled = self.items.search_proposed(queries, k, self.on_card.manner(most), propose)?;
+        let settled = self.items.search_proposed(queries, k, &self.on_card.manners(most), propose)?;
         Ok(self.on_card.told(settled))
     }
 

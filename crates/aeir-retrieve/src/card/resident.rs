@@ -11,12 +11,15 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 use half::f16;
+use rayon::prelude::*;
 
 use super::error::{CardError, Result};
 use super::keys;
+use super::on_card::CardOptions;
 use super::plan::{LEAST_SCORES, Plan, check_sizes, most_scores, plan, room_for};
-use crate::search::proposed::{Proposal, Proposed};
+use crate::search::proposed::{Proposal, Proposed, distance_of_halves};
 use crate::search::{Gallery, Vectors};
+use crate::storage::halved;
 
 /// The kernels, as the build script compiled them.
 #[allow(unreachable_pub)]
@@ -28,6 +31,8 @@ mod compiled {
 const THREADS: u32 = 256;
 /// The second of a query's two 16-bit vectors holds what the first leaves, times so much: it stays among the normal numbers.
 const LOW_SCALE: f32 = 2048.0;
+/// Items that rounding to 16 bits moves farther, of the length of the longest, are not looked at in 16 bits: nothing would be settled.
+const MOST_ROUNDED: f64 = 1e-3;
 
 /// A gallery on a card.
 #[derive(Debug)]
@@ -36,6 +41,8 @@ pub(super) struct Resident {
     dimension: usize,
     /// `[rows, dimension]`.
     vectors: Stored,
+    /// How they can be scored, from the fastest on.
+    passes: Vec<Pass>,
     stream: Arc<CudaStream>,
     blas: CudaBlas,
     kernel: CudaFunction,
@@ -44,9 +51,21 @@ pub(super) struct Resident {
     bytes: u64,
 }
 
+/// A way to score all items.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Pass {
+    /// Queries rounded to 16 bits, with items of 16 bits: rounded ones, of which none is farther than that from what it was.
+    High { farthest: f64 },
+    /// Queries as sums of two vectors of 16 bits, with items of 16 bits.
+    HighAndLow,
+    /// In `f32`.
+    Whole,
+}
+
+/// Vectors as they are kept, and of 32-bit ones maybe rounded copies.
 #[derive(Debug)]
 enum Stored {
-    F32(CudaSlice<f32>),
+    F32 { whole: CudaSlice<f32>, halves: Option<CudaSlice<f16>> },
     F16(CudaSlice<f16>),
 }
 
@@ -56,7 +75,7 @@ enum Units {
     /// Their sum, the second over [`LOW_SCALE`], has 22 significant bits.
     F16 {
         high: CudaSlice<f16>,
-        low: CudaSlice<f16>,
+        low: Option<CudaSlice<f16>>,
     },
 }
 
@@ -69,6 +88,7 @@ struct Rules {
     /// Rows that are proposed for each query.
     kept: usize,
     plan: Plan,
+    pass: Pass,
 }
 
 /// Items `first..first + columns`.
@@ -80,24 +100,26 @@ struct Chunk {
 
 impl Resident {
     /// Copies a gallery to a card. All its runs are kept in one way, which is not by codes.
-    pub(super) fn of(gallery: &Gallery<'_>, card: usize, score_bytes: usize) -> Result<Self> {
+    pub(super) fn of(gallery: &Gallery<'_>, options: &CardOptions) -> Result<Self> {
         let (rows, dimension) = (gallery.rows(), gallery.dimension);
         check_sizes(rows, dimension)?;
-        let context = CudaContext::new(card).map_err(failed("to open"))?;
+        let context = CudaContext::new(options.card).map_err(failed("to open"))?;
         let stream = context.new_stream().map_err(failed("to open a stream"))?;
         let module =
             context.load_module(Ptx::from_src(compiled::NEAREST)).map_err(failed("to load the kernel"))?;
         let kernel = module.load_function("nearest_of_scores").map_err(failed("to load the kernel"))?;
         let blas = CudaBlas::new(Arc::clone(&stream)).map_err(failed("to open cuBLAS"))?;
-        let vectors = stored(&stream, gallery)?;
-        let scores = room_for_scores(&stream, most_scores(rows).min(score_bytes / size_of::<f32>()))?;
+        let (vectors, passes) = stored(&stream, gallery, options.rough_first)?;
+        let most = most_scores(rows).min(options.score_bytes / size_of::<f32>());
+        let scores = room_for_scores(&stream, most)?;
         stream.synchronize().map_err(failed("to take a gallery"))?;
         let bytes = (vectors.bytes() + scores.num_bytes()) as u64;
-        Ok(Self { rows, dimension, vectors, stream, blas, kernel, scores: Mutex::new(scores), bytes })
+        Ok(Self { rows, dimension, vectors, passes, stream, blas, kernel, scores: Mutex::new(scores), bytes })
     }
 
-    pub(super) fn is_half(&self) -> bool {
-        matches!(self.vectors, Stored::F16(_))
+    /// The ways that [`Proposal::manner`] counts.
+    pub(super) fn passes(&self) -> &[Pass] {
+        &self.passes
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -133,6 +155,7 @@ impl Resident {
                 .transpose()?,
             kept: asked.rows.min(self.rows),
             plan: plan(asked.lengths.len(), self.rows, scores),
+            pass: self.passes.get(asked.manner).copied().unwrap_or(Pass::Whole),
         })
     }
 
@@ -145,7 +168,7 @@ impl Resident {
         scores: &mut CudaSlice<f32>,
     ) -> Result<Vec<Proposed>> {
         let (queries, of_query) = (lengths.len(), rules.plan.slices * rules.kept);
-        let units = self.units(units)?;
+        let units = self.units(units, rules.pass)?;
         let lengths = sent(&self.stream, lengths, "queries")?;
         let mut best = room::<u64>(&self.stream, queries * of_query, "results")?;
         self.stream.memset_zeros(&mut best).map_err(failed("to clear results"))?;
@@ -160,13 +183,16 @@ impl Resident {
         Ok(keys::merged(&mut keys, of_query, rules.kept))
     }
 
-    fn units(&self, units: &[f32]) -> Result<Units> {
-        if !self.is_half() {
-            return Ok(Units::F32(sent(&self.stream, units, "queries")?));
+    fn units(&self, units: &[f32], pass: Pass) -> Result<Units> {
+        let half = |half: &[f16]| sent(&self.stream, half, "queries");
+        match pass {
+            Pass::Whole => Ok(Units::F32(sent(&self.stream, units, "queries")?)),
+            Pass::High { .. } => Ok(Units::F16 { high: half(&halved(units))?, low: None }),
+            Pass::HighAndLow => {
+                let (high, low) = halves(units);
+                Ok(Units::F16 { high: half(&high)?, low: Some(half(&low)?) })
+            }
         }
-        let (high, low) = halves(units);
-        let sent = |half: &[f16]| sent(&self.stream, half, "queries");
-        Ok(Units::F16 { high: sent(&high)?, low: sent(&low)? })
     }
 
     /// `scores [queries, stride]`: the products of queries with a chunk's items, in its first columns.
@@ -195,22 +221,26 @@ impl Resident {
             ldc: size("items of a chunk", stride)?,
         };
         match (&self.vectors, units) {
-            (Stored::F32(vectors), Units::F32(units)) => {
-                let items = vectors.slice(range);
+            (Stored::F32 { whole, .. }, Units::F32(units)) => {
+                let items = whole.slice(range);
                 // SAFETY: `items` holds m * k numbers, `units` n * k and `scores` n * ldc, of which m <= ldc are written in each row.
                 unsafe { self.blas.gemm(product, &items, units, scores) }.map_err(failed("to multiply"))
             }
-            (Stored::F16(vectors), Units::F16 { high, low }) => {
-                let items = vectors.slice(range);
+            (Stored::F16(halves) | Stored::F32 { halves: Some(halves), .. }, Units::F16 { high, low }) => {
+                let items = halves.slice(range);
                 let rest = GemmConfig { alpha: 1.0 / LOW_SCALE, beta: 1.0, ..product };
                 // SAFETY: as above, with 16-bit operands.
-                unsafe {
-                    self.multiply_halves(product, &items, high, scores)?;
-                    self.multiply_halves(rest, &items, low, scores)
+                unsafe { self.multiply_halves(product, &items, high, scores) }?;
+                match low {
+                    // SAFETY: as above.
+                    Some(low) => unsafe { self.multiply_halves(rest, &items, low, scores) },
+                    None => Ok(()),
                 }
             }
-            // Units are made for the vectors.
-            _ => Ok(()),
+            // No pass asks for it: scores of another search would stand for these.
+            (Stored::F16(_), Units::F32(_)) | (Stored::F32 { halves: None, .. }, Units::F16 { .. }) => {
+                Err(CardError::Storage { got: "another kind than the queries" })
+            }
         }
     }
 
@@ -301,14 +331,16 @@ impl Drop for Resident {
 impl Stored {
     fn bytes(&self) -> usize {
         match self {
-            Self::F32(values) => values.num_bytes(),
+            Self::F32 { whole, halves } => {
+                whole.num_bytes() + halves.as_ref().map_or(0, CudaSlice::num_bytes)
+            }
             Self::F16(values) => values.num_bytes(),
         }
     }
 }
 
-/// All runs, one behind the other.
-fn stored(stream: &Arc<CudaStream>, gallery: &Gallery<'_>) -> Result<Stored> {
+/// All runs, one behind the other, and how they can be scored.
+fn stored(stream: &Arc<CudaStream>, gallery: &Gallery<'_>, rough_first: bool) -> Result<(Stored, Vec<Pass>)> {
     let numbers = gallery.rows().saturating_mul(gallery.dimension);
     let single = |vectors| match vectors {
         Vectors::F32(values) => Some(values),
@@ -320,10 +352,19 @@ fn stored(stream: &Arc<CudaStream>, gallery: &Gallery<'_>) -> Result<Stored> {
     };
     let runs = || gallery.runs.iter().map(|run| run.vectors);
     if let Some(parts) = runs().map(single).collect::<Option<Vec<&[f32]>>>() {
-        return joined(stream, &parts, numbers).map(Stored::F32);
+        let whole = joined(stream, &parts, numbers)?;
+        let farthest = if rough_first { farthest(&parts, gallery.dimension) } else { f64::INFINITY };
+        if farthest > MOST_ROUNDED * gallery.longest {
+            return Ok((Stored::F32 { whole, halves: None }, vec![Pass::Whole]));
+        }
+        let copies: Vec<Vec<f16>> = parts.iter().map(|part| halved(part)).collect();
+        let copies: Vec<&[f16]> = copies.iter().map(Vec::as_slice).collect();
+        let halves = Some(joined(stream, &copies, numbers)?);
+        return Ok((Stored::F32 { whole, halves }, vec![Pass::High { farthest }, Pass::Whole]));
     }
     if let Some(parts) = runs().map(half).collect::<Option<Vec<&[f16]>>>() {
-        return joined(stream, &parts, numbers).map(Stored::F16);
+        let passes = vec![Pass::High { farthest: 0.0 }, Pass::HighAndLow];
+        return Ok((Stored::F16(joined(stream, &parts, numbers)?), passes));
     }
     Err(CardError::Storage { got: "int8" })
 }
@@ -343,6 +384,12 @@ fn joined<T: DeviceRepr>(stream: &Arc<CudaStream>, parts: &[&[T]], numbers: usiz
     } else {
         Err(crate::Error::Shape { what: "numbers of a gallery", expected: numbers, got: first }.into())
     }
+}
+
+/// How far rounding to 16 bits moves an item at most.
+fn farthest(parts: &[&[f32]], dimension: usize) -> f64 {
+    let items = parts.par_iter().flat_map(|part| part.par_chunks_exact(dimension.max(1)));
+    items.map(distance_of_halves).reduce(|| 0.0, f64::max)
 }
 
 /// Each number as a sum of two of 16 bits, the second times [`LOW_SCALE`].

@@ -1,9 +1,11 @@
 //! Exact search where something else makes the fast pass, such as a card: it proposes rows, and they are settled here.
 //!
-//! Whoever proposes has scored every row in `f32` and gives the best of them. Scores are then taken again as every search takes
+//! Whoever proposes has scored every row with rounding of its own and gives the best of them. Scores are then taken again as every search takes
 //! them, and a bound on the rounding says whether a row that was not proposed could be among the best. Where it could, the query is
-//! searched here from the beginning: so the answers are those of [`Gallery::search`], bit for bit, whatever was proposed.
+//! proposed for again in a finer manner, and at last searched here from the beginning: so the answers are those of [`Gallery::search`], bit for
+//! bit, whatever was proposed.
 
+use half::f16;
 use rayon::prelude::*;
 
 use super::{Gallery, Neighbour, Query};
@@ -20,6 +22,8 @@ pub(crate) struct Proposal<'a> {
     pub(crate) lengths: Vec<f32>,
     /// Rows that are wanted for each; fewer where there are not so many.
     pub(crate) rows: usize,
+    /// Which of the manners is meant.
+    pub(crate) manner: usize,
     /// By which penalties, and among which rows.
     pub(crate) gallery: &'a Gallery<'a>,
 }
@@ -29,8 +33,10 @@ pub(crate) struct Proposal<'a> {
 pub(crate) struct Manner {
     /// Rows that it proposes for the `k` best.
     pub(crate) rows: usize,
-    /// Its error, in errors of a sum in `f32`.
+    /// The error of its sums, in errors of a sum in `f32`.
     pub(crate) looseness: f64,
+    /// Where queries and items are rounded to 16 bits for it: no item is farther from what it is rounded to.
+    pub(crate) halved: Option<f64>,
 }
 
 /// Neighbours of each query, and how many queries had to be searched here.
@@ -44,21 +50,23 @@ pub(crate) struct Settled<T> {
 #[derive(Clone, Copy)]
 struct Wanted {
     k: usize,
-    /// Rows that are proposed.
-    rows: usize,
     /// Rows that may be found.
     selected: usize,
-    looseness: f64,
+    manner: Manner,
 }
 
+/// Neighbours of each query, as far as it is settled.
+type Places = Vec<Option<Vec<Neighbour>>>;
+
 impl Gallery<'_> {
-    /// Neighbours by row, the same as [`Gallery::search`] finds.
+    /// Neighbours by row, the same as [`Gallery::search`] finds. Manners are tried in their order, each for the queries that those before it
+    /// have left.
     pub(crate) fn search_proposed<E: From<Error>>(
         &self,
         queries: &Matrix,
         k: usize,
-        manner: Manner,
-        propose: impl FnOnce(&Proposal<'_>) -> Result<Vec<Proposed>, E>,
+        manners: &[Manner],
+        propose: impl Fn(&Proposal<'_>) -> Result<Vec<Proposed>, E>,
     ) -> Result<Settled<Neighbour>, E> {
         let prepared = self.prepared(queries, k)?;
         let selected = self.selected();
@@ -66,19 +74,34 @@ impl Gallery<'_> {
         if k == 0 || queries.rows() == 0 || self.is_few(selected) || self.has_codes() {
             return Ok(Settled { found: self.search(queries, k.max(1))?, unsettled: 0 });
         }
-        let proposal = Proposal {
-            units: prepared.iter().map(|query| query.unit.as_slice()).collect::<Vec<_>>().concat(),
-            lengths: prepared.iter().map(|query| query.length as f32).collect(),
+        let mut places: Places = vec![None; prepared.len()];
+        for (number, manner) in manners.iter().enumerate() {
+            let left: Vec<(usize, &Query<'_>)> =
+                prepared.iter().enumerate().filter(|(place, _)| is_open(&places, *place)).collect();
+            if left.is_empty() {
+                break;
+            }
+            let proposed = propose(&self.proposal(&left, number, *manner))?;
+            let wanted = Wanted { k, selected, manner: *manner };
+            let settle = |(number, (place, query)): (usize, &(usize, &Query<'_>))| {
+                let rows = proposed.get(number).map_or(&[][..], Vec::as_slice);
+                (*place, self.settled(query, rows, wanted))
+            };
+            let settled: Vec<(usize, Option<Vec<Neighbour>>)> =
+                left.par_iter().enumerate().map(settle).collect();
+            settled.into_iter().for_each(|(place, found)| put(&mut places, place, found));
+        }
+        self.completed(queries, k, places)
+    }
+
+    fn proposal(&self, queries: &[(usize, &Query<'_>)], number: usize, manner: Manner) -> Proposal<'_> {
+        Proposal {
+            units: queries.iter().map(|(_, query)| query.unit.as_slice()).collect::<Vec<_>>().concat(),
+            lengths: queries.iter().map(|(_, query)| query.length as f32).collect(),
             rows: manner.rows,
+            manner: number,
             gallery: self,
-        };
-        let proposed = propose(&proposal)?;
-        let wanted = Wanted { k, rows: manner.rows.min(selected), selected, looseness: manner.looseness };
-        let settle = |(place, query): (usize, &Query<'_>)| {
-            self.settled(query, proposed.get(place).map_or(&[][..], Vec::as_slice), wanted)
-        };
-        let settled: Vec<Option<Vec<Neighbour>>> = prepared.par_iter().enumerate().map(settle).collect();
-        self.completed(queries, k, settled)
+        }
     }
 
     /// The best `k`, where `proposed` holds them for certain.
@@ -86,14 +109,25 @@ impl Gallery<'_> {
         &self,
         query: &Query<'_>,
         proposed: &[(f32, usize)],
-        Wanted { k, rows, selected, looseness }: Wanted,
+        Wanted { k, selected, manner }: Wanted,
     ) -> Option<Vec<Neighbour>> {
-        let (kth, _) = proposed.get(k.checked_sub(1)?).filter(|_| proposed.len() == rows)?;
-        let threshold = ((f64::from(*kth) - looseness * query.slack) as f32).next_down();
+        let expected = manner.rows.min(selected);
+        let (kth, _) = proposed.get(k.checked_sub(1)?).filter(|_| proposed.len() == expected)?;
+        let slack = manner.looseness * query.slack + self.slack_of_halves(query, manner);
+        let threshold = ((f64::from(*kth) - slack) as f32).next_down();
         let possible = proposed.partition_point(|(score, _)| *score >= threshold);
         // What was not proposed scores no more than the last that was.
-        let is_closed = possible < rows || rows == selected;
+        let is_closed = possible < expected || expected == selected;
         is_closed.then(|| self.exact(query, proposed.get(..possible).unwrap_or_default(), k))
+    }
+
+    /// Twice what rounding to 16 bits can change of a score: `|q x - q' x'| <= |q - q'| |x| + |q'| |x - x'|`.
+    fn slack_of_halves(&self, query: &Query<'_>, manner: Manner) -> f64 {
+        let of_items = |items: f64| {
+            let own = distance_of_halves(&query.unit);
+            2.0 * (own * self.longest + (1.0 + 1e-6 + own) * items)
+        };
+        manner.halved.map_or(0.0, of_items)
     }
 
     /// Searches for the queries that are not settled.
@@ -101,22 +135,35 @@ impl Gallery<'_> {
         &self,
         queries: &Matrix,
         k: usize,
-        mut settled: Vec<Option<Vec<Neighbour>>>,
+        mut places: Places,
     ) -> Result<Settled<Neighbour>, E> {
-        let left: Vec<usize> = (0..settled.len()).filter(|i| settled.get(*i) == Some(&None)).collect();
+        let left: Vec<usize> = (0..places.len()).filter(|place| is_open(&places, *place)).collect();
         if !left.is_empty() {
             let found = self.search(&queries.select_rows(&left)?, k)?;
-            for (place, found) in left.iter().zip(found) {
-                if let Some(slot) = settled.get_mut(*place) {
-                    *slot = Some(found);
-                }
-            }
+            left.iter().zip(found).for_each(|(place, found)| put(&mut places, *place, Some(found)));
         }
         Ok(Settled {
-            found: settled.into_iter().map(Option::unwrap_or_default).collect(),
+            found: places.into_iter().map(Option::unwrap_or_default).collect(),
             unsettled: left.len(),
         })
     }
+}
+
+fn is_open(places: &Places, place: usize) -> bool {
+    places.get(place) == Some(&None)
+}
+
+fn put(places: &mut Places, place: usize, found: Option<Vec<Neighbour>>) {
+    if let Some(slot) = places.get_mut(place) {
+        *slot = found;
+    }
+}
+
+/// How far a vector is from what it is rounded to in 16 bits; infinite where it does not fit.
+pub(crate) fn distance_of_halves(values: &[f32]) -> f64 {
+    let square = |value: &f32| (f64::from(*value) - f16::from_f32(*value).to_f64()).powi(2);
+    let distance = values.iter().map(square).sum::<f64>().sqrt();
+    if distance.is_finite() { distance } else { f64::INFINITY }
 }
 
 #[cfg(test)]
@@ -183,9 +230,10 @@ mod tests {
             let mut gallery = Gallery::of_matrix(&items).unwrap();
             gallery.penalties = penalised.then_some(penalties.as_slice());
             gallery.selected = selected.as_ref();
-            let manner = Manner { rows: k + spare, looseness: 1.0 };
+            let rough = Manner { rows: k + spare, looseness: 1.0, halved: Some(0.01) };
+            let manner = [rough, Manner { rows: k + spare + 3, halved: None, ..rough }];
             let settled = gallery
-                .search_proposed(&queries, k, manner, |asked| Ok::<_, Error>(proposed(asked, 0.0)))
+                .search_proposed(&queries, k, &manner, |asked| Ok::<_, Error>(proposed(asked, 0.0)))
                 .unwrap();
             prop_assert_eq!(settled.found, gallery.search(&queries, k).unwrap());
         }
@@ -198,10 +246,10 @@ mod tests {
         let items = Matrix::new(values, 13, 2).unwrap();
         let queries = Matrix::from_rows(&[[1.0, 0.0], [0.8, 0.6]]).unwrap();
         let gallery = Gallery::of_matrix(&items).unwrap();
-        let manner = Manner { rows: 4, looseness: 1.0 };
+        let manner = [Manner { rows: 4, looseness: 1.0, halved: None }];
         let of = |k| {
             let propose = |asked: &Proposal<'_>| Ok::<_, Error>(proposed(asked, 1e-7));
-            gallery.search_proposed(&queries, k, manner, propose).unwrap()
+            gallery.search_proposed(&queries, k, &manner, propose).unwrap()
         };
         // Ten copies of the second item: four proposals do not hold the lowest of them for certain.
         let settled = of(1);
@@ -245,7 +293,7 @@ mod tests {
             ] {
                 let options =
                     SearchOptions { exact: true, selection, correction, ..SearchOptions::default() };
-                let manner = |k| Manner { rows: k + 6, looseness: 1.0 };
+                let manner = |k| vec![Manner { rows: k + 6, looseness: 1.0, halved: None }];
                 let propose = |asked: &Proposal<'_>| Ok::<_, Error>(proposed(asked, 1e-8));
                 let settled = index.find_proposed(&queries, 5, &options, manner, propose).unwrap();
                 assert_eq!(settled.found, index.find(&queries, 5, &options).unwrap());
@@ -254,13 +302,43 @@ mod tests {
     }
 
     #[test]
+    fn a_rough_manner_settles_what_it_can_and_leaves_the_rest_to_a_finer_one() {
+        let (items, queries) = (matrix(50, 6, &[7, -3, 1, 5, -6, 2, 0], 0.1), matrix(9, 6, &[1, 4, -2], 0.3));
+        let gallery = Gallery::of_matrix(&items).unwrap();
+        let settled = |rough: f64| {
+            let asked = std::cell::RefCell::new(Vec::new());
+            let fine = Manner { rows: 50, looseness: 1.0, halved: None };
+            let propose = |proposal: &Proposal<'_>| {
+                asked.borrow_mut().push((proposal.manner, proposal.lengths.len()));
+                Ok::<_, Error>(proposed(proposal, 0.0))
+            };
+            let manners = [Manner { rows: 20, halved: Some(rough), ..fine }, fine];
+            let settled = gallery.search_proposed(&queries, 2, &manners, propose).unwrap();
+            assert_eq!(settled, Settled { found: gallery.search(&queries, 2).unwrap(), unsettled: 0 });
+            asked.into_inner()
+        };
+        assert_eq!(settled(f64::INFINITY), [(0, 9), (1, 9)]);
+        assert_eq!(settled(10.0), [(0, 9), (1, 9)]);
+        assert!(settled(0.0).iter().map(|(_, queries)| queries).sum::<usize>() < 18);
+    }
+
+    #[test]
+    fn rounding_to_16_bits_moves_a_vector_no_farther_than_is_said() {
+        assert_eq!(distance_of_halves(&[0.5, -0.25, 0.0]), 0.0);
+        let third = distance_of_halves(&[1.0 / 3.0, 0.0]);
+        assert!(third > 0.0 && third < 2.0_f64.powi(-12), "{third}");
+        assert_eq!(distance_of_halves(&[1e6, 0.0]), f64::INFINITY);
+    }
+
+    #[test]
     fn too_few_proposals_settle_nothing() {
         let items = matrix(30, 3, &[1, 2, -3, 0, 2], 0.3);
         let queries = matrix(2, 3, &[1, 1, 2], 1.0);
         let gallery = Gallery::of_matrix(&items).unwrap();
-        let manner = Manner { rows: 8, looseness: 1.0 };
+        let manner = [Manner { rows: 8, looseness: 1.0, halved: None }];
         for given in [vec![], vec![vec![]; 2], vec![vec![(1.0, 3), (f32::NAN, 4)]; 2]] {
-            let settled = gallery.search_proposed(&queries, 2, manner, |_| Ok::<_, Error>(given)).unwrap();
+            let settled =
+                gallery.search_proposed(&queries, 2, &manner, |_| Ok::<_, Error>(given.clone())).unwrap();
             assert_eq!(settled.unsettled, 2);
             assert_eq!(settled.found, gallery.search(&queries, 2).unwrap());
         }
@@ -270,10 +348,10 @@ mod tests {
     fn what_a_search_refuses_is_refused_and_no_card_is_asked() {
         let items = matrix(30, 3, &[1, 2, -3], 0.3);
         let gallery = Gallery::of_matrix(&items).unwrap();
-        let manner = Manner { rows: 8, looseness: 1.0 };
+        let manner = [Manner { rows: 8, looseness: 1.0, halved: None }];
         let refused = |queries: &Matrix, k: usize| {
             gallery
-                .search_proposed(queries, k, manner, |_| -> Result<_, Error> { panic!("it was asked") })
+                .search_proposed(queries, k, &manner, |_| -> Result<_, Error> { panic!("it was asked") })
                 .unwrap_err()
         };
         assert!(matches!(refused(&matrix(1, 3, &[1], 1.0), 0), Error::Setting { name: "k", .. }));

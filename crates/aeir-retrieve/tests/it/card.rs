@@ -16,7 +16,7 @@ const SCORE_BYTES: usize = 16 << 20;
 /// The card to test on; none where there is none.
 fn card() -> Option<CardOptions> {
     let named = std::env::var("AEIR_TEST_CARD").ok().map(|number| number.parse().expect("a number"));
-    let options = CardOptions { card: named.unwrap_or(0), score_bytes: SCORE_BYTES };
+    let options = CardOptions { card: named.unwrap_or(0), score_bytes: SCORE_BYTES, rough_first: false };
     let one = Matrix::new(vec![1.0], 1, 1).unwrap();
     match CardGallery::new(&one, &options) {
         Ok(_) => Some(options),
@@ -66,15 +66,21 @@ fn a_matrix_is_searched_as_nearest_does_it() {
         [(1, 3, 2, 9), (130, 1, 5, 3), (9_001, 33, 1_100, 50_000), (40_003, 64, 1, 50_000)]
     {
         let (items, queries) = (matrix(rows, dimension, 1, steps), matrix(queries, dimension, 2, steps));
-        let card = CardGallery::new(&items, &options).unwrap();
-        assert!(card.bytes() >= (rows * dimension * 4) as u64);
-        for k in [1, 10, 1_024, rows + 5] {
-            if k.min(rows) > MOST_ON_CARD {
-                continue;
+        for rough_first in [false, true] {
+            let card = CardGallery::new(&items, &CardOptions { rough_first, ..options }).unwrap();
+            assert!(card.bytes() >= (rows * dimension * 4) as u64);
+            for k in [1, 10, 1_024, rows + 5] {
+                if k.min(rows) > MOST_ON_CARD {
+                    continue;
+                }
+                let found = card.nearest(&queries, k).unwrap();
+                assert_eq!(
+                    found,
+                    nearest(&queries, &items, k).unwrap(),
+                    "{rows} {dimension} {k} {rough_first}"
+                );
+                assert_eq!(found, card.nearest(&queries, k).unwrap(), "a second time: {rows} {k}");
             }
-            let found = card.nearest(&queries, k).unwrap();
-            assert_eq!(found, nearest(&queries, &items, k).unwrap(), "{rows} {dimension} {k}");
-            assert_eq!(found, card.nearest(&queries, k).unwrap(), "a second time: {rows} {k}");
         }
     }
 }
@@ -99,9 +105,9 @@ fn an_index_is_searched_as_find_does_it() {
     let Some(card) = card() else { return };
     let place = tempfile::tempdir().unwrap();
     let queries = matrix(70, 40, 8, 40_000);
-    for storage in [Storage::F32, Storage::F16] {
-        let index = index(&place.path().join(storage.name()), storage, 40);
-        let on_card = CardIndex::new(&index, &card).unwrap();
+    for (storage, rough_first) in [(Storage::F32, false), (Storage::F32, true), (Storage::F16, false)] {
+        let index = index(&place.path().join(format!("{}-{rough_first}", storage.name())), storage, 40);
+        let on_card = CardIndex::new(&index, &CardOptions { rough_first, ..card }).unwrap();
         let embeddings = index.embeddings().unwrap();
         let corrections = [Correction::Csls { k: 10 }, Correction::DynamicInvertedSoftmax { beta: 20.0 }]
             .map(|correction| GalleryCorrection::of_bank(correction, &embeddings, &queries).unwrap());

@@ -22,7 +22,7 @@ use crate::commands::{print, print_json};
 use crate::flags::PrecisionFlag;
 use crate::flags::search_bench::BenchSearchFlags;
 use crate::host_memory::check_numbers;
-use crate::search_card::{MOST_RESULTS, OnCard, card_of, takes};
+use crate::search_card::{MOST_RESULTS, OnCard, Room, card_of, takes};
 use crate::temporary_folder::TemporaryFolder;
 use crate::terminal::Terminal;
 
@@ -54,6 +54,8 @@ struct Report {
 #[derive(Serialize)]
 struct CardRow {
     storage: &'static str,
+    /// What the products of the first pass are made of.
+    first_pass: &'static str,
     /// `cuda:0`, say.
     device: String,
     seconds: f64,
@@ -190,7 +192,11 @@ fn measure(
         });
         if let Some(card) = card.filter(|_| takes(storage)) {
             terminal.note(&format!("exact search of {} on cuda:{card}", storage.name()));
-            report.on_card.push(on_card(&index, card, (&queries, &one), &found, flags)?);
+            // 16-bit vectors are looked at in 16 bits first in any case.
+            let passes = if storage == Storage::F32 { &[false, true][..] } else { &[true] };
+            for rough_first in passes {
+                report.on_card.push(on_card(&index, (card, *rough_first), (&queries, &one), &found, flags)?);
+            }
         }
         if storage == Storage::F32 {
             truth = Some(found);
@@ -213,7 +219,7 @@ fn measure(
 /// Exact search of `(many, one)` queries on a card; `expected` is what the processor has found.
 fn on_card(
     index: &Index,
-    card: usize,
+    (card, rough_first): (usize, bool),
     (queries, one): (&Matrix, &Matrix),
     expected: &[Vec<Hit>],
     flags: &BenchSearchFlags,
@@ -221,9 +227,10 @@ fn on_card(
     let score_bytes = usize::try_from(flags.score_memory.0).unwrap_or(usize::MAX);
     let options = SearchOptions { exact: true, ..SearchOptions::default() };
     // What opens a card for the first time is not the time to copy vectors. It is closed before the next: both may not fit.
-    OnCard::load(index, card, score_bytes)?;
+    let room = Room { card, score_bytes, rough_first };
+    OnCard::load(index, &room)?;
     let start = Instant::now();
-    let there = OnCard::load(index, card, score_bytes)?;
+    let there = OnCard::load(index, &room)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let mut unsettled = 0;
     let (seconds, found) = median(flags.repeats, || {
@@ -236,6 +243,7 @@ fn on_card(
         median(flags.repeats.max(5), || there.find(index, one, flags.k, &options))?;
     Ok(CardRow {
         storage: index.storage().name(),
+        first_pass: if rough_first { "f16" } else { "f32" },
         device: format!("cuda:{card}"),
         seconds,
         queries_per_second: queries.rows() as f64 / seconds,
@@ -415,11 +423,12 @@ fn card_table(rows: &[CardRow]) -> String {
     let mut text = String::new();
     if !rows.is_empty() {
         text.push_str(
-            "\non the card  queries/s   one query    recall   to the bit   unsettled      load        bytes\n",
+            "\non the card first pass   queries/s   one query    recall   to the bit   unsettled      load        bytes\n",
         );
     }
     for CardRow {
         storage,
+        first_pass,
         queries_per_second,
         recall,
         same,
@@ -433,7 +442,7 @@ fn card_table(rows: &[CardRow]) -> String {
         // Writing to a String can't fail.
         let _ = writeln!(
             text,
-            "  {storage:<8} {queries_per_second:>11.0} {:>8.2} ms {recall:>9.4} {:>12} {unsettled:>11} {:>6.0} ms {bytes:>12}",
+            "  {storage:<8} {first_pass:>11} {queries_per_second:>11.0} {:>8.2} ms {recall:>9.4} {:>12} {unsettled:>11} {:>6.0} ms {bytes:>12}",
             1e3 * single_query_seconds,
             if *same { "same" } else { "OTHER" },
             1e3 * load_seconds
