@@ -97,14 +97,41 @@ pub(crate) struct StepSizes {
     pub(crate) target: [usize; 2],
     /// Words or tokens of a sentence.
     pub(crate) words: usize,
+    /// Batches of a step.
+    pub(crate) accumulated: usize,
 }
 
-/// Bytes that one step's graph takes at once: what the forward pass keeps for the backward one, and the largest part of the
+/// Bytes that a step takes at once: the graph of one batch, and the batches that wait for theirs.
+///
+/// On another device than the CPU heads are `composed`, and the next step's batches are loaded meanwhile.
+pub(crate) fn step_bytes(encoder: &DualEncoderConfig, sizes: StepSizes, composed: bool) -> u64 {
+    let waiting = sizes.accumulated.saturating_sub(1) + if composed { sizes.accumulated } else { 0 };
+    graph_bytes(encoder, sizes, composed) + waiting as u64 * batch_bytes(encoder, sizes)
+}
+
+/// Bytes of a batch's features, masks and words, before anything is computed of them.
+fn batch_bytes(encoder: &DualEncoderConfig, sizes: StepSizes) -> u64 {
+    let image = match encoder.image_input {
+        ImageInput::Pooled => encoder.image_dimension,
+        ImageInput::Fragments(regions) => regions.max(1) * (encoder.image_dimension + 1),
+    };
+    let sentence = match encoder.sentence_input {
+        SentenceInput::Pooled => encoder.sentence_dimension,
+        SentenceInput::Fragments => sizes.words.max(1) * (encoder.sentence_dimension + 1),
+        // A word's number and its mask.
+        SentenceInput::Words(_) => sizes.words.max(1) * 2,
+    };
+    let [target_images, target_sentences] = sizes.target;
+    let values = (sizes.pairs + target_images) * image + (sizes.pairs + target_sentences) * sentence;
+    (values * size_of::<f32>()) as u64
+}
+
+/// Bytes that one batch's graph takes at once: what the forward pass keeps for the backward one, and the largest part of the
 /// gradients.
 ///
 /// An estimate, from the sizes of the intermediate tensors. Where `composed`, the heads are made of candle's operations, which keep what the
 /// fused ones compute twice. docs/training.md compares it with what runs took.
-pub(crate) fn step_bytes(encoder: &DualEncoderConfig, sizes: StepSizes, composed: bool) -> u64 {
+fn graph_bytes(encoder: &DualEncoderConfig, sizes: StepSizes, composed: bool) -> u64 {
     let regions = match encoder.image_input {
         ImageInput::Pooled => 1,
         ImageInput::Fragments(regions) => regions.max(1),
@@ -232,17 +259,35 @@ mod tests {
         let mut encoder = DualEncoderConfig::pooled(2048, 300, 256);
         encoder.image_input = ImageInput::Fragments(36);
         encoder.sentence_input = SentenceInput::Fragments;
-        let sizes = StepSizes { pairs: 32, target: [0, 0], words: 12 };
+        let sizes = StepSizes { pairs: 32, target: [0, 0], words: 12, accumulated: 1 };
         for head in [Head::Cosine, Head::Saf, Head::Sgr, Head::Sgraf, Head::ScanT2i, Head::ScanI2t] {
             encoder.head = head;
-            let of = |sizes, composed| step_bytes(&encoder, sizes, composed);
+            let of = |sizes, composed| graph_bytes(&encoder, sizes, composed);
             assert!(of(StepSizes { pairs: 64, ..sizes }, false) > of(sizes, false), "{head:?}");
             assert!(of(StepSizes { target: [32, 32], ..sizes }, false) > of(sizes, false), "{head:?}");
             assert!(of(StepSizes { words: 24, ..sizes }, false) > of(sizes, false), "{head:?}");
             assert_eq!(of(sizes, true) > of(sizes, false), head != Head::Cosine, "{head:?}");
         }
         // Both heads of the ensemble, each with towers of its own.
-        let of = |head| step_bytes(&DualEncoderConfig { head, ..encoder }, sizes, true);
+        let of = |head| graph_bytes(&DualEncoderConfig { head, ..encoder }, sizes, true);
         assert!(of(Head::Sgraf) > of(Head::Saf).max(of(Head::Sgr)));
+    }
+
+    #[test]
+    fn batches_that_wait_for_their_turn_are_counted() {
+        let mut encoder = DualEncoderConfig::pooled(2048, 300, 256);
+        let of = |accumulated| StepSizes { pairs: 30, target: [2, 4], words: 12, accumulated };
+        assert_eq!(batch_bytes(&encoder, of(1)), 4 * (32 * 2048 + 34 * 300));
+        encoder.image_input = ImageInput::Fragments(36);
+        encoder.sentence_input = SentenceInput::Fragments;
+        assert_eq!(batch_bytes(&encoder, of(1)), 4 * (32 * 36 * 2049 + 34 * 12 * 301));
+        let waiting = |accumulated, composed| {
+            let more = step_bytes(&encoder, of(accumulated), composed)
+                - graph_bytes(&encoder, of(accumulated), composed);
+            more / batch_bytes(&encoder, of(accumulated))
+        };
+        // The others of this step and, on a device, all of the next.
+        assert_eq!([1, 4].map(|accumulated| waiting(accumulated, false)), [0, 3]);
+        assert_eq!([1, 4].map(|accumulated| waiting(accumulated, true)), [1, 7]);
     }
 }

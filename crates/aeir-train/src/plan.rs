@@ -93,7 +93,7 @@ pub struct Memory {
     pub copies: usize,
     /// The features of all items.
     pub features: usize,
-    /// One step's graph, estimated from the sizes of its tensors; none where an encoder is trained, of which nothing is known.
+    /// One batch's graph and the batches that wait for theirs, estimated from the sizes of their tensors; none where an encoder is trained, of which nothing is known.
     pub step: Option<u64>,
 }
 
@@ -254,6 +254,7 @@ pub(crate) fn step_sizes(
         pairs: config.batch_size.min(pairs) + labelled + anchors,
         target: if adapts { [config.target_batch_size; 2] } else { [0; 2] },
         words,
+        accumulated: config.optimizer.accumulate,
     }
 }
 

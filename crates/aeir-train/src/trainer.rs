@@ -1569,6 +1569,45 @@ mod tests {
     }
 
     #[test]
+    fn the_budget_has_room_for_the_batches_that_wait() {
+        /// Bytes of all that a batch has on its device.
+        fn bytes_of(batch: &Batch) -> u64 {
+            let of = |items: &Items| match items {
+                Items::Pooled(features) => features.elem_count(),
+                Items::Fragments(fragments) => {
+                    fragments.features().elem_count() + fragments.mask().elem_count()
+                }
+                Items::Words(_) => 0,
+            };
+            let target = batch.target.as_ref().unwrap();
+            let items = [&batch.source_images, &batch.source_sentences, &target.images, &target.sentences];
+            items.into_iter().map(|items| of(items) * size_of::<f32>()).sum::<usize>() as u64
+        }
+        let _forced = crate::figure::forced::Forced::new();
+        for data in [toy(40, 17, 23), toy_fragments(40, 17, 23)] {
+            let mut left = Vec::new();
+            let mut largest = 0;
+            for accumulate in [1, 2] {
+                let mut config = small(MethodName::Aeir);
+                config.optimizer.accumulate = accumulate;
+                config.memory_budget = Some(budget::Bytes(1 << 30));
+                let config = config.resolved().unwrap();
+                let mut silent = Silent;
+                let mut trainer = Trainer::new(&config, &data, None, &Device::Cpu, &mut silent).unwrap();
+                let memory = plan::memory(&config, &trainer.store, data.bytes());
+                let encoder = *trainer.stepper.method().encoder().config();
+                left.push(budget_left(&config, &trainer.data, memory, &encoder, &Device::Cpu).unwrap());
+                trainer.step().unwrap();
+                let (_, ahead) = trainer.ahead.as_ref().unwrap();
+                assert_eq!(ahead.len(), accumulate);
+                largest = ahead.iter().map(bytes_of).max().unwrap().max(largest);
+            }
+            // A second batch of this step, and a second one of the next.
+            assert!(largest > 0 && left[0] - left[1] >= 2 * largest, "{left:?} {largest}");
+        }
+    }
+
+    #[test]
     fn figures_of_a_device_are_fetched_after_so_many_steps_and_before_a_checkpoint() {
         let data = toy(420, 17, 23);
         let config = TrainConfig { epochs: 1, ..small(MethodName::SourceOnly) };
