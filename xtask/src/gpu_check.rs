@@ -20,7 +20,8 @@ cargo xtask gpu-check [OPTIONS]
 Checks a device and times our work on it beside PyTorch's. Needs a card; without one it says what is missing and fails.
 
   --device NAME        cuda, cuda:N or metal [default: cuda]
-  --binary FILE        An `aeir` that is built already [default: builds one; for CUDA as `cargo xtask cuda build` does]
+  --binary FILE        An `aeir` that is built already [default: builds one; for CUDA as `cargo xtask cuda build` does, for the
+                       compute capability of the card at hand]
   --output FILE        The report as JSON [default: target/gpu-check.json]
   --python FILE        A Python with PyTorch for that device [default: python3]; without one our figures stand alone
   --text-encoder DIR   A BERT such as MiniLM, to time encoding
@@ -175,6 +176,28 @@ fn check_driver(options: &Options) -> anyhow::Result<()> {
     }
 }
 
+/// The capability to build for: that of the cards at hand, or the usual one where the driver's tool does not tell.
+fn capability_here() -> String {
+    let asked =
+        Command::new("nvidia-smi").args(["--query-gpu=compute_cap", "--format=csv,noheader"]).output();
+    let listed = asked.ok().filter(|output| output.status.success());
+    let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    listed.and_then(|listed| oldest_capability(&listed)).unwrap_or_else(|| cuda::USUAL_CAPABILITY.to_owned())
+}
+
+/// The least of capabilities such as `9.0`, one a line, without its dot: what is built for it runs on all of these cards, whichever
+/// `--device` names. None where a line is something else, such as `[N/A]`.
+fn oldest_capability(listed: &str) -> Option<String> {
+    let parsed = |line: &str| {
+        let (major, minor) = line.trim().split_once('.')?;
+        Some((major.parse::<u8>().ok()?, minor.parse::<u8>().ok().filter(|minor| *minor < 10)?))
+    };
+    let cards: Option<Vec<(u8, u8)>> =
+        listed.lines().filter(|line| !line.trim().is_empty()).map(parsed).collect();
+    let (major, minor) = cards?.into_iter().min()?;
+    Some(format!("{major}{minor}"))
+}
+
 /// Whether a failure of the program is one of ours.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Exit {
@@ -199,7 +222,7 @@ impl<'a> Aeir<'a> {
         check_driver(options)?;
         if options.feature() == "cuda" {
             // A plain build needs an installed toolkit: a machine with a card may have none.
-            let cuda::Built { binary, libraries } = cuda::built()?;
+            let cuda::Built { binary, libraries } = cuda::built(&capability_here())?;
             return Ok(Self { program: binary, libraries, options });
         }
         let program = binary::release_with(root, &[options.feature()])?;
@@ -431,6 +454,25 @@ mod tests {
         }
         let options = Options::parse(&["--device", "metal"]).unwrap().unwrap();
         assert!(check_driver(&options).unwrap_err().to_string().contains("on a Mac"));
+    }
+
+    #[test]
+    fn capabilities_of_cards_are_read_and_the_oldest_is_built_for() {
+        for (listed, oldest) in [
+            ("9.0\n", Some("90")),
+            ("8.9\r\n\n", Some("89")),
+            ("12.0\n9.0\n", Some("90")),
+            ("7.5\n 7.0 \n", Some("70")),
+            ("", None),
+            ("[N/A]\n", None),
+            ("9.0\n[Unknown Error]\n", None),
+            ("Field \"compute_cap\" is not a valid field to query.\n", None),
+            ("9\n", None),
+            ("9.x\n", None),
+            ("9.10\n", None),
+        ] {
+            assert_eq!(oldest_capability(listed).as_deref(), oldest, "{listed:?}");
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ enum Task {
 struct Build {
     /// Compute capability of the oldest card to run on, without the dot; later cards compile for themselves when they first run it. 90:
     /// Hopper, 80: Ampere and all later ones
-    #[arg(long, value_name = "NN", default_value = "80")]
+    #[arg(long, value_name = "NN", default_value = USUAL_CAPABILITY)]
     compute_cap: String,
     /// An installed toolkit: the folder with bin/nvcc
     #[arg(long, value_name = "DIR")]
@@ -83,10 +83,14 @@ pub(crate) struct Built {
     pub(crate) libraries: Vec<PathBuf>,
 }
 
-/// Builds as `cargo xtask cuda build` does without options.
-pub(crate) fn built() -> anyhow::Result<Built> {
-    let Flags { command: Task::Build(build) } = Flags::try_parse_from(["cargo xtask cuda", "build"])?;
-    build.run()?.context("a build without options builds")
+/// What runs on Ampere and all later cards.
+pub(crate) const USUAL_CAPABILITY: &str = "80";
+
+/// Builds as `cargo xtask cuda build` does, for cards of this capability and later ones.
+pub(crate) fn built(capability: &str) -> anyhow::Result<Built> {
+    let words = ["cargo xtask cuda", "build", "--compute-cap", capability];
+    let Flags { command: Task::Build(build) } = Flags::try_parse_from(words)?;
+    build.run()?.context("a build that is no dry run builds")
 }
 
 impl Build {
