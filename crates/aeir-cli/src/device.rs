@@ -85,6 +85,14 @@ impl Gpu {
         }
     }
 
+    /// How a program for it is made.
+    fn build(self) -> &'static str {
+        match self {
+            Self::Cuda => "build one with `cargo xtask cuda build`, which needs no CUDA toolkit",
+            Self::Metal => "build one with `cargo build --release -p aeir-cli --features metal`",
+        }
+    }
+
     pub(crate) fn is_built(self) -> bool {
         match self {
             Self::Cuda => candle_core::utils::cuda_is_available(),
@@ -115,9 +123,7 @@ impl Refusal {
         match why {
             Why::NotBuilt => CliError::Usage {
                 message: format!("device {feature} can't be used: this aeir was built without {name}"),
-                hint: format!(
-                    "build one with `cargo build --release -p aeir-cli --features {feature}` (docs/{feature}.md), or pass --device cpu"
-                ),
+                hint: format!("{} (docs/{feature}.md), or pass --device cpu", gpu.build()),
             },
             Why::Broken(reason) => CliError::Usage {
                 message: format!("device {feature}:{number} can't be used: {reason}"),
@@ -311,6 +317,13 @@ mod tests {
             assert!(DeviceName::Auto.open(&Terminal::new(true)).unwrap().is_cpu());
             let refusal = open_gpu(Gpu::Cuda, 0).err().unwrap();
             assert_eq!(refusal.why, Why::NotBuilt);
+            let hint = |gpu| {
+                let error = Refusal { gpu, number: 0, why: Why::NotBuilt }.error();
+                let CliError::Usage { hint, .. } = error else { panic!("{error}") };
+                hint
+            };
+            assert!(hint(Gpu::Cuda).contains("`cargo xtask cuda build`"));
+            assert!(hint(Gpu::Metal).contains("--features metal` (docs/metal.md)"));
         }
     }
 

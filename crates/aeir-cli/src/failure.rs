@@ -69,8 +69,8 @@ impl CliError {
     }
 }
 
-/// Prints a failure to stderr and gives its exit code.
-pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+/// Prints a failure to stderr and gives its exit code. A command with `--memory-budget` is told of it where it helps.
+pub(crate) fn report(error: &anyhow::Error, has_budget: bool) -> ExitCode {
     let mut message = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
@@ -84,7 +84,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
         }
     }
     say(&format!("error: {message}"));
-    let (code, hint) = code_and_hint(error);
+    let (code, hint) = code_and_hint(error, has_budget);
     if let Some(hint) = hint.or_else(|| hint_of_system(error)) {
         say(&format!("\nhint: {hint}"));
     }
@@ -128,17 +128,27 @@ fn is_out_of_memory(error: &anyhow::Error) -> bool {
 }
 
 /// What to do where a device has no memory left.
-const LESS_MEMORY: &str = "the device has no memory left: in training lower --batch-size (`--set optimizer.accumulate=N` keeps the sum of N \
-     batches in one step) or `target_batch_size`; other commands take less with a smaller model. `nvidia-smi` shows what other \
-     programs hold there; --device cpu uses the machine's own memory";
+fn hint_of_memory(has_budget: bool) -> String {
+    const BATCHES: &str = "lower --batch-size (`--set optimizer.accumulate=N` keeps the sum of N batches in one step) or \
+         `target_batch_size`";
+    const BUDGET: &str = "--memory-budget SIZE names a batch that fits before the first step";
+    const OTHERS: &str =
+        "`nvidia-smi` shows what other programs hold there; --device cpu uses the machine's own memory";
+    let less = if has_budget {
+        format!("{BATCHES}; {BUDGET}")
+    } else {
+        format!("in training {BATCHES}; other commands take less with a smaller model")
+    };
+    format!("the device has no memory left: {less}. {OTHERS}")
+}
 
-fn code_and_hint(error: &anyhow::Error) -> (u8, Option<String>) {
+fn code_and_hint(error: &anyhow::Error, has_budget: bool) -> (u8, Option<String>) {
     #[cfg(feature = "cuda")]
     if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<aeir_retrieve::CardError>()) {
         return (FAILED, Some(crate::search_card::hint_of(error)));
     }
     if is_out_of_memory(error) {
-        return (FAILED, Some(LESS_MEMORY.to_owned()));
+        return (FAILED, Some(hint_of_memory(has_budget)));
     }
     for cause in error.chain() {
         if let Some(error) = cause.downcast_ref::<CliError>() {
@@ -438,11 +448,14 @@ mod tests {
         ] {
             let error = candle_core::Error::Msg(told.to_owned());
             let error = anyhow::Error::from(TrainError::from(error)).context("could not train");
-            let (code, hint) = code_and_hint(&error);
-            assert_eq!(code, FAILED);
-            assert!(hint.unwrap().contains("--batch-size"), "{told}");
+            for has_budget in [false, true] {
+                let (code, hint) = code_and_hint(&error, has_budget);
+                let hint = hint.unwrap();
+                assert_eq!((code, hint.contains("--memory-budget")), (FAILED, has_budget), "{told}");
+                assert!(hint.contains("--batch-size"), "{told}");
+            }
         }
         let other = anyhow::Error::from(TrainError::from(candle_core::Error::Msg("something".into())));
-        assert_eq!(code_and_hint(&other), (FAILED, None));
+        assert_eq!(code_and_hint(&other, true), (FAILED, None));
     }
 }

@@ -126,6 +126,11 @@ impl Command {
             _ => None,
         }
     }
+
+    /// Whether it has `--memory-budget`.
+    pub(crate) fn has_budget(&self) -> bool {
+        matches!(self, Self::Train(_))
+    }
 }
 
 #[derive(Args)]
@@ -1059,10 +1064,26 @@ impl TrainFlags {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
+
+    use super::Flags;
 
     #[test]
     fn the_flags_are_consistent() {
-        super::Flags::command().debug_assert();
+        Flags::command().debug_assert();
+    }
+
+    #[test]
+    fn commands_with_a_memory_budget_say_so() {
+        let command = Flags::command();
+        let has_budget = |command: &&clap::Command| {
+            command.get_arguments().any(|argument| argument.get_long() == Some("memory-budget"))
+        };
+        let with: Vec<&str> =
+            command.get_subcommands().filter(has_budget).map(clap::Command::get_name).collect();
+        assert_eq!(with, ["train"]);
+        let parsed =
+            |words: &[&str]| Flags::try_parse_from([&["aeir"], words].concat()).unwrap().command.has_budget();
+        assert!(parsed(&["train", "--source", "pairs", "--output", "run"]) && !parsed(&["doctor"]));
     }
 }

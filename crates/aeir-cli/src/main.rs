@@ -79,6 +79,7 @@ fn main() -> ExitCode {
     keep_memory();
     let flags = Flags::parse();
     set_threads(flags.command.workers());
+    let has_budget = flags.command.has_budget();
     let terminal = terminal::Terminal::new(flags.quiet);
     let outcome = match flags.command {
         Command::Convert(flags) => commands::convert::run(&flags, &terminal),
@@ -106,6 +107,6 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failure::report(&error),
+        Err(error) => failure::report(&error, has_budget),
     }
 }

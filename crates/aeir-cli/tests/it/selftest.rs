@@ -77,7 +77,7 @@ fn a_gpu_that_this_program_was_not_built_for() {
     exit 2
     error: device cuda can't be used: this aeir was built without CUDA
 
-    hint: build one with `cargo build --release -p aeir-cli --features cuda` (docs/cuda.md), or pass --device cpu
+    hint: build one with `cargo xtask cuda build`, which needs no CUDA toolkit (docs/cuda.md), or pass --device cpu
     ");
 }
 
