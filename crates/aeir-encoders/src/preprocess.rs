@@ -301,14 +301,11 @@ impl ImagePreprocessor {
     #[cfg(feature = "cuda")]
     fn values_on_card(&self, images: &[PreparedImage], device: &Device) -> Result<Tensor> {
         let Size { width, height } = self.output;
-        let bytes =
-            images.iter().map(|image| self.checked_bytes(image)).collect::<Result<Vec<_>>>()?.concat();
-        let shape = (images.len(), height as usize, width as usize, CHANNELS);
-        let bytes = Tensor::from_vec(bytes, shape, &Device::Cpu)?.to_device(device)?;
+        let bytes = images.iter().map(|image| self.checked_bytes(image)).collect::<Result<Vec<_>>>()?;
         let of_channel = |channel| (0..=u8::MAX).map(move |byte| self.value(byte, channel));
         let table: Vec<f32> = (0..CHANNELS).flat_map(of_channel).collect();
         let table = Tensor::from_vec(table, (CHANNELS, 256), device)?;
-        Ok(aeir_kernels::pixel_values(&bytes, &table)?)
+        Ok(aeir_kernels::pixel_values(&bytes, (height as usize, width as usize), &table)?)
     }
 
     /// The network input of one image, `[H, W, 3]`, for the path that keeps channels last.

@@ -163,25 +163,36 @@ fn after(
         Argument::Number(u32::from(residual.is_some())),
     ];
     // A block walks over some rows, for columns of which it then has read the bias.
-    let grid = Grid::columns(width, rows.div_ceil(ROWS_PER_WALK).min(usize::from(u16::MAX)))?;
-    Card::on(y.device()).launch(&ELEMENTS, "after_product", &grid, &arguments)
+    let blocks = rows.div_ceil(ROWS_PER_WALK).min(usize::from(u16::MAX));
+    // What is allocated is aligned; a view of it may not be.
+    let is_aligned = |x: &Option<Tensor>| x.as_ref().is_none_or(|x| x.layout().start_offset() % 4 == 0);
+    let (kernel, columns) = if width % 4 == 0 && is_aligned(&bias) && is_aligned(&residual) {
+        ("after_product_in_fours", width / 4)
+    } else {
+        ("after_product", width)
+    };
+    Card::on(y.device()).launch(&ELEMENTS, kernel, &Grid::columns(columns, blocks)?, &arguments)
 }
 
-/// What `table [3, 256]` says of each byte: `bytes [B, H, W, 3]` in u8 to `[B, 3, H, W]`.
+/// What `table [3, 256]`, on a card, says of each byte: images of `[H, W, 3]` bytes to `[B, 3, H, W]`.
 ///
 /// # Errors
 /// When the sizes don't fit; from candle and the driver.
-pub fn pixel_values(bytes: &Tensor, table: &Tensor) -> Result<Tensor> {
-    let (bytes, table) = (bytes.contiguous()?, table.contiguous()?);
-    let (images, height, width, channels) = bytes.dims4()?;
-    if channels != 3 || table.dims() != [3, 256] {
-        bail!("pixel values: {:?} by {:?}", bytes.dims(), table.dims());
+pub fn pixel_values(images: &[&[u8]], (height, width): (usize, usize), table: &Tensor) -> Result<Tensor> {
+    let table = table.contiguous()?;
+    let plane = height * width;
+    if let Some(image) = images.iter().find(|image| image.len() != 3 * plane) {
+        bail!("pixel values: an image of {} bytes, expected {height} x {width} x 3", image.len());
+    }
+    if table.dims() != [3, 256] {
+        bail!("pixel values: a table of {:?}", table.dims());
     }
     let card = Card::of(&table)?;
-    let plane = height * width;
+    let bytes = card.sent(images)?;
+    let images = images.len();
     let y = card.room(3 * images * plane)?;
     let arguments = [
-        Argument::Tensor(&bytes),
+        Argument::Bytes(&bytes),
         Argument::Tensor(&table),
         Argument::Out(&y),
         Argument::Number(number(images)?),

@@ -91,6 +91,8 @@ pub(crate) enum Argument<'a> {
     Tensor(&'a Tensor),
     /// A tensor in f32 from its first number on, of whatever strides.
     View(&'a Tensor),
+    /// Bytes.
+    Bytes(&'a CudaSlice<u8>),
     /// What the kernel fills.
     Out(&'a CudaSlice<f32>),
     /// What it fills from a place on.
@@ -133,6 +135,21 @@ impl Card {
         unsafe { self.0.alloc::<f32>(count) }
     }
 
+    /// Pieces of bytes behind one another on the card.
+    pub(crate) fn sent(&self, pieces: &[&[u8]]) -> Result<CudaSlice<u8>> {
+        // SAFETY: all of it is written below, piece by piece.
+        let mut bytes = unsafe { self.0.alloc::<u8>(pieces.iter().map(|piece| piece.len()).sum()) }?;
+        let mut start = 0;
+        for piece in pieces {
+            let Some(mut place) = bytes.try_slice_mut(start..start + piece.len()) else {
+                bail!("bytes for a card: {start} is behind their end")
+            };
+            self.0.memcpy_htod(*piece, &mut place)?;
+            start += piece.len();
+        }
+        Ok(bytes)
+    }
+
     /// A tensor of what a kernel filled.
     pub(crate) fn tensor(&self, filled: CudaSlice<f32>, shape: impl Into<Shape>) -> Tensor {
         untracked(self.storage(filled), shape)
@@ -168,6 +185,7 @@ impl Card {
                 Ok(match (argument, held) {
                     (Argument::Tensor(_), Some((storage, layout))) => view(storage, layout)?,
                     (Argument::View(_), Some((storage, layout))) => behind(storage, layout)?,
+                    (Argument::Bytes(bytes), _) => Value::Byte(bytes.as_view()),
                     (Argument::Out(slice), _) => Value::Real(slice.as_view()),
                     (Argument::OutFrom(slice, start), _) => match slice.try_slice(*start..) {
                         Some(view) => Value::Real(view),

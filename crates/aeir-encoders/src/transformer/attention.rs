@@ -38,8 +38,12 @@ impl Attention {
         output: Linear,
         heads: usize,
         dropout: f32,
-    ) -> Self {
-        Self { projections: Projections::Separate { query, key, value }, output, heads, dropout }
+    ) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if let Some(projection) = Linear::joined(&[&query, &key, &value])? {
+            return Ok(Self::fused(projection, output, heads, dropout));
+        }
+        Ok(Self { projections: Projections::Separate { query, key, value }, output, heads, dropout })
     }
 
     /// One layer with three times as many outputs and the one over the result.
@@ -56,7 +60,7 @@ impl Attention {
             Ok(Linear::new(rows(&weight)?, Some(rows(&bias)?)))
         };
         let output = Linear::load(&source.under("out_proj"), dimension, dimension)?;
-        Ok(Self::separate([part(0)?, part(1)?, part(2)?], output, heads, 0.0))
+        Self::separate([part(0)?, part(1)?, part(2)?], output, heads, 0.0)
     }
 
     /// Attention of `x [B, T, D]` to itself; `angles` turn queries and keys where positions are rotary.
@@ -89,21 +93,14 @@ impl Attention {
         angles: Option<&(Tensor, Tensor)>,
         mode: &mut Mode<'_>,
     ) -> Result<Tensor> {
-        let [query, key, value] = match &self.projections {
-            Projections::Separate { query, key, value } => {
-                [query.forward(x, mode)?, key.forward(x, mode)?, value.forward(x, mode)?]
-            }
-            Projections::Fused(projection) => {
-                let all = projection.forward(x, mode)?;
-                let size = projection.outputs() / 3;
-                [
-                    all.narrow(D::Minus1, 0, size)?,
-                    all.narrow(D::Minus1, size, size)?,
-                    all.narrow(D::Minus1, 2 * size, size)?,
-                ]
-            }
+        let [mut query, mut key, value] = match &self.projections {
+            Projections::Separate { query, key, value } => [
+                self.split(&query.forward(x, mode)?)?,
+                self.split(&key.forward(x, mode)?)?,
+                self.split(&value.forward(x, mode)?)?,
+            ],
+            Projections::Fused(projection) => self.split_in_three(&projection.forward(x, mode)?)?,
         };
-        let (mut query, mut key, value) = (self.split(&query)?, self.split(&key)?, self.split(&value)?);
         if let Some(angles) = angles {
             (query, key) = (rotate(&query, angles)?, rotate(&key, angles)?);
         }
@@ -138,6 +135,14 @@ impl Attention {
     fn split(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, length, dimension) = x.dims3()?;
         Ok(x.reshape((batch, length, self.heads, dimension / self.heads))?.transpose(1, 2)?)
+    }
+
+    /// `[B, T, 3D]` to three views `[B, H, T, d]`.
+    fn split_in_three(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+        let (batch, length, all) = x.dims3()?;
+        let x = x.reshape((batch, length, 3, self.heads, all / 3 / self.heads))?;
+        let part = |index| x.narrow(2, index, 1)?.squeeze(2)?.transpose(1, 2);
+        Ok([part(0)?, part(1)?, part(2)?])
     }
 
     fn attend(

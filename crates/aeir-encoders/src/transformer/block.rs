@@ -118,7 +118,7 @@ impl Block {
             None => None,
         };
         Ok(Self {
-            attention: Attention::separate(projections, output, heads, config.attention_dropout),
+            attention: Attention::separate(projections, output, heads, config.attention_dropout)?,
             attention_norm: norm(names.attention_norm)?,
             feed_forward: Inner::load(source, config)?,
             feed_forward_norm: norm(names.feed_forward_norm)?,

@@ -38,6 +38,22 @@ impl Linear {
         Self { layer: ops::Linear::unchecked(weight, bias), adapter: None }
     }
 
+    /// Layers of the same input as one, their outputs behind one another, where nothing trains them and they lie on an NVIDIA card: one
+    /// product keeps more of it busy than three.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn joined(layers: &[&Self]) -> Result<Option<Self>> {
+        let weights: Vec<&Tensor> = layers.iter().map(|layer| layer.layer.weight()).collect();
+        let biases: Vec<&Tensor> = layers.iter().filter_map(|layer| layer.layer.bias()).collect();
+        let is_tracked = weights.iter().chain(&biases).any(|tensor| tensor.track_op());
+        let has_adapter = layers.iter().any(|layer| layer.adapter.is_some());
+        let fits = biases.is_empty() || biases.len() == layers.len();
+        if is_tracked || has_adapter || !fits || !aeir_kernels::takes(&weights) {
+            return Ok(None);
+        }
+        let bias = if biases.is_empty() { None } else { Some(Tensor::cat(&biases, 0)?) };
+        Ok(Some(Self::new(Tensor::cat(&weights, 0)?, bias)))
+    }
+
     /// Number of outputs.
     pub(crate) fn outputs(&self) -> usize {
         self.layer.weight().dims().first().copied().unwrap_or(0)
