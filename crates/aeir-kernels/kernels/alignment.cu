@@ -34,7 +34,7 @@ __device__ void weights_of_word(
     float sum = 0.0f;
     for (uint32_t r = lane; r < regions; r += WARP) {
         const float e =
-            mask[r] != 0.0f ? expf(SHARPNESS * (cosines[r] / denominator(squares[r], released)) - largest) : 0.0f;
+            mask[r] != 0.0f ? mask[r] * expf(SHARPNESS * (cosines[r] / denominator(squares[r], released)) - largest) : 0.0f;
         weights[r] = e;
         sum += e;
     }

@@ -11,7 +11,7 @@ __device__ __forceinline__ float activated(float x, int kind) {
         case 2: return x * logistic(1.5957691216057308f * x * (1.0f + 0.044715f * x * x));
         case 3: return x * logistic(1.702f * x);
         case 4: return x <= 0.0f ? 0.0f : x;
-        case 5: return fminf(fmaxf(x, 0.0f), 6.0f);
+        case 5: return x <= 0.0f ? 0.0f : x > 6.0f ? 6.0f : x;
         case 6: return x * logistic(x);
         case 7: return tanhf(x);
         default: return x;
@@ -149,7 +149,7 @@ extern "C" __global__ void dropout(
     const int64_t begin = (int64_t)((first_word / 16 + (uint64_t)blockIdx.x * blockDim.x) * 16 - first_word);
     for (int i = threadIdx.x; i < 256 * 16; i += blockDim.x) {
         const int64_t place = begin + i;
-        if (place >= 0 && place < (int64_t)count) y[place] = kept[i] ? x[place] * scale : 0.0f;
+        if (place >= 0 && place < (int64_t)count) y[place] = x[place] * (kept[i] ? scale : 0.0f);
     }
 }
 

@@ -193,7 +193,9 @@ extern "C" __global__ void matched_target_backward(
     uint32_t fragments, uint32_t neighbours, uint32_t source_fragments, uint32_t width, uint32_t sources) {
     const uint32_t fragment = blockIdx.x, item = blockIdx.y, entries = neighbours * source_fragments;
     const size_t row = ((size_t)item * fragments + fragment) * width;
-    for (uint32_t first = threadIdx.x; first < width; first += HELD * blockDim.x) {
+    // Whole warps walk on: a lane looks for entries also where it has no column.
+    for (uint32_t begin = 0; begin < width; begin += HELD * blockDim.x) {
+        const uint32_t first = begin + threadIdx.x;
         float sums[HELD] = {};
         for (uint32_t start = 0; start < entries; start += WARP) {
             // Each warp looks for itself, a lane an entry.
@@ -226,7 +228,9 @@ extern "C" __global__ void matched_source_backward(
     uint32_t targets, uint32_t fragments, uint32_t neighbours, uint32_t source_fragments, uint32_t width) {
     const uint32_t fragment = blockIdx.x, item = blockIdx.y, pairs = targets * neighbours;
     const size_t row = ((size_t)item * source_fragments + fragment) * width;
-    for (uint32_t first = threadIdx.x; first < width; first += HELD * blockDim.x) {
+    // Whole warps walk on: a lane looks for entries also where it has no column.
+    for (uint32_t begin = 0; begin < width; begin += HELD * blockDim.x) {
+        const uint32_t first = begin + threadIdx.x;
         float sums[HELD] = {};
         for (uint32_t start = 0; start < pairs; start += WARP) {
             const uint32_t candidate = start + threadIdx.x % WARP;

@@ -4,6 +4,8 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use crate::launch::{ATTENTION, Argument, Card, Grid, number};
 
+/// Numbers that the threads of a block may share: 48 KiB.
+const SHARED: usize = 12 << 10;
 /// Warps of a block, at most, and queries of each.
 const MOST_WARPS: usize = 8;
 const QUERIES: usize = 4;
@@ -38,6 +40,9 @@ pub fn takes_attention(q: &Tensor, v: &Tensor) -> bool {
 /// # Errors
 /// From candle and the driver.
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, sight: &Sight<'_>) -> Result<Tensor> {
+    if !takes_attention(q, v) {
+        bail!("attention: {:?} with values {:?}", q.dims(), v.dims());
+    }
     let ((batch, heads, queries, dimension), (keys, values)) = (q.dims4()?, (k.dim(2)?, v.dim(3)?));
     let padding = sight.padding.map(|mask| mask.to_dtype(DType::F32)?.contiguous()).transpose()?;
     let [q, k, v] = [rows_without_gaps(q)?, rows_without_gaps(k)?, rows_without_gaps(v)?];
@@ -61,12 +66,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, sight: &Sight<'
         Argument::Number(number(keys)?),
         Argument::Number(number(dimension)?),
         Argument::Number(number(values)?),
-        Argument::Number(number(sight.reach.unwrap_or(keys + queries))?),
+        Argument::Number(number(sight.reach.unwrap_or(usize::MAX).min(keys + queries))?),
         Argument::Number(u32::from(sight.is_causal)),
         Argument::Number(u32::from(padding.is_some())),
         Argument::Real(scale as f32),
     ];
-    let warps = queries.div_ceil(QUERIES).clamp(1, MOST_WARPS);
+    // As many warps as there is room for: six of them with the longest vectors.
+    let room = SHARED.saturating_sub(TILE * (dimension + 4 + values)) / (QUERIES * (dimension + TILE));
+    let warps = queries.div_ceil(QUERIES).clamp(1, MOST_WARPS.min(room.max(1)));
     let at_once = warps * QUERIES;
     let shared = TILE * (dimension + 4) + at_once * dimension + at_once * TILE + TILE * values;
     let grid = Grid::blocks(queries.div_ceil(at_once), batch * heads)?.sharing(shared)?;
@@ -83,5 +90,5 @@ fn rows_without_gaps(x: &Tensor) -> Result<Tensor> {
         }
         _ => false,
     };
-    if is_aligned { Ok(x.clone()) } else { x.contiguous() }
+    if is_aligned { Ok(x.clone()) } else { x.force_contiguous() }
 }

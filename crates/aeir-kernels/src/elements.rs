@@ -11,6 +11,11 @@ use crate::rows::rows_of;
 
 /// Rows that one block adds up.
 const ROWS_PER_BLOCK: usize = 128;
+/// Rows that one block adds up: more of them where a grid would have too many blocks.
+pub(crate) fn rows_per_block(rows: usize, fewest: usize) -> usize {
+    fewest.max(rows.div_ceil(usize::from(u16::MAX)))
+}
+
 /// Rows behind a product that one block walks over, about.
 const ROWS_PER_WALK: usize = 4;
 
@@ -206,7 +211,7 @@ pub fn pixel_values(images: &[&[u8]], (height, width): (usize, usize), table: &T
 pub(crate) fn column_sums(x: &Tensor) -> Result<Tensor> {
     let (rows, width) = x.dims2()?;
     let card = Card::of(x)?;
-    let blocks = rows.div_ceil(ROWS_PER_BLOCK).max(1);
+    let blocks = rows.div_ceil(rows_per_block(rows, ROWS_PER_BLOCK)).max(1);
     let sums = card.room(blocks * width)?;
     sum_blocks(&card, Argument::Tensor(x), &sums, (rows, width))?;
     summed_blocks(&card, sums, blocks, width)
@@ -220,7 +225,7 @@ pub(crate) fn summed_blocks(
     width: usize,
 ) -> Result<Tensor> {
     while blocks > 1 {
-        let fewer = blocks.div_ceil(ROWS_PER_BLOCK);
+        let fewer = blocks.div_ceil(rows_per_block(blocks, ROWS_PER_BLOCK));
         let next = card.room(fewer * width)?;
         sum_blocks(card, Argument::Out(&sums), &next, (blocks, width))?;
         (sums, blocks) = (next, fewer);
@@ -234,13 +239,14 @@ fn sum_blocks(
     to: &CudaSlice<f32>,
     (rows, width): (usize, usize),
 ) -> Result<()> {
-    let grid = Grid::columns(width, rows.div_ceil(ROWS_PER_BLOCK).max(1))?;
+    let of_block = rows_per_block(rows, ROWS_PER_BLOCK);
+    let grid = Grid::columns(width, rows.div_ceil(of_block).max(1))?;
     let arguments = [
         from,
         Argument::Out(to),
         Argument::Number(number(rows)?),
         Argument::Number(number(width)?),
-        Argument::Number(number(ROWS_PER_BLOCK)?),
+        Argument::Number(number(of_block)?),
     ];
     card.launch(&ELEMENTS, "column_sums", &grid, &arguments)
 }

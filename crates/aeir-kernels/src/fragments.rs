@@ -279,6 +279,9 @@ pub fn matched_sums(
     let ((items, fragments, width), (sources, source_fragments, same)) = (target.dims3()?, source.dims3()?);
     let (rows, neighbours) = nearest.dims2()?;
     let mask = target_mask.map(|mask| mask.to_dtype(DType::F32)?.contiguous()).transpose()?;
+    if nearest.dtype() != DType::U32 {
+        bail!("matched sums: items named in {:?}, expected u32", nearest.dtype());
+    }
     let is_masked = |mask: &Tensor| mask.dims() == [items, fragments];
     if rows != items || same != width || !mask.as_ref().is_none_or(is_masked) {
         bail!("matched sums: {:?}, {:?} and {:?}", target.dims(), source.dims(), nearest.dims());

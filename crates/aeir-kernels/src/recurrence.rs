@@ -36,6 +36,8 @@ pub fn recurrence(gates: &Tensor, weight: &Tensor, bias: &Tensor, steps: &Recurr
     if !fits {
         bail!("recurrence: {:?}, {:?}, {:?} for {words} words", gates.dims(), weight.dims(), bias.dims());
     }
+    // Kernels count the numbers of a step in 32 bits.
+    number(directions * counts.first().copied().unwrap_or(0) * 4 * units)?;
     let card = Card::of(&gates)?;
     let rows = Tensor::from_vec(rows.concat(), (directions, words), gates.device())?;
     let pass = Pass { card, directions, words, units, rows, counts: counts.clone() };

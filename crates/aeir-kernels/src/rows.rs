@@ -3,7 +3,7 @@
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{Result, Tensor};
 
-use crate::elements::summed_blocks;
+use crate::elements::{rows_per_block, summed_blocks};
 use crate::launch::{Argument, Card, Grid, ROWS, number};
 use crate::node::node;
 
@@ -157,7 +157,8 @@ fn of_parameters(
     gradient: &Tensor,
 ) -> Result<(Tensor, Tensor)> {
     let (rows, width) = rows_of(x);
-    let blocks = rows.div_ceil(ROWS_PER_BLOCK);
+    let of_block = rows_per_block(rows, ROWS_PER_BLOCK);
+    let blocks = rows.div_ceil(of_block);
     let (weights, biases) = (card.room(blocks * width)?, card.room(blocks * width)?);
     let [rows_argument, width_argument] = sizes_of(x)?;
     let arguments = [
@@ -168,7 +169,7 @@ fn of_parameters(
         Argument::Out(&biases),
         rows_argument,
         width_argument,
-        Argument::Number(number(ROWS_PER_BLOCK)?),
+        Argument::Number(number(of_block)?),
     ];
     card.launch(&ROWS, "layer_norm_parameters", &Grid::columns(width, blocks)?, &arguments)?;
     Ok((summed_blocks(card, weights, blocks, width)?, summed_blocks(card, biases, blocks, width)?))

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use crate::launch::{Argument, Card, Grid, SENTENCES, number};
 use crate::node::node;
@@ -90,6 +90,9 @@ pub fn padded_unit_mean(
 pub fn chosen_rows(table: &Tensor, ids: &Tensor) -> Result<Tensor> {
     let (table, ids) = (table.contiguous()?, ids.contiguous()?);
     let (rows, width) = table.dims2()?;
+    if ids.dtype() != DType::U32 {
+        bail!("chosen rows: ids in {:?}, expected u32", ids.dtype());
+    }
     let card = Card::of(&table)?;
     let uses = ids.elem_count();
     let chosen = rows_of_table(&card, &table, &ids)?;

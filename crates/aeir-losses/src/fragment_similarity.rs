@@ -189,7 +189,8 @@ pub fn unit_fragment_similarity(
 /// other devices and in other types it takes `T * F1 * K * F2` numbers, and `T * K * F2 * D` for the items named.
 ///
 /// # Errors
-/// [`LossError::Shape`], [`LossError::ElementType`], [`LossError::Candle`] (an item that isn't there).
+/// [`LossError::Shape`], [`LossError::ElementType`], [`LossError::Candle`] (an item that isn't there; on an NVIDIA card, which is
+/// not asked, such an item counts as zeros).
 ///
 /// # Deviations from the released procedure
 /// None without masks.

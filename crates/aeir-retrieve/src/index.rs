@@ -624,7 +624,7 @@ impl Index {
                 item: part.and_then(|part| part.segment.name(row)).unwrap_or_default().to_string(),
             }
         };
-        found.into_par_iter().map(|query| (1..).zip(query).map(hit).collect()).collect()
+        found.into_par_iter().with_min_len(256).map(|query| (1..).zip(query).map(hit).collect()).collect()
     }
 }
 

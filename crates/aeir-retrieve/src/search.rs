@@ -250,7 +250,8 @@ impl<'g> Gallery<'g> {
         queries.check_finite("query")?;
         let heaviest = self.penalties.unwrap_or_default().iter().fold(0.0_f32, |high, p| high.max(p.abs()));
         let prepare = |row: usize| self.prepare(queries.row(row).unwrap_or_default(), f64::from(heaviest));
-        let prepared: Vec<Result<Query<'_>>> = (0..queries.rows()).into_par_iter().map(prepare).collect();
+        let prepared: Vec<Result<Query<'_>>> =
+            (0..queries.rows()).into_par_iter().with_min_len(64).map(prepare).collect();
         // The first that is refused is told, on any number of threads.
         prepared.into_iter().collect()
     }

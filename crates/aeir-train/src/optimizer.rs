@@ -73,8 +73,8 @@ pub struct Parameter {
 
 /// Steps named parameters by one rule.
 ///
-/// Numerical notes: moments are f32. On the CPU the update is one fused pass over each parameter; elsewhere it is made
-/// of candle's operations, which differ in the last bit. Each parameter counts its own steps, as PyTorch does. Vectors
+/// Numerical notes: moments are f32. On the CPU, and for Adam and AdamW on an NVIDIA card, the update is one fused pass over each parameter;
+/// elsewhere it is made of candle's operations. They differ in the last bit. Each parameter counts its own steps, as PyTorch does. Vectors
 /// (biases, scales) are decayed like the rest unless a group says otherwise.
 ///
 /// Parity: `fixtures/parity/optimizers`.
@@ -249,7 +249,8 @@ fn moment_of(tensors: &BTreeMap<String, Tensor>, key: &str, variable: &Var) -> R
             got: format!("{:?}", saved.shape()),
         });
     }
-    Ok(saved.to_device(variable.device())?)
+    // A kernel changes it in place.
+    Ok(saved.to_device(variable.device())?.to_dtype(DType::F32)?.copy()?)
 }
 
 /// Adam's and AdamW's update of a parameter in one pass, where the kernels for cards take it; else false.

@@ -146,6 +146,14 @@ fn structures() -> Vec<Check> {
         let nearest = Tensor::new(&[[0u32, 5], [1, 1], [3, 2], [4, 0]], target.device())?;
         Ok(neighbour_similarity(target, Some(&mask(target, 2)?), source, Some(&mask(source, 3)?), &nearest)?)
     }));
+    // More pairs than a card's threads look at together, and rows that do not fill them.
+    let many: Shapes = &[("target", &[20, 3, 40]), ("source", &[6, 20, 40])];
+    checks.push(loss("neighbour-similarity-of-many", 126, many, |all| {
+        let [target, source] = inputs(all)?;
+        let nearest: Vec<u32> = (0..20).flat_map(|item| [item % 6, (item * 5 + 1) % 6]).collect();
+        let nearest = Tensor::from_vec(nearest, (20, 2), target.device())?;
+        Ok(neighbour_similarity(target, Some(&mask(target, 2)?), source, None, &nearest)?)
+    }));
     checks
 }
 

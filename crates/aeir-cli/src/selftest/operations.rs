@@ -3,9 +3,10 @@
 use aeir_encoders::ops::{
     Activation, AttentionBias, Gelu, Linear, attention, conv2d, depthwise, layer_norm, linear, softmax,
 };
+use aeir_encoders::preprocess::{Alpha, Filter, Resize, Size};
 use aeir_encoders::{
-    BatchNorm, Fragments, Mode, WordBatch, WordEncoder, WordEncoderConfig, calibrated_softmax, dropout,
-    l2_normalise, l2_normalise_released, regression_kernel,
+    BatchNorm, Fragments, ImagePreprocessor, Mode, PreprocessorConfig, WordBatch, WordEncoder,
+    WordEncoderConfig, calibrated_softmax, dropout, l2_normalise, l2_normalise_released, regression_kernel,
 };
 use candle_core::{D, DType, Device, Tensor};
 use rand_chacha::ChaCha8Rng;
@@ -14,6 +15,7 @@ use rand_chacha::rand_core::SeedableRng;
 use super::check::{Check, Kind, Parameters, Place, Values, differentiated, with_gradients};
 use super::numbers::Numbers;
 
+const BYTES: &str = "pixels are bytes";
 const WHOLE_NUMBERS: &str = "its inputs are whole numbers";
 
 pub(super) fn all() -> Vec<Check> {
@@ -24,7 +26,29 @@ pub(super) fn all() -> Vec<Check> {
     checks.extend(attentions());
     checks.extend(convolutions());
     checks.extend(fragments());
+    checks.push(Check::new(Kind::Operation, "pixel-values", pixel_values).single_only(BYTES));
     checks
+}
+
+/// Images as a network takes them.
+fn pixel_values(place: &Place) -> anyhow::Result<Values> {
+    let size = Size { width: 13, height: 9 };
+    let config = PreprocessorConfig {
+        resize: Resize::Exact(size),
+        filter: Filter::Bicubic,
+        crop: None,
+        rescale: 1.0 / 255.0,
+        mean: [0.48, 0.46, 0.41],
+        std: [0.27, 0.26, 0.28],
+        alpha: Alpha::Drop,
+    };
+    let picture = |seed: u32| {
+        let pixel =
+            |x: u32, y: u32| image::Rgb([x * 7 + seed, y * 11 + seed, x * y].map(|value| value as u8));
+        image::DynamicImage::ImageRgb8(image::RgbImage::from_fn(31, 22, pixel))
+    };
+    let images: Vec<_> = (0..3).map(picture).collect();
+    Values::of(&ImagePreprocessor::new(config)?.pixel_values(&images, &place.device)?)
 }
 
 type Shapes = &'static [(&'static str, &'static [usize])];
@@ -231,6 +255,21 @@ fn attentions() -> Vec<Check> {
         }),
         check("attention-causal", 42, |_| Ok(AttentionBias::none().causal())),
         check("attention-local", 43, |_| Ok(AttentionBias::none().within(2))),
+        // Nothing records the second, and both are wide.
+        operation(
+            "attention-frozen",
+            44,
+            &[("q", &[1, 40, 2, 128]), ("k", &[1, 70, 2, 128]), ("v", &[1, 70, 2, 128])],
+            |inputs| {
+                let (q, k, v) = three(inputs)?;
+                let heads = |x: &Tensor| x.transpose(1, 2);
+                let of = |q: &Tensor, k: &Tensor, v: &Tensor| {
+                    attention(&heads(q)?, &heads(k)?, &heads(v)?, 0.1, &AttentionBias::none())
+                };
+                let both = (of(q, k, v)? + of(&q.detach(), &k.detach(), &v.detach())?)?;
+                Ok(both.transpose(1, 2)?.contiguous()?)
+            },
+        ),
     ]
 }
 

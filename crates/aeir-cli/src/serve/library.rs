@@ -103,6 +103,8 @@ impl Library {
     /// Opens an index with its model.
     pub(crate) fn open(folder: &Path, device: &Device) -> anyhow::Result<Self> {
         let engine = SearchEngine::new(Shelf::open(folder)?, device)?.searching_on(device);
+        // Each thread has an order of its own of what it asks of a card, and another one answers.
+        device.synchronize()?;
         let volume = Volume::new(engine);
         measures::of_index(volume.engine.shelf.index.len(), volume.generation);
         Ok(Self {
@@ -170,6 +172,8 @@ impl Library {
             SearchEngine::new(shelf, &self.device)?
         };
         let volume = Volume::new(engine.searching_on(&self.device));
+        // Another thread answers.
+        self.device.synchronize()?;
         let items = volume.engine.shelf.index.len();
         measures::of_index(items, volume.generation);
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);

@@ -4,6 +4,9 @@ use rayon::prelude::*;
 
 use crate::search::proposed::Proposed;
 
+/// Queries that one task merges at least: waking more threads takes longer.
+const QUERIES_OF_TASK: usize = 64;
+
 /// The score and the row of a key; none for an empty place.
 fn taken_apart(key: u64) -> Option<(f32, usize)> {
     if key == 0 {
@@ -20,7 +23,7 @@ pub(super) fn merged(keys: &mut [u64], of_query: usize, wanted: usize) -> Vec<Pr
         keys.sort_unstable_by(|a, b| b.cmp(a));
         keys.iter().take(wanted).map_while(|key| taken_apart(*key)).collect()
     };
-    keys.par_chunks_mut(of_query.max(1)).map(best).collect()
+    keys.par_chunks_mut(of_query.max(1)).with_min_len(QUERIES_OF_TASK).map(best).collect()
 }
 
 #[cfg(test)]

@@ -28,6 +28,9 @@ pub(crate) struct Proposal<'a> {
     pub(crate) gallery: &'a Gallery<'a>,
 }
 
+/// Queries that one task settles at least: waking more threads takes longer.
+const QUERIES_OF_TASK: usize = 32;
+
 /// How somebody proposes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Manner {
@@ -88,7 +91,7 @@ impl Gallery<'_> {
                 (*place, self.settled(query, rows, wanted))
             };
             let settled: Vec<(usize, Option<Vec<Neighbour>>)> =
-                left.par_iter().enumerate().map(settle).collect();
+                left.par_iter().with_min_len(QUERIES_OF_TASK).enumerate().map(settle).collect();
             settled.into_iter().for_each(|(place, found)| put(&mut places, place, found));
         }
         self.completed(queries, k, places)
