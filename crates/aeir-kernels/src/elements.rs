@@ -171,7 +171,7 @@ fn after(
     let blocks = rows.div_ceil(ROWS_PER_WALK).min(usize::from(u16::MAX));
     // What is allocated is aligned; a view of it may not be.
     let is_aligned = |x: &Option<Tensor>| x.as_ref().is_none_or(|x| x.layout().start_offset() % 4 == 0);
-    let (kernel, columns) = if width % 4 == 0 && is_aligned(&bias) && is_aligned(&residual) {
+    let (kernel, columns) = if width.is_multiple_of(4) && is_aligned(&bias) && is_aligned(&residual) {
         ("after_product_in_fours", width / 4)
     } else {
         ("after_product", width)

@@ -1,6 +1,10 @@
 //! How a kernel is run: its arguments, its grid, and memory for what it computes.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, LaunchConfig, PushKernelArg};
+use std::ffi::c_void;
+
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaView, LaunchConfig, PushKernelArg, result, sys,
+};
 use candle_core::cuda_backend::{CudaDevice, CudaStorage, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{DType, Layout, Result, Shape, Storage, Tensor, bail};
@@ -127,6 +131,36 @@ impl Card {
 
     pub(crate) fn on(device: &CudaDevice) -> Self {
         Self(device.clone())
+    }
+
+    /// Refuses work whose tensors, `numbers` f32 in all, can't lie on the card beside what is in use. Asked before the first of them: the
+    /// driver was seen not to come back from such work.
+    pub(crate) fn refuse_beyond_memory(&self, what: &str, numbers: usize) -> Result<()> {
+        let needed = numbers.saturating_mul(size_of::<f32>()) as u64;
+        match self.memory_left() {
+            Some(left) if needed > left => {
+                bail!("CUDA_ERROR_OUT_OF_MEMORY: {what} would take {needed} bytes, and the card has {left}")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes of the card that tensors of this process do not hold, whether or not others do; none where the driver does not tell.
+    fn memory_left(&self) -> Option<u64> {
+        let stream = self.0.cuda_stream();
+        let context = stream.context();
+        let (_, total) = context.mem_get_info().ok()?;
+        if !context.has_async_alloc() {
+            return Some(total as u64);
+        }
+        // SAFETY: the context got its device from the driver.
+        let pool = unsafe { result::device::get_default_mem_pool(context.cu_device()) }.ok()?;
+        let mut used = 0u64;
+        let value = (&raw mut used).cast::<c_void>();
+        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_CURRENT;
+        // SAFETY: the device's own pool is there as long as the driver; the value of this attribute is 64 bits wide.
+        unsafe { result::mem_pool::get_attribute(pool, attribute, value) }.ok()?;
+        Some((total as u64).saturating_sub(used))
     }
 
     /// Room for `count` numbers, which a kernel has to fill.

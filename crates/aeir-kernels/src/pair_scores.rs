@@ -81,6 +81,7 @@ pub fn takes_alignment(regions: usize, words: usize, dimension: usize) -> bool {
 pub fn aligned(alignment: &Alignment<'_>) -> Result<[Tensor; 2]> {
     let sizes = alignment.sizes()?;
     let card = Card::of(alignment.images)?;
+    sizes.check_memory(&card, alignment.is_trained())?;
     let [images, words] = [alignment.images.contiguous()?, alignment.sentences.contiguous()?];
     let parameters = flat(&[alignment.local.weight, alignment.local.bias])?;
     let pass = LocalPass::new(alignment, sizes, &parameters)?;
@@ -122,6 +123,7 @@ pub fn aligned(alignment: &Alignment<'_>) -> Result<[Tensor; 2]> {
 pub fn filtered(alignment: &Alignment<'_>, gate: &Gate<'_>) -> Result<Filtered> {
     let sizes = alignment.sizes()?;
     let card = Card::of(alignment.images)?;
+    sizes.check_memory(&card, alignment.is_trained())?;
     let unit = alignment.unit;
     let [images, words] = [alignment.images.contiguous()?, alignment.sentences.contiguous()?];
     let [a, b] = [alignment.image_global, alignment.sentence_global];
@@ -228,6 +230,15 @@ struct PairSizes {
 }
 
 impl PairSizes {
+    /// Refuses pairs whose vectors have no room on the card, with their gradients if they are trained.
+    fn check_memory(self, card: &Card, is_trained: bool) -> Result<()> {
+        let rows = self.images.saturating_mul(self.sentences).saturating_mul(self.words);
+        // Attended vectors and squares; projections and unit vectors.
+        let numbers = rows.saturating_mul(2).saturating_mul(self.dimension + self.similarity);
+        let numbers = if is_trained { numbers.saturating_mul(2) } else { numbers };
+        card.refuse_beyond_memory("the alignment of all pairs", numbers)
+    }
+
     fn of_filter(self) -> Sizes {
         let Self { images, sentences, words, similarity, .. } = self;
         Sizes { images, sentences, words, similarity }
@@ -235,6 +246,11 @@ impl PairSizes {
 }
 
 impl Alignment<'_> {
+    /// Whether a backward pass may follow.
+    fn is_trained(&self) -> bool {
+        [self.images, self.sentences, self.local.weight].iter().any(|tensor| tensor.track_op())
+    }
+
     fn sizes(&self) -> Result<PairSizes> {
         let (images, regions, dimension) = self.images.dims3()?;
         let (sentences, words, same) = self.sentences.dims3()?;
