@@ -169,8 +169,8 @@ impl HeadConfig {
 ///
 /// # Numerical notes
 /// On the CPU in f32, SAF and SGR run in fused operations with their own backward pass. The same input gives the same bits
-/// with any number of threads. On other devices, and in f64, they are composed of candle's operations. A sentence without
-/// words keeps its global vector alone.
+/// with any number of threads. On an NVIDIA card in f32 they run in kernels of `aeir-kernels`, as far as the sizes fit them; elsewhere,
+/// and in f64, they are composed of candle's operations. A sentence without words keeps its global vector alone.
 ///
 /// # Deviations from the released procedure
 /// With [`UnitNorm::Released`] none. The batch statistics of SAF's normalisation are one sentence's, over the images of the

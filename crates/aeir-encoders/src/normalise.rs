@@ -1,6 +1,6 @@
 //! L2 normalisation that keeps its gradient finite.
 //!
-//! On the CPU in f32 it is one operation with its own backward pass, on all threads; elsewhere it is composed of candle's.
+//! On the CPU in f32, and on NVIDIA cards, it is one operation with its own backward pass; elsewhere it is composed of candle's.
 
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Shape, Tensor, bail};
 use pulp::Arch;

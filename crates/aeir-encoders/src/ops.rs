@@ -2,7 +2,8 @@
 //!
 //! candle's own layer norm, last-axis softmax and fused attention pass no gradient, and its element-wise operations and
 //! reductions run on one thread. These pass gradients everywhere. In f32 on the CPU the hot ones are one graph node each, on all
-//! threads, with the same bits on any number of them; on other devices and in other types they are composed of candle's operations.
+//! threads, with the same bits on any number of them; in f32 on NVIDIA cards most are kernels of `aeir-kernels`. On other devices and in other
+//! types they are composed of candle's operations.
 //! A result remembers a graph only where an input does.
 
 mod activation;

@@ -1,7 +1,8 @@
 //! Computing on the CPU as a GPU would, to find on any machine what a GPU would refuse.
 //!
 //! On the CPU the hot operations are fused and candle multiplies matrices of any layout. Other devices get the same operations
-//! composed of candle's own, and their matrix products refuse some layouts. A rehearsal takes that other way on the CPU.
+//! composed of candle's own, but where an NVIDIA card has a kernel of ours, and their matrix products refuse some layouts. A rehearsal takes
+//! the composed way on the CPU.
 
 use std::cell::Cell;
 

@@ -186,7 +186,8 @@ pub fn unit_fragment_similarity(
 ///
 /// # Numerical notes
 /// As [`fragment_similarity`]. In f32 on the CPU it is one operation on all threads that keeps which fragments are the best; on
-/// other devices and in other types it takes `T * F1 * K * F2` numbers, and `T * K * F2 * D` for the items named.
+/// an NVIDIA card too, of which each of the K items is copied once; on other devices and in other types it takes `T * F1 * K * F2` numbers,
+/// and `T * K * F2 * D` for the items named.
 ///
 /// # Errors
 /// [`LossError::Shape`], [`LossError::ElementType`], [`LossError::Candle`] (an item that isn't there; on an NVIDIA card, which is
